@@ -1,0 +1,113 @@
+"""What every training script shares: its options, its clock, its averages and its files.
+
+The scripts are time-boxed: `--seconds` is the whole budget, and the learning rate follows the clock instead of
+a step count, so that the same script makes a two-minute trial and the final run. Run them from the repository's
+root as `python -m training.NAME`, on several GPUs as `torchrun --nproc-per-node 2 -m training.NAME`.
+"""
+from __future__ import annotations
+
+import argparse
+import copy
+import math
+import os
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+
+def options(description: str, **extra) -> argparse.Namespace:
+    """--seconds --out --resume --seed --batch --log-every, and one option for each `name=default` in `extra`."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    defaults = dict(seconds=60.0, out=Path("training/out"), resume="", seed=0, batch=16, log_every=10.0) | extra
+    for name, default in defaults.items():
+        kind = dict(action=argparse.BooleanOptionalAction) if isinstance(default, bool) else dict(type=type(default))
+        parser.add_argument("--" + name.replace("_", "-"), default=default, **kind)
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    args.rank, args.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    args.device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+    if args.device != "cpu":
+        torch.cuda.set_device(args.device)
+    if args.world > 1:
+        dist.init_process_group("nccl" if args.device != "cpu" else "gloo")
+    torch.manual_seed(args.seed * 1000 + args.rank)
+    torch.set_float32_matmul_precision("high")
+    return args
+
+
+class Clock:
+    """Walks from 0 to 1 in `seconds`; `for _ in clock:` runs until time is up, the same number of steps on every rank."""
+
+    def __init__(self, seconds: float, log_every: float = 10.0, rank: int = 0):
+        self.seconds, self.log_every, self.rank = seconds, log_every, rank
+        self.start, self.step, self.logged = time.monotonic(), 0, 0.0
+
+    @property
+    def progress(self) -> float:
+        return min(1.0, (time.monotonic() - self.start) / self.seconds)
+
+    def __iter__(self):
+        while True:
+            done = self.progress >= 1
+            if dist.is_initialized():  # rank 0's clock decides, or the others would wait for a step that never comes
+                flag = torch.tensor([float(done)], device="cuda" if torch.cuda.is_available() else "cpu")
+                dist.broadcast(flag, 0)
+                done = bool(flag.item())
+            if done:
+                return
+            yield self.step
+            self.step += 1
+
+    def log(self, **numbers):
+        """Print a line every `log_every` seconds; numbers may be tensors (read only when printed)."""
+        now = time.monotonic() - self.start
+        if self.rank == 0 and now - self.logged >= self.log_every:
+            self.logged = now
+            shown = "  ".join(f"{k} {float(v):.5g}" for k, v in numbers.items())
+            print(f"{now:6.0f} s  step {self.step:6d}  {1000 * now / (self.step + 1):6.1f} ms/step  {shown}", flush=True)
+
+
+def learning_rate(optimizer, peak: float, progress: float, warmup: float = 0.02, decay: float = 0.3):
+    """Linear warm-up over the first `warmup` of the time, constant, then a cosine to 0 over the last `decay`."""
+    rise = min(1.0, progress / warmup) if warmup else 1.0
+    fall = 0.5 * (1 + math.cos(math.pi * max(0.0, progress - (1 - decay)) / decay)) if decay else 1.0
+    for group in optimizer.param_groups:
+        group["lr"] = peak * rise * fall
+
+
+class Average:
+    """Exponential moving average of a model's parameters, in float32; `.model` is what gets saved."""
+
+    def __init__(self, model: torch.nn.Module, decay: float):
+        self.model, self.decay, self.steps = copy.deepcopy(model).requires_grad_(False), decay, 0
+
+    @torch.no_grad()
+    def update(self, model: torch.nn.Module):
+        self.steps += 1
+        decay = min(self.decay, self.steps / (self.steps + 10))  # early averages forget quickly
+        torch._foreach_lerp_(list(self.model.parameters()), [p.detach() for p in model.parameters()], 1 - decay)
+
+
+def average_gradients(model: torch.nn.Module):
+    """Mean of the gradients over all GPUs, in one message."""
+    if dist.is_initialized():
+        grads = [p.grad for p in model.parameters() if p.grad is not None]
+        flat = torch.cat([g.flatten() for g in grads])
+        dist.all_reduce(flat, op=dist.ReduceOp.SUM)
+        flat /= dist.get_world_size()
+        for g, f in zip(grads, flat.split([g.numel() for g in grads])):
+            g.copy_(f.view_as(g))
+
+
+def save(model, folder: Path, dtype: torch.dtype = torch.float16):
+    """`save_pretrained` in half precision, written beside and renamed, from rank 0 only."""
+    if int(os.environ.get("RANK", 0)):
+        return
+    beside = folder.with_name(folder.name + ".part")
+    copy.deepcopy(model).to(dtype).save_pretrained(beside)
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in beside.iterdir():
+        file.replace(folder / file.name)
+    beside.rmdir()
