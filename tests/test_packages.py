@@ -1,0 +1,139 @@
+"""What is asked for can be installed and imported, and what README says about it is so."""
+
+import importlib
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+ROOT = Path(__file__).parents[1]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+README = (ROOT / "README.md").read_text("utf-8")
+MAKEFILE = (ROOT / "Makefile").read_text("utf-8")
+ENVIRONMENT = yaml.safe_load((ROOT / "environment.yml").read_text("utf-8"))
+ASKED_FOR = ["jupyterlab", "ipywidgets", "torch", "diffusers", "transformers", "realesrgan"]
+ASKED_FOR += ["matplotlib", "mediapy", "bitsandbytes", "nbval"]
+IMPORT_NAMES = {"imageio-ffmpeg": "imageio_ffmpeg", "scikit-image": "skimage", "pytest-xdist": "xdist", "pillow": "PIL"}
+
+
+def requirements(lines: list[str]) -> dict[str, Requirement]:
+    """Requirements by name; comments and empty lines left out."""
+    bare = [line.split(" #")[0].strip() for line in lines if not line.startswith("#")]
+    return {parsed.name: parsed for parsed in map(Requirement, filter(None, bare))}
+
+
+PINS = requirements((ROOT / "requirements.txt").read_text("utf-8").splitlines())
+EXTRAS = [line for extra in PYPROJECT["project"]["optional-dependencies"].values() for line in extra]
+RANGES = requirements(PYPROJECT["project"]["dependencies"] + [line for line in EXTRAS if "t2v-kit" not in line])
+HERE = [name for name, pin in PINS.items() if pin.marker is None or pin.marker.evaluate()]
+
+
+def test_every_package_that_was_asked_for_is_required():
+    """Nothing of the project's description was dropped on the way."""
+    assert set(ASKED_FOR) <= set(PINS)
+
+
+def test_every_requirement_is_pinned_exactly():
+    """requirements.txt names one version each: the one the tests ran with."""
+    assert {name for name, pin in PINS.items() if [s.operator for s in pin.specifier] != ["=="]} == set()
+
+
+def test_environment_yml_installs_the_same_requirements():
+    """conda takes Python, pip and ffmpeg; everything else comes from requirements.txt, its only list."""
+    conda = [entry for entry in ENVIRONMENT["dependencies"] if isinstance(entry, str)]
+    (pip,) = [entry["pip"] for entry in ENVIRONMENT["dependencies"] if isinstance(entry, dict)]
+    assert {re.split("[=<>]", entry)[0] for entry in conda} == {"python", "pip", "setuptools", "ffmpeg"}
+    assert pip == ["-r requirements.txt", "-e ."]
+    (python,) = [entry.split("=")[1] for entry in conda if entry.startswith("python=")]
+    assert python in SpecifierSet(PYPROJECT["project"]["requires-python"])
+
+
+@pytest.mark.parametrize("name", HERE)
+def test_it_imports(name):
+    """Each package works beside the others, on this Python, once t2v_kit has been imported."""
+    import t2v_kit  # noqa: F401
+
+    importlib.import_module(IMPORT_NAMES.get(name, name))
+
+
+def test_pyproject_admits_the_pins_and_what_is_installed():
+    """The ranges name the same packages as the pins, under the same conditions, and contain what was tested."""
+    assert set(RANGES) == set(PINS)
+    for name, pin in PINS.items():
+        (pinned,) = [specifier.version for specifier in pin.specifier]
+        assert pinned in RANGES[name].specifier, f"{name}=={pinned}"
+        assert str(pin.marker) == str(RANGES[name].marker), name
+    for name in HERE:
+        assert RANGES[name].specifier.contains(version(name), prereleases=True), f"{name} {version(name)}"
+
+
+@pytest.mark.parametrize("python", ["3.11", "3.12", "3.13"])
+def test_supported_pythons(python):
+    """3.11 to 3.13 are admitted, and realesrgan is asked for exactly where basicsr can be built."""
+    assert python in SpecifierSet(PYPROJECT["project"]["requires-python"])
+    assert PINS["realesrgan"].marker.evaluate({"python_version": python}) == (python != "3.13")
+
+
+def test_readme_and_makefile_agree():
+    """Each `make` command of README is a target, and its plain commands are those that the targets run."""
+    targets = set(re.findall(r"^([a-z]+):", MAKEFILE, re.MULTILINE))
+    assert set(re.findall(r"(?:^|`)make ([a-z]+)", README, re.MULTILINE)) == targets
+    recipe = re.sub(r"\s*\\\n\s*", " ", MAKEFILE).replace("$(BIN)", ".venv/bin")
+    for line in re.findall(r"^\.venv/bin/pip .*", README, re.MULTILINE):
+        assert line in recipe
+    for command in re.findall(r"python -m pytest[^`]*", README):
+        assert " ".join(command.split()) in recipe
+    prompt = re.search(r"^PROMPT \?= (.*)", MAKEFILE, re.MULTILINE)[1]
+    assert f'-m t2v_kit "{prompt}" --out runs/demo' in README
+    assert '-m t2v_kit "$(PROMPT)" --out runs/demo' in MAKEFILE
+
+
+def test_readme_names_options_and_functions_that_exist():
+    """Every command line in README is understood, and every name its Python uses is public."""
+    import t2v_kit
+    from t2v_kit.__main__ import parser
+
+    for line in re.findall(r'-m t2v_kit (".*)', README):
+        words = re.findall(r'"[^"]*"|\S+', line)
+        assert parser().parse_args([word.strip('"') for word in words]).prompt
+    imported = re.search(r"from t2v_kit import (.*)", README)[1].split(", ")
+    assert set(imported) <= set(t2v_kit.__all__)
+
+
+@pytest.mark.parametrize("page", ["README.md", "CHANGELOG.md", "colab/README.md"])
+def test_links_lead_somewhere(page):
+    """No page points to a file that is not in the repository."""
+    links = re.findall(r"\]\(([^)#\s]+)", (ROOT / page).read_text("utf-8"))
+    local = [link for link in links if not re.match("https?:", link)]
+    assert [link for link in local if not (ROOT / page).parent.joinpath(link).exists()] == []
+
+
+def test_ci_runs_what_a_user_runs():
+    """Continuous integration has no path of its own."""
+    lines = (ROOT / ".ci/run").read_text("utf-8").splitlines()
+    assert "make test" in lines and "set -euo pipefail" in lines
+
+
+def test_the_wheel_brings_pocket_and_nothing_foreign(tmp_path):
+    """An installed package has every file of the model beside its modules, and no tests or notebooks."""
+    for name in ("t2v_kit", "tests"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    options = ["--no-deps", "--no-build-isolation", "--no-index", "-w", "wheel"]
+    command = [sys.executable, "-m", "pip", "wheel", *options, "."]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = (tmp_path / "wheel").glob("t2v_kit-*.whl")
+    packed = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    there = {path.relative_to(tmp_path).as_posix() for path in (tmp_path / "t2v_kit").rglob("*") if path.is_file()}
+    assert packed == there
