@@ -46,7 +46,8 @@ class Scene:
                        direction=DIRECTIONS, speed=SPEEDS)
         for field, words in allowed.items():
             if getattr(self, field) not in words:
-                raise ValueError(f"{field}={getattr(self, field)!r} is not in Toyland; choose one of {', '.join(words)}")
+                got = getattr(self, field)
+                raise ValueError(f"{field}={got!r} is not in Toyland; choose one of {', '.join(words)}")
         if self.companion is not None and (self.companion[0] not in SUBJECTS or self.companion[1] not in COLOURS):
             raise ValueError(f"companion={self.companion!r} is not a (subject, colour) of Toyland, like ('dog', 'red')")
 
@@ -129,7 +130,8 @@ SKY_WORDS = {
     "night": ["at night", "under the stars", "on a starry night", "in the moonlight", "at midnight"],
     "snow": ["in the snow", "while snow falls", "on a snowy day", "in falling snow", "in winter"],
 }
-SPEED_TAGS = {"slow": ["slow motion", "low speed", "slow"], "high": ["high motion", "fast motion", "high speed", "fast"]}
+SPEED_TAGS = {"slow": ["slow motion", "slow movement", "low speed", "slow"],
+              "high": ["high motion", "fast motion", "high speed", "fast"]}
 SPEED_WORDS = {"slow": ["slowly", "in slow motion", "at low speed", "gently", "calmly", "very slowly"],
                "high": ["fast", "quickly", "at high speed", "at full speed", "rapidly", "very fast"]}
 DIRECTION_WORDS = {d: [f"to the {d}", f"from {o} to {d}", f"towards the {d}", f"heading {d}", f"{d}wards"]
@@ -153,7 +155,9 @@ TEMPLATES = (  # each part may come out empty: `_tidy` mends the punctuation
 )
 
 
-def _article(noun: str) -> str:
+def _article(noun: str, rng: random.Random) -> str:
+    if rng.random() < .12:
+        return "the " + noun
     return ("an " if noun[0] in "aeiou" else "a ") + noun
 
 
@@ -176,7 +180,8 @@ def caption(scene: Scene, seed: int | None = None, omit: tuple[str, ...] = ()) -
         chosen = rng.choice(choices)  # drawn even when unsaid, so that omitting keeps the other words
         return "" if attribute in omit else chosen
 
-    names = [_article(rng.choice(NOUNS[s]).format(c="" if "colour" in omit else c + " ")) for s, c in scene.actors]
+    nouns = [rng.choice(NOUNS[s]).format(c="" if "colour" in omit else c + " ") for s, c in scene.actors]
+    names = [_article(noun, rng) for noun in nouns]
     rng.shuffle(names)
     who = rng.choice((" and ", " and ", " next to ", " together with ")).join(names)
     verb = rng.choice(VERBS[scene.subject] if scene.companion is None else ["moving", "going", "travelling"])
@@ -185,7 +190,8 @@ def caption(scene: Scene, seed: int | None = None, omit: tuple[str, ...] = ()) -
     lead, sky = say("sky", SKY_LEADS[scene.sky]), say("sky", SKY_WORDS[scene.sky])
     tag, speed = say("speed", SPEED_TAGS[scene.speed]), say("speed", SPEED_WORDS[scene.speed])
     way, mood = say("direction", DIRECTION_WORDS[scene.direction]), rng.choice(MOODS)
-    verb = "" if way.startswith("heading") else verb
+    sentence = ("is " if scene.companion is None else "are ") if rng.random() < .25 else ""
+    verb = sentence + ("" if way.startswith("heading") else verb)
     parts = dict(who=who, verb=verb, place=place, lead=lead, sky=sky, tag=tag, speed=speed, way=way, mood=mood)
     parts |= {key.capitalize(): text[:1].upper() + text[1:] for key, text in parts.items()}
     return _tidy(rng.choice(TEMPLATES).format(**parts))

@@ -241,7 +241,8 @@ def robot(pen, colour, phase):
 ACTORS = dict(motorcycle=motorcycle, car=car, bus=bus, dog=dog, cat=cat, bird=bird, balloon=balloon, plane=plane,
               ball=ball, robot=robot)
 AERIAL = {"bird": .30, "balloon": .36, "plane": .28}  # height of the middle, from the top
-STRIDE = dict(motorcycle=1 / .21, car=1 / .16, bus=1 / .16, ball=1 / .18, bird=7., balloon=3., plane=1.)  # radians a unit
+STRIDE = {"motorcycle": 1 / .21, "car": 1 / .16, "bus": 1 / .16, "ball": 1 / .18, "bird": 7., "balloon": 3.,
+          "plane": 1.}  # radians of phase a unit of way
 GROUND = {"street": .84, "beach": .84, "meadow": .82, "mountains": .84}
 
 
@@ -453,7 +454,8 @@ def draw(scenes, height, width, num_frames, fps, device, with_truth=False) -> Ca
     side = torch.where(col(own, 1) > .5, 1., -1.)
     for number in (2, 1):
         actors = [s.actors[number - 1] if len(s.actors) >= number else None for s in scenes]
-        place = torch.where(paired, .5 + side * (1.5 - number) * (.36 + .08 * col(own, 2)), .5 + .14 * (col(own, 2) - .5))
+        apart = side * (1.5 - number) * (.36 + .08 * col(own, 2))
+        place = .5 + torch.where(paired, apart, .14 * (col(own, 2) - .5))
         base = 4 + 4 * number
         for name, index in groups([a[0] if a else None for a in actors], device):
             if name is None:

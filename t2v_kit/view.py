@@ -1,0 +1,208 @@
+"""Looking at videos: stills, contact sheets, players, films side by side; and MP4 files that say how they were made.
+
+A video is `(T, H, W, 3)` uint8 everywhere, as in mediapy.
+"""
+
+import base64
+import html
+import io
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from .settings import UserError
+
+# Colours are tagged as BT.709, which is what browsers assume of HD video and ffmpeg does not write by itself:
+# untagged, a small video and its enlargement would be shown in slightly different colours.
+_MP4_ARGS = [
+    *("-vf", "scale=out_color_matrix=bt709:out_range=tv:flags=accurate_rnd+full_chroma_int"),
+    *("-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709", "-color_range", "tv"),
+    *("-movflags", "+faststart"),  # the index first, so that a browser starts playing at once
+]
+_PAPER, _INK, _GREY = (255, 255, 255), (32, 32, 32), (112, 112, 112)
+
+
+def save_video(path: str | Path, video: np.ndarray, fps: float, metadata: dict | None = None) -> Path:
+    """Write `(T, H, W, 3)` uint8 as H.264 yuv420p, which every browser plays; H and W must be even.
+
+    Every frame is written once, at `fps` frames a second. `metadata` is stored as one JSON in the file's
+    comment, the one field that MP4 keeps whatever is in it; `read_metadata` gives it back.
+    """
+    comment = ["-metadata", f"comment={json.dumps(metadata)}"] if metadata else []
+    _mediapy().write_video(
+        path, _checked(video), fps=fps, crf=16, encoded_format="yuv420p", ffmpeg_args=[*_MP4_ARGS, *comment]
+    )
+    return Path(path)
+
+
+def read_metadata(path: str | Path) -> dict:
+    """What `save_video` stored in the MP4: prompt, seed, settings, versions and the hash of the weights.
+
+    Raises UserError when the file is missing, is not a video, or carries no such comment.
+    """
+    command = [_ffmpeg(), "-v", "error", "-i", str(path), "-f", "ffmetadata", "-"]
+    result = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", errors="replace")
+    if result.returncode:
+        raise UserError(f"cannot read {str(path)!r} as a video: {result.stderr.strip().splitlines()[-1]}")
+    found = re.search(r"^comment=((?:\\.|[^\\\n])*)$", result.stdout, flags=re.MULTILINE | re.DOTALL)
+    try:
+        return json.loads(re.sub(r"\\(.)", r"\1", found[1], flags=re.DOTALL))  # ffmetadata escapes = ; # and \
+    except (TypeError, json.JSONDecodeError):
+        raise UserError(f"{str(path)!r} does not say how it was made; videos written by t2v_kit do") from None
+
+
+def stills(video: np.ndarray, count: int = 6) -> np.ndarray:
+    """`count` frames from the first to the last, evenly spaced, in one strip: `(H, W', 3)` uint8."""
+    frames = _checked(video)[_spread(len(video), count)]
+    gap = np.full((frames.shape[1], 4, 3), 255, np.uint8)
+    return np.concatenate([part for frame in frames for part in (gap, frame)][1:], axis=1)
+
+
+def contact_sheet(
+    video: np.ndarray, fps: float, title: str = "", count: int = 12, columns: int = 4, frame_width: int = 320
+) -> Image.Image:
+    """`count` evenly spaced frames in a grid, each with its time in seconds, under a title."""
+    chosen = _spread(len(_checked(video)), count)
+    columns = min(columns, len(chosen))
+    rows = -(-len(chosen) // columns)
+    margin, label = 20, 26
+    height = round(video.shape[1] * frame_width / video.shape[2])
+    width = columns * (frame_width + margin) + margin
+    lines = _wrap(title, _font(20), width - 2 * margin)
+    top = margin + 28 * len(lines) + (8 if lines else 0)
+    sheet = Image.new("RGB", (width, top + rows * (height + label + 10) + margin - 10), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for number, line in enumerate(lines):
+        draw.text((margin, margin - 4 + 28 * number), line, fill=_INK, font=_font(20))
+    for place, index in enumerate(chosen):
+        x = margin + place % columns * (frame_width + margin)
+        y = top + place // columns * (height + label + 10)
+        sheet.paste(_resized(video[index], frame_width, height), (x, y))
+        draw.text((x, y + height + 5), f"{index / fps:.2f} s", fill=_GREY, font=_font(15))
+    return sheet
+
+
+def side_by_side(videos: dict[str, np.ndarray], height: int | None = None) -> np.ndarray:
+    """Films next to each other under their names: `(T, H', W', 3)` uint8, all brought to one height.
+
+    `height` is that of the tallest when left out. Smaller films are enlarged by repeating pixels, so that
+    what is seen is what is there. Raises UserError when they differ in their number of frames.
+    """
+    lengths = {name: len(_checked(video)) for name, video in videos.items()}
+    if len(set(lengths.values())) != 1:
+        raise UserError(f"films side by side need the same number of frames, but these have {lengths}")
+    height = height or max(video.shape[1] for video in videos.values())
+    panels = [_panel(name, video, height + height % 2) for name, video in videos.items()]
+    gap = np.full((*panels[0].shape[:2], 8, 3), 255, np.uint8)
+    return np.concatenate([part for panel in panels for part in (gap, panel)][1:], axis=2)
+
+
+def animation(video: np.ndarray, fps: float, width: int = 384, quality: int = 60) -> bytes:
+    """An animated WebP that repeats for ever, at most `width` pixels wide: for pages that block MP4."""
+    frames = [_fitted(frame, width) for frame in _checked(video)]
+    times = np.round(np.arange(len(frames) + 1) * 1000 / fps).astype(int)  # whole milliseconds that do not drift
+    file = io.BytesIO()
+    frames[0].save(
+        file, "WEBP", save_all=True, append_images=frames[1:], duration=np.diff(times).tolist(), loop=0,
+        quality=quality, method=4,
+    )  # fmt: skip
+    return file.getvalue()
+
+
+def show_video(video: np.ndarray, fps: float, title: str = "", width: int = 768) -> None:
+    """Play a video inside the notebook, at most `width` pixels wide.
+
+    Two faces of one output: a live notebook shows the H.264 player; pages that block players (a notebook
+    on GitHub) show an animated WebP, which browsers accept in the place of a PNG.
+    """
+    from IPython.display import display
+
+    frames = np.stack([_fitted(frame, width) for frame in _checked(video)])
+    mediapy, (height, shown_width) = _mediapy(), frames.shape[1:3]
+    encoded = "yuv420p" if height % 2 == shown_width % 2 == 0 else "yuv444p"
+    mp4 = mediapy.compress_video(frames, fps=fps, crf=18, encoded_format=encoded, ffmpeg_args=_MP4_ARGS)
+    player = mediapy.html_from_compressed_video(mp4, shown_width, height, title=html.escape(title) or None)
+    webp = base64.b64encode(animation(video, fps)).decode()
+    words = f"{title or 'video'}: {len(video)} frames of {video.shape[2]}x{video.shape[1]} at {fps:g} fps"
+    display({"text/html": player, "image/png": webp, "text/plain": words}, raw=True)
+
+
+def show_image(image: np.ndarray | Image.Image, width: int = 1200) -> None:
+    """Show a picture in the notebook as one JPEG, at most `width` pixels wide (a tenth of a PNG's size)."""
+    from IPython.display import Image as Shown
+    from IPython.display import display
+
+    file = io.BytesIO()
+    _fitted(np.asarray(image), width).convert("RGB").save(file, "JPEG", quality=85)
+    display(Shown(data=file.getvalue(), format="jpeg"))
+
+
+def _checked(video: np.ndarray) -> np.ndarray:
+    """The video itself, once it is one."""
+    if not isinstance(video, np.ndarray) or video.dtype != np.uint8 or video.ndim != 4 or video.shape[3] != 3:
+        got = f"{video.shape} {video.dtype}" if isinstance(video, np.ndarray) else type(video).__name__
+        raise UserError(f"a video is a NumPy array (T, H, W, 3) of uint8, but this is {got}")
+    if 0 in video.shape:
+        raise UserError(f"a video needs at least one frame and one pixel, but this is {video.shape}")
+    return video
+
+
+def _spread(length: int, count: int) -> list[int]:
+    """At most `count` different frame numbers from the first to the last."""
+    return np.unique(np.linspace(0, length - 1, max(count, 1)).round().astype(int)).tolist()
+
+
+def _resized(frame: np.ndarray, width: int, height: int) -> Image.Image:
+    return Image.fromarray(frame).resize((width, height), Image.Resampling.LANCZOS)
+
+
+def _fitted(frame: np.ndarray, width: int) -> Image.Image:
+    """The frame, made smaller when it is wider than `width`; its height stays even when it was."""
+    if frame.shape[1] <= width:
+        return Image.fromarray(frame)
+    return _resized(frame, width, max(2, round(frame.shape[0] * width / frame.shape[1] / 2) * 2))
+
+
+def _panel(name: str, video: np.ndarray, height: int) -> np.ndarray:
+    """One named film of `side_by_side`: `(T, height + 28, W, 3)`."""
+    width = round(video.shape[2] * height / video.shape[1] / 2) * 2
+    label = Image.new("RGB", (width, 28), _PAPER)
+    ImageDraw.Draw(label).text((2, 3), name, fill=_INK, font=_font(16))
+    film = [Image.fromarray(frame).resize((width, height), Image.Resampling.NEAREST) for frame in video]
+    return np.stack([np.concatenate([np.asarray(label), np.asarray(frame)]) for frame in film])
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans, which comes with matplotlib and knows most alphabets."""
+    import matplotlib
+
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", size)
+
+
+def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+    """The text in lines no wider than `width` pixels, broken between words."""
+    lines: list[str] = []
+    for word in text.split():
+        if lines and font.getlength(f"{lines[-1]} {word}") <= width:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return lines
+
+
+def _ffmpeg() -> str:
+    import imageio_ffmpeg
+
+    return imageio_ffmpeg.get_ffmpeg_exe()
+
+
+def _mediapy():
+    """mediapy with the ffmpeg that imageio-ffmpeg brings along: set at first use, because it is global."""
+    import mediapy
+
+    mediapy.set_ffmpeg(_ffmpeg())
+    return mediapy

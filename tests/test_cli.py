@@ -1,0 +1,197 @@
+"""The command line: what it writes, what it says, and how it answers mistakes."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from t2v_kit.__main__ import default_folder, main
+
+PROMPT = "A man with a beard riding a motorcycle."
+ROOT = Path(__file__).parent.parent
+COMMAND = [sys.executable, "-m", "t2v_kit"]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    """An empty working directory with a file in the way and a damaged model folder."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken").write_text("a file")
+    return tmp_path
+
+
+def contents(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+
+
+def status(*argv: str) -> int:
+    """The exit status of the command in this process."""
+    try:
+        return main(list(argv))
+    except SystemExit as stop:  # argparse's way
+        return stop.code
+
+
+def test_a_prompt_becomes_files(tiny_folder, here, capsys):
+    """Exit 0, every knob reaches settings.json, seconds and files are printed."""
+    knobs = "--seed 7 --num-frames 5 --height 48 --width 32 --num-inference-steps 2 --guidance-scale 4.5 --flow-shift 3"
+    argv = [PROMPT, "--model", str(tiny_folder), "--upscale", "none", "--out", "mine", "--fps", "10", *knobs.split()]
+    assert status(*argv) == 0
+    settings = json.loads((here / "mine/settings.json").read_text(encoding="utf-8"))["settings"]
+    asked = {
+        "prompt": PROMPT, "model": str(tiny_folder), "upscale": "none", "seed": 7, "num_frames": 5, "height": 48,
+        "width": 32, "num_inference_steps": 2, "guidance_scale": 4.5, "flow_shift": 3, "fps": 10,
+    }  # fmt: skip
+    assert {name: settings[name] for name in asked} == asked
+    printed = capsys.readouterr().out
+    assert re.search(r"encode \d.*denoise \d.*decode \d", printed) and "upscale" not in printed
+    for name in ("video.mp4", "contact_sheet.png", "settings.json", "prompt.safetensors", "latents.safetensors"):
+        assert name in printed and (here / "mine" / name).stat().st_size > 0
+    assert "upscaled.mp4" not in printed
+
+
+def test_without_out_each_run_gets_its_own_folder(tiny_folder, here):
+    """runs/<date>-<prompt>-<seed>."""
+    assert status(PROMPT, "--model", str(tiny_folder), "--upscale", "none", "--seed", "4") == 0
+    (folder,) = (here / "runs").iterdir()
+    assert re.fullmatch(r"\d{8}-\d{6}-a-man-with-a-beard-riding-a-motorcycle-4", folder.name)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "slug"),
+    [
+        ("../../etc/passwd", "etc-passwd"),
+        ("Ünïcode & <b>HTML</b>", "unicode-b-html-b"),
+        ("摩托车 🏍️", "video"),
+        ("word " * 50, "word-word-word-word-word-word-word-word"),
+    ],
+)
+def test_a_prompt_in_a_file_name_is_harmless(prompt, slug):
+    """Letters and digits only, short, never empty, never a path."""
+    assert re.fullmatch(rf"\d{{8}}-\d{{6}}-{slug}-0", default_folder(prompt, 0).relative_to("runs").as_posix())
+
+
+BAD = {  # arguments beside the tiny model's, and what the line must say
+    "empty prompt": ([""], "prompt=''"),
+    "blank prompt": (["  \t"], r"prompt='  \\t'"),
+    "half a character": (["\udcff"], "half a character"),
+    "no prompt": ([], "PROMPT"),
+    "prompt without quotes": (["a", "red", "car"], 'put it in quotes, as in "a red car"'),
+    "long prompt": (["a red car " * 200], "has 60. tokens, 34. over the limit of 256"),
+    "frames": (["a", "--num-frames", "56"], "num_frames=56.*53 or 57"),
+    "no frames": (["a", "--num-frames", "0"], "num_frames=0.*1 would work"),
+    "frames in words": (["a", "--num-frames", "many"], "--num-frames.*'many' is not a number"),
+    "half a frame": (["a", "--num-frames", "16.5"], "num_frames=16.5.*whole number"),
+    "height": (["a", "--height", "100"], "height=100.*96 or 112"),
+    "height zero": (["a", "--height", "0"], "height=0.*16 would work"),
+    "height negative": (["a", "--height", "-16"], "height=-16.*16 would work"),
+    "height absurd": (["a", "--height", "1000000"], "height=1000000.*4096 would work"),
+    "width": (["a", "--width", "50"], "width=50.*48 or 64"),
+    "size as a whole": (["a", "--width", "4096", "--height", "4096", "--num-frames", "129"], "video tokens"),
+    "steps": (["a", "--num-inference-steps", "0"], "num_inference_steps=0.*1 would work"),
+    "guidance": (["a", "--guidance-scale", "nan"], "guidance_scale=nan"),
+    "guidance infinite": (["a", "--guidance-scale", "inf"], "guidance_scale=inf"),
+    "shift": (["a", "--flow-shift", "0"], "flow_shift=0.*0.1 would work"),
+    "fps": (["a", "--fps", "-5"], "fps=-5.*1 would work"),
+    "seed": (["a", "--seed", "-1"], "seed=-1.*0 would work"),
+    "seed huge": (["a", "--seed", str(2**64)], f"seed={2**64}.*{2**63 - 1} would work"),
+    "model": (["a", "--model", "hunyan"], "did you mean 'hunyuan'"),
+    "model is a file": (["a", "--model", "taken"], "model 'taken'"),
+    "upscaler": (["a", "--upscale", "pokcet"], "unknown upscaler 'pokcet'"),
+    "upscaler is no such file": (["a", "--upscale", "taken"], "'taken' is damaged or no upscaler"),
+    "out is a file": (["a", "--out", "taken"], "out='taken': cannot be written"),
+    "out below a file": (["a", "--out", "taken/x"], "out='taken/x': cannot be written"),
+    "out is empty": (["a", "--out", ""], "out=''"),
+    "unknown option": (["a", "--guidence-scale", "3"], "'--guidence-scale'; did you mean --guidance-scale"),
+    "unknown option with value": (["a", "--step=3"], "unknown option '--step=3'"),
+    "option without value": (["a", "--seed"], "--seed.*expected one argument"),
+}
+
+
+@pytest.mark.parametrize(("argv", "message"), BAD.values(), ids=BAD)
+def test_a_mistake_gets_one_line_and_exit_2(tiny_folder, here, capsys, argv, message):
+    """One clear line on stderr, nothing written."""
+    before = contents(here)
+    assert status("--model", str(tiny_folder), "--upscale", "none", *argv) == 2
+    told = capsys.readouterr()
+    assert re.search(message, told.err) and told.err.startswith("t2v_kit: ")
+    assert told.err.count("\n") == 1 and told.err.endswith("\n")
+    assert contents(here) == before
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder that not even root can write in")
+def test_an_unwritable_folder_is_told_before_the_work(tiny_folder, here, capsys):
+    """/proc takes no files from anybody."""
+    assert status("a", "--model", str(tiny_folder), "--upscale", "none", "--out", "/proc/t2v") == 2
+    assert "out='/proc/t2v': cannot be written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("harm", ["truncated", "missing", "no json", "no index"])
+def test_a_damaged_model_folder(tiny_folder, here, capsys, harm):
+    """A model folder that is incomplete or corrupt names the file that is to blame."""
+    import shutil
+
+    folder = here / "model"
+    shutil.copytree(tiny_folder, folder)
+    weights = next((folder / "vae").glob("*.safetensors"))
+    blamed = {"no json": folder / "vae/config.json", "no index": folder / "model_index.json"}.get(harm, weights)
+    if harm == "truncated":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    elif harm == "no json":
+        blamed.write_text("{")
+    else:
+        blamed.unlink()
+    assert status("a", "--model", "model", "--upscale", "none", "--out", "run") == 2
+    told = capsys.readouterr().err
+    assert (blamed.name if harm != "missing" else "vae") in told and told.count("\n") == 1
+    assert not (here / "run").exists()
+
+
+def test_what_is_told_once_is_one_line(tiny_folder, here, capsys):
+    """A prompt over CLIP's 77 tokens is no mistake: a note without a place in the code, and the video is made."""
+    prompt = "A red car drives on the beach. " * 10
+    assert status(prompt, "--model", str(tiny_folder), "--upscale", "none", "--out", "run") == 0
+    notes = [line for line in capsys.readouterr().err.splitlines() if "note:" in line]
+    assert len(notes) == 1 and "CLIP reads 77" in notes[0] and ".py" not in notes[0]
+
+
+def test_help_does_not_wait_for_torch():
+    """--help names every option, and comes before anything heavy is imported."""
+    result = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "t2v_kit", "--help"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert result.returncode == 0
+    for option in ("model", "seed", "num-frames", "height", "width", "num-inference-steps", "guidance-scale",
+                   "flow-shift", "fps", "upscale", "out"):  # fmt: skip
+        assert f"--{option} " in result.stdout
+    imported = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines()}
+    assert "argparse" in imported and not imported & {"torch", "numpy", "diffusers", "transformers"}
+
+
+def test_the_command_itself(tiny_folder, here):
+    """As typed in a shell: a mistake that only the loaded model can see is still one line and exit 2."""
+    argv = [*COMMAND, PROMPT, "--model", str(tiny_folder), "--upscale", "none", "--num-frames", "56"]
+    result = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (2, f"loading {tiny_folder}\n")
+    assert re.fullmatch("t2v_kit: num_frames=56: .*53 or 57.*\n", result.stderr)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for one process")
+def test_ctrl_c_keeps_what_is_finished(tiny_folder, tmp_path):
+    """Stopped while denoising: exit 130, one line that says where the finished files are, none half-written."""
+    out = tmp_path / "run"
+    argv = [*COMMAND, PROMPT, "--model", str(tiny_folder), "--upscale", "none", "--num-inference-steps", "1000"]
+    with subprocess.Popen([*argv, "--out", str(out)], cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 120
+        while not (out / "prompt.safetensors").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        told = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert told.splitlines()[-1] == f"t2v_kit: stopped; finished stages are kept in {out}" and "Traceback" not in told
+    assert contents(out) == {"settings.json", "prompt.safetensors"}

@@ -1,0 +1,222 @@
+"""The staged loop is the pipeline's, bit for bit, and can be watched, stopped and taken up again."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import PROMPT
+from diffusers import FirstBlockCacheConfig, HunyuanVideoPipeline
+from diffusers.models.transformers.transformer_hunyuan_video import HunyuanVideoAttnProcessor2_0
+from safetensors.torch import load_file, save_file
+
+from t2v_kit.denoise import denoise
+from t2v_kit.latents import add_noise, initial_latents, sigma_schedule
+from t2v_kit.models import POCKET, load
+from t2v_kit.prompt import PromptEncoding, encode_prompt
+from t2v_kit.settings import Settings, UserError
+from t2v_kit.vae import decode
+
+
+def pipeline_run(pipe, settings, **prompt):
+    """The latents after each step, and the frames, of a call of the pipeline."""
+    latents = []
+    pipe.scheduler.set_shift(settings.flow_shift)
+    frames = pipe(
+        height=settings.height,
+        width=settings.width,
+        num_frames=settings.num_frames,
+        num_inference_steps=settings.num_inference_steps,
+        guidance_scale=settings.guidance_scale,
+        true_cfg_scale=settings.true_cfg_scale,
+        generator=torch.Generator("cpu").manual_seed(settings.seed),
+        callback_on_step_end=lambda pipe, i, t, held: latents.append(held["latents"]) or {},
+        **prompt,
+    ).frames[0]
+    return latents, np.stack([np.asarray(frame) for frame in frames])
+
+
+def our_run(models, settings, prompt):
+    steps = list(denoise(models, prompt, initial_latents(models, settings), settings))
+    return steps, decode(models, steps[-1].latents)
+
+
+def assert_same_bits(steps, latents):
+    assert len(steps) == len(latents)
+    for step, theirs in zip(steps, latents, strict=True):
+        assert step.latents.dtype == theirs.dtype and torch.equal(step.latents, theirs)
+
+
+@pytest.mark.parametrize("shift, guidance", [(7.0, 6.0), (3.0, 1.0)])
+def test_padded_run_is_the_plain_call(tiny, plain, settings, shift, guidance):
+    settings = replace(settings, flow_shift=shift, guidance_scale=guidance).check(tiny)
+    steps, video = our_run(tiny, settings, encode_prompt(tiny, PROMPT, padded=True))
+    latents, frames = pipeline_run(plain, settings, prompt=PROMPT)
+    assert_same_bits(steps, latents)
+    np.testing.assert_array_equal(video, frames)
+
+
+@pytest.mark.parametrize("which", ["plain", "ours"])
+def test_cut_run_is_the_call_with_the_same_embeddings(tiny, plain, settings, which):
+    """On the CPU of diffusers alone too: there a mask that masks nothing changes no bit."""
+    settings = settings.check(tiny)
+    prompt = encode_prompt(tiny, PROMPT)
+    steps, video = our_run(tiny, settings, prompt)
+    told = {"prompt_embeds": prompt.prompt_embeds, "pooled_prompt_embeds": prompt.pooled}
+    pipe = plain if which == "plain" else tiny.pipe
+    latents, frames = pipeline_run(pipe, settings, prompt_attention_mask=prompt.mask, **told)
+    assert_same_bits(steps, latents)
+    np.testing.assert_array_equal(video, frames)
+
+
+def test_true_guidance_is_the_pipelines(tiny, plain, settings):
+    settings = replace(settings, true_cfg_scale=3.0, negative_prompt="", padded_prompt=True).check(tiny)
+    steps, _ = our_run(tiny, settings, encode_prompt(tiny, PROMPT, padded=True))
+    latents, _ = pipeline_run(plain, settings, prompt=PROMPT, negative_prompt="")
+    assert_same_bits(steps, latents)
+    without, _ = our_run(
+        tiny, replace(settings, true_cfg_scale=1.0, negative_prompt=None), encode_prompt(tiny, PROMPT, padded=True)
+    )
+    assert not torch.equal(without[-1].latents, steps[-1].latents)
+
+
+def test_a_run_leaves_the_plain_pipeline_plain(tiny, plain, settings):
+    """models.pipe gives what diffusers gives, after mask-free runs with another shift as before."""
+    settings = settings.check(tiny)
+    our_run(tiny, replace(settings, flow_shift=2.0), encode_prompt(tiny, PROMPT))
+    ours, _ = pipeline_run(tiny.pipe, settings, prompt=PROMPT)
+    theirs, _ = pipeline_run(plain, settings, prompt=PROMPT)
+    for one, other in zip(ours, theirs, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("padded", [True, False])
+def test_the_blocks_get_a_mask_only_for_padding(tiny32, settings, padded, monkeypatch):
+    seen = []
+    original = HunyuanVideoAttnProcessor2_0.__call__
+
+    def watch(self, attn, hidden, encoder=None, attention_mask=None, rotary=None):
+        seen.append((encoder is not None, attention_mask is not None))
+        return original(self, attn, hidden, encoder, attention_mask, rotary)
+
+    monkeypatch.setattr(HunyuanVideoAttnProcessor2_0, "__call__", watch)
+    prompt = encode_prompt(tiny32, PROMPT, padded=padded)
+    next(denoise(tiny32, prompt, initial_latents(tiny32, settings), settings))
+    assert [masked for in_block, masked in seen if in_block] == [padded] * 3  # 1 dual and 2 single blocks
+
+
+def test_cutting_the_padding_is_the_same_mathematics(tiny32, settings):
+    steps = [our_run(tiny32, settings, encode_prompt(tiny32, PROMPT, padded))[0] for padded in (True, False)]
+    torch.testing.assert_close(steps[0][-1].latents, steps[1][-1].latents, rtol=1e-4, atol=1e-5)
+
+
+def test_steps_tell_sigma_clean_and_time(tiny32, settings):
+    start = initial_latents(tiny32, settings)
+    steps = list(denoise(tiny32, encode_prompt(tiny32, PROMPT), start, settings))
+    sigmas = sigma_schedule(tiny32, settings)
+    assert [step.index for step in steps] == [0, 1, 2] and all(step.seconds > 0 for step in steps)
+    assert [step.sigma for step in steps] == sigmas[:-1].tolist()
+    # On the straight line from `predicted_clean` (sigma 0) through the latents before the step lies
+    # the point that the step reached; the last step reaches the end itself.
+    for before, step, after in zip([start] + [s.latents for s in steps], steps, sigmas[1:], strict=False):
+        slope = (before - step.predicted_clean) / step.sigma
+        torch.testing.assert_close(step.latents, step.predicted_clean + after * slope)
+    torch.testing.assert_close(steps[-1].predicted_clean, steps[-1].latents)
+
+
+def test_saved_prompt_and_latents_go_on_to_the_same_video(tiny, settings, tmp_path):
+    prompt = encode_prompt(tiny, PROMPT)
+    steps, video = our_run(tiny, settings, prompt)
+    prompt.save(tmp_path / "prompt.safetensors")
+    save_file({"latents": steps[0].latents}, tmp_path / "latents.safetensors")
+
+    prompt = PromptEncoding.load(tmp_path / "prompt.safetensors")
+    latents = load_file(tmp_path / "latents.safetensors")["latents"]
+    resumed = list(denoise(tiny, prompt, latents, settings, start=1))
+    assert [step.index for step in resumed] == [1, 2]
+    assert_same_bits(resumed, [step.latents for step in steps[1:]])
+    np.testing.assert_array_equal(decode(tiny, resumed[-1].latents), video)
+
+
+def test_starting_late_from_a_noised_video_is_a_shorter_run(tiny32, settings):
+    clean = torch.randn(1, 4, 3, 4, 6, generator=torch.Generator().manual_seed(1))
+    noisy = add_noise(clean, initial_latents(tiny32, settings), sigma_schedule(tiny32, settings)[2])
+    steps = list(denoise(tiny32, encode_prompt(tiny32, PROMPT), noisy, settings, start=2))
+    assert [step.index for step in steps] == [2]
+
+
+def test_gradients_are_the_callers_own_affair(tiny32, settings):
+    """A generator that yields inside torch.no_grad() would switch them off between the steps."""
+    for step in denoise(tiny32, encode_prompt(tiny32, PROMPT), initial_latents(tiny32, settings), settings):
+        assert torch.is_grad_enabled() and not step.latents.requires_grad
+
+
+def test_two_runs_side_by_side_do_not_disturb_each_other(tiny32, settings):
+    cut, padded = (encode_prompt(tiny32, PROMPT, padded) for padded in (False, True))
+    apart = [our_run(tiny32, settings, prompt)[0] for prompt in (cut, padded)]
+    noise = initial_latents(tiny32, settings)
+    pairs = list(zip(*(denoise(tiny32, prompt, noise, settings) for prompt in (cut, padded)), strict=True))
+    for steps, together in zip(apart, zip(*pairs, strict=True), strict=True):
+        assert_same_bits(together, [step.latents for step in steps])
+
+
+def test_a_step_cache_is_forgotten_between_runs_and_refuses_to_resume(tiny32, settings):
+    settings = replace(settings, num_inference_steps=4)
+    prompt, transformer = encode_prompt(tiny32, PROMPT), tiny32.pipe.transformer
+    exact = our_run(tiny32, settings, prompt)[0][-1].latents
+    transformer.enable_cache(FirstBlockCacheConfig(threshold=10.0))
+    try:
+        first, second = (our_run(tiny32, settings, prompt)[0][-1].latents for _ in range(2))
+        with pytest.raises(UserError, match=r"start=1: a step cache forgets"):
+            next(denoise(tiny32, prompt, initial_latents(tiny32, settings), settings, start=1))
+    finally:
+        transformer.disable_cache()
+    assert torch.equal(first, second) and not torch.equal(first, exact)
+
+
+@pytest.mark.parametrize(
+    "value, dtype, cause",
+    [(float("nan"), "bfloat16", "NaN or infinity in the weights"), (0.0, "float32", "all weights are zero")],
+)
+def test_broken_latents_stop_the_run_at_their_step(tiny_folder, settings, value, dtype, cause):
+    models = load(tiny_folder, device="cpu", dtype=dtype)
+    start = torch.zeros(1, 4, 3, 4, 6)
+    with torch.no_grad():
+        models.pipe.transformer.proj_out.weight.fill_(value)
+        models.pipe.transformer.proj_out.bias.fill_(value)
+    with pytest.raises(UserError, match=f"step 0: the latents run from .*{cause}.*; remedy: load the transformer"):
+        list(denoise(models, encode_prompt(models, PROMPT), start, settings))
+
+
+def test_float16_overflow_is_named_as_the_cause(tiny_folder, settings):
+    models = load(tiny_folder, device="cpu", dtype={"transformer": "float16", "default": "float32"})
+    with torch.no_grad():
+        models.pipe.transformer.proj_out.weight.mul_(60000)
+    with pytest.raises(UserError, match=r"float16 overflows .* bfloat16"):
+        list(denoise(models, encode_prompt(models, PROMPT), initial_latents(models, settings), settings))
+
+
+@pytest.mark.parametrize(
+    "shape, start, says",
+    [((1, 4, 2, 4, 6), 0, r"these settings need \(1, 4, 3, 4, 6\)"), ((1, 4, 3, 4, 6), 9, "start=9")],
+)
+def test_latents_of_other_settings_are_refused(tiny32, settings, shape, start, says):
+    with pytest.raises(UserError, match=says):
+        next(denoise(tiny32, encode_prompt(tiny32, PROMPT), torch.randn(shape), settings, start=start))
+
+
+@pytest.mark.parametrize("padded", [True, False])
+def test_pocket_gives_the_pipelines_bits(pocket, padded):
+    """The shipped weights at a small size, through diffusers alone: every step, and the frames."""
+    settings = Settings(PROMPT, num_frames=5, num_inference_steps=2).check(pocket)
+    prompt = encode_prompt(pocket, PROMPT, padded)
+    told = {
+        "prompt_embeds": prompt.prompt_embeds,
+        "pooled_prompt_embeds": prompt.pooled,
+        "prompt_attention_mask": prompt.mask,
+    }
+    steps, video = our_run(pocket, settings, prompt)
+    plain = HunyuanVideoPipeline.from_pretrained(POCKET, dtype=torch.float32)
+    latents, frames = pipeline_run(plain, settings, **({"prompt": PROMPT} if padded else told))
+    assert_same_bits(steps, latents)
+    np.testing.assert_array_equal(video, frames)

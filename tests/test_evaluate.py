@@ -1,0 +1,225 @@
+"""The judge and the evaluation measure what they say they measure."""
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import t2v_kit
+from t2v_kit import toyland
+from t2v_kit.toyland import Scene, caption, random_scene
+from training import batches, evaluate, judge, probe
+
+SCENE = Scene("dog", "red", "beach", "sunset", "left", "high", ("ball", "blue"), seed=3)
+ROWS = json.loads(evaluate.BY_HAND.read_text("utf-8"))
+
+
+def answer_for(scene: Scene, **other) -> list[torch.Tensor]:
+    """Probabilities of a judge who sees exactly `scene`; `other`: classes of CHOICES said instead."""
+    classes = probe.labels([scene])[0].tolist()
+    for name, word in other.items():
+        classes[len(toyland.SUBJECTS) + list(judge.CHOICES).index(name)] = judge.CHOICES[name].index(word)
+    return [torch.eye(size)[max(c, 0)][None] for size, c in zip(judge.SIZES, classes)]
+
+
+@pytest.fixture(scope="module")
+def probes(tmp_path_factory):
+    """Both architectures with random weights, saved and loaded as training does it."""
+    folder = tmp_path_factory.mktemp("probes")
+    torch.manual_seed(0)
+    for name, kind in judge.KINDS.items():
+        save_file({k: v.half() if v.is_floating_point() else v for k, v in kind().state_dict().items()},
+                  folder / f"{name}.safetensors")
+    return judge.load_probes(folder), folder
+
+
+# ---- the score sheet -------------------------------------------------------------------------------------
+
+def test_a_perfect_answer_scores_one_everywhere():
+    scores = judge.score(answer_for(SCENE), [judge.wish(SCENE)])
+    assert {name: value.item() for name, value in scores.items()} == dict.fromkeys(scores, 1.0)
+
+
+@pytest.mark.parametrize("changed, name", [
+    (dict(subject="cat"), "subject"), (dict(companion=None), "subject"), (dict(colour="white"), "colour"),
+    (dict(companion=("ball", "green")), "colour"), (dict(place="street"), "place"), (dict(sky="snow"), "sky"),
+    (dict(direction="right"), "direction"), (dict(speed="slow"), "speed"),
+])
+def test_each_mistake_costs_its_own_attribute_and_all(changed, name):
+    scores = judge.score(answer_for(replace(SCENE, **changed)), [judge.wish(SCENE)])
+    wrong = {k for k, v in scores.items() if v.item() == 0}
+    assert {name, "all"} <= wrong <= {name, "all", "colour"}  # an absent subject has no colour to be right
+
+
+def test_swapped_colours_are_wrong():
+    """Binding: the right colours on the wrong subjects are no success."""
+    swapped = replace(SCENE, colour="blue", companion=("ball", "red"))
+    assert judge.score(answer_for(swapped), [judge.wish(SCENE)])["colour"].item() == 0
+
+
+def test_what_was_not_asked_does_not_count():
+    scores = judge.score(answer_for(SCENE), [{"subjects": {"dog": None, "ball": None}, "sky": "sunset"}])
+    assert {k for k, v in scores.items() if v.isnan().item()} == {"colour", "place", "direction", "speed"}
+    assert scores["all"].item() == 1
+    assert "colour" not in judge.table(scores)
+
+
+def test_moving_backwards_and_garbage_are_told_apart():
+    scores = judge.score(answer_for(SCENE, facing="right", clean=False), [judge.wish(SCENE)])
+    assert (scores["direction"].item(), scores["facing"].item(), scores["clean"].item()) == (1, 0, 0)
+
+
+# ---- the probes' lessons ---------------------------------------------------------------------------------
+
+def test_the_probes_lessons_are_labelled_right():
+    """Backwards clips move the other way, spoilt ones have no attributes, the same seed gives the same lesson."""
+    torch.manual_seed(0)
+    clips, label = probe.fresh(random.Random(1), 20, "cpu")
+    rng = random.Random(1)
+    truth = probe.labels([random_scene(rng, pair=.35) for _ in range(20)])
+    assert clips.shape == (20, judge.FRAMES, 3, judge.HEIGHT, judge.WIDTH) and clips.dtype == torch.uint8
+    assert (label[:4, -4] == 1 - truth[:4, -4]).all() and (label[:4, :-4] == truth[:4, :-4]).all()
+    assert (label[4:8] == truth[4:8]).all()
+    assert (label[8:, :-1] == probe.UNKNOWN).all() and (label[8:, -1] == 0).all()
+    assert (clips[-1] == clips[-1, :1]).all() and not (clips[0] == clips[0, :1]).all()  # the last kind stands still
+    torch.manual_seed(0)
+    assert torch.equal(clips, probe.fresh(random.Random(1), 20, "cpu")[0])
+
+
+def test_half_the_frames_are_the_frames_that_are_looked_at():
+    """Drawing 17 frames at 8 a second gives every other one of 33 at 16."""
+    half = toyland.art.draw([SCENE], 32, 48, 17, toyland.FPS / 2, "cpu").image
+    assert torch.allclose(half, toyland.render_batch([SCENE], 32, 48, 33)[:, :, ::2], atol=1e-4)
+
+
+def test_shrink_takes_any_size():
+    for t, h, w in ((33, 112, 192), (9, 32, 48), (1, 64, 64)):
+        assert judge.shrink(torch.rand(2, 3, t, h, w)).shape == (2, 17, 3, 56, 96)
+
+
+def test_the_probes_are_small_and_answer_every_question(probes):
+    said = judge.answers(probes[0], torch.rand(2, 3, 9, 32, 48))
+    assert [p.shape[1] for p in said[0]] == judge.SIZES
+    assert torch.allclose(said[0][0], (said[1][0] + said[2][0]) / 2)
+    for model in probes[0]:
+        assert sum(p.numel() for p in model.parameters()) < 1.5e6
+
+
+# ---- the prompts by hand ---------------------------------------------------------------------------------
+
+def test_a_hundred_prompts_and_the_projects_own():
+    kinds = Counter(row["kind"] for row in ROWS)
+    assert kinds["project"] == 1 and sum(kinds.values()) == 101
+    assert len({row["prompt"] for row in ROWS}) == 101
+    assert set(kinds) == {"project", "plain", "underspecified", "reordered", "synonyms", "two_subjects", "binding",
+                          "unknown_words"}
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row["prompt"][:40])
+def test_what_a_prompt_by_hand_expects_is_in_the_world(row):
+    assert set(row) <= {"kind", "prompt", "subjects", "place", "sky", "direction", "speed"}
+    assert set(row["subjects"]) <= set(toyland.SUBJECTS) and len(row["subjects"]) in (1, 2)
+    assert set(row["subjects"].values()) <= {*toyland.COLOURS, None}
+    for name in judge.ATTRIBUTES[2:]:
+        assert row.get(name) in (*judge.CHOICES[name], None)
+    for colour in row["subjects"].values():
+        assert colour is None or colour in row["prompt"].lower()
+
+
+def test_binding_prompts_come_in_swapped_pairs():
+    rows = [row for row in ROWS if row["kind"] == "binding"]
+    for one, other in zip(rows[::2], rows[1::2]):
+        a, b = one["subjects"], other["subjects"]
+        assert set(a) == set(b) and list(a.values()) == list(b.values())[::-1] and a != b
+        assert sorted(re.findall(r"\w+", one["prompt"].lower())) == sorted(re.findall(r"\w+", other["prompt"].lower()))
+
+
+def words(text: str) -> str:
+    return " ".join(re.findall(r"[a-z-]+", text.lower()))
+
+
+def caption_pattern() -> re.Pattern:
+    """Matches, word for word, at least everything that caption() can say, with anything left unsaid that can be."""
+    def always(texts):
+        return "(?:" + "|".join(sorted({re.escape(words(t)) for t in texts}, key=len, reverse=True)) + ")"
+
+    def either(texts):
+        return always(texts) + "?"
+
+    def flat(table):
+        return [text for texts in table.values() for text in texts]
+
+    nouns = [noun.format(c=c) for noun in flat(toyland.NOUNS) for c in ("", *(f"{x} " for x in toyland.COLOURS))]
+    actor = "an? " + always(nouns)
+    slots = dict(who=f"(?:{actor}(?: (?:and|next to|together with) {actor})?)",
+                 verb=f"(?:{always([*flat(toyland.VERBS), 'travelling'])}|(?=.*heading))",  # 'heading left' has none
+                 place=either([*flat(toyland.PLACE_WORDS), *toyland.ABOVE.values()]),
+                 lead=either(flat(toyland.SKY_LEADS)), sky=either(flat(toyland.SKY_WORDS)),
+                 tag=either(flat(toyland.SPEED_TAGS)), speed=either(flat(toyland.SPEED_WORDS)),
+                 way=either(flat(toyland.DIRECTION_WORDS)), mood=always(toyland.MOODS))
+    shapes = []
+    for template in toyland.TEMPLATES:
+        parts = [slots[p[1:-1].lower()] if p[0] == "{" else words(p) for p in re.findall(r"\{\w+\}|[^{}]+", template)]
+        shapes.append(" ?".join(p for p in parts if p))
+    return re.compile("|".join(shapes))
+
+
+def test_no_prompt_by_hand_could_come_from_caption():
+    """But the project's own can: it is inside the world."""
+    pattern = caption_pattern()
+    for seed in range(300):  # the pattern does cover what caption() says
+        omit = random.Random(seed).sample(("colour", "place", "sky", "direction", "speed"), seed % 3)
+        text = words(caption(random_scene(seed), omit=tuple(omit)))
+        assert pattern.fullmatch(text), text
+    assert [row["kind"] for row in ROWS if pattern.fullmatch(words(row["prompt"]))] == ["project"]
+
+
+# ---- the batches and the evaluation ----------------------------------------------------------------------
+
+def test_batches_are_the_same_mathematics_as_the_stages(tiny32):
+    """Two prompts of different length at once, against encode_prompt, denoise and decode one by one."""
+    prompts = ["A red dog.", "Sunny day, a blue balloon over the mountains, slow motion, to the left."]
+    videos = batches.make(tiny32, batches.encode(tiny32, prompts), [5, 6])
+    for i, prompt in enumerate(prompts):
+        settings = t2v_kit.Settings(prompt, seed=5 + i)
+        latents = t2v_kit.initial_latents(tiny32, settings)
+        for step in t2v_kit.denoise(tiny32, t2v_kit.encode_prompt(tiny32, prompt), latents, settings):
+            latents = step.latents
+        expected = torch.from_numpy(t2v_kit.decode(tiny32, latents)).permute(3, 0, 1, 2) / 255
+        assert (videos[i] - expected).abs().max() < 2 / 255
+
+
+def test_psnr_is_right():
+    assert evaluate.psnr(torch.tensor(255. ** 2)).item() == pytest.approx(0)
+    assert evaluate.psnr(torch.tensor(255. ** 2 / 1000)).item() == pytest.approx(30)
+
+
+def test_spread_is_the_mean_distance_within_groups_of_four():
+    square = torch.tensor([[0., 0.], [0., 1.], [1., 0.], [1., 1.]])
+    expected = (4 + 2 * 2 ** .5) / 6
+    assert evaluate.spread(torch.cat([square, square + 9])).item() == pytest.approx(expected)
+
+
+def test_every_measurement_runs_and_is_written(tiny_folder, probes, tmp_path, monkeypatch):
+    """All of it on the tiny random model: numbers in range beside the weights, pictures in --out."""
+    options = {"model": tiny_folder, "probes": probes[1], "count": 4, "batch": 2, "out": tmp_path,
+               "teacher": tiny_folder / "transformer"}
+    monkeypatch.setattr("sys.argv", ["evaluate", *(f"--{name}={value}" for name, value in options.items())])
+    evaluate.main()
+    file = tiny_folder / "evaluation.json"
+    result = json.loads(file.read_text("utf-8"))
+    file.unlink()
+    assert set(result) == set(evaluate.MEASUREMENTS)
+    assert len(result["vae"]["psnr_by_frame"]) == 9 and 0 < result["vae"]["psnr"] < 30
+    assert set(judge.ATTRIBUTES) <= set(result["adherence"]["adherence"])
+    assert result["guidance"]["1"]["velocity_error"] < 1e-3  # guidance 1 is the teacher's own, here the same weights
+    assert result["guidance"]["6"]["diversity_pixels"] > 0
+    assert result["text"]["tokens A, pooled A"]["change"] == 0 < result["text"]["tokens B, pooled A"]["change"]
+    assert result["by_hand"]["all but the project's own"]["prompts"] >= 3
+    assert {f.name for f in tmp_path.iterdir()} == {"vae.png", "adherence.png", "by_hand.png"}

@@ -1,0 +1,63 @@
+"""Noise from a seed, the shifted schedule, the straight path, and colours without the VAE."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import PROMPT
+
+from t2v_kit.latents import add_noise, fit_rgb, initial_latents, make_scheduler, preview_rgb, sigma_schedule
+from t2v_kit.settings import Settings, UserError
+
+
+def test_noise_is_float32_from_a_cpu_generator(tiny, settings):
+    drawn = torch.randn(1, 4, 3, 4, 6, generator=torch.Generator().manual_seed(settings.seed))
+    latents = initial_latents(tiny, settings)
+    assert latents.dtype == torch.float32 and torch.equal(latents.cpu(), drawn)
+    assert not torch.equal(latents, initial_latents(tiny, Settings(PROMPT, seed=settings.seed + 1)))
+
+
+def test_a_size_the_model_cannot_make_is_refused(tiny32):
+    with pytest.raises(UserError, match=r"num_frames=56"):
+        initial_latents(tiny32, Settings(PROMPT, num_frames=56))
+
+
+@pytest.mark.parametrize("shift", [1.0, 7.0, 17.0])
+def test_sigmas_are_shifted_once(tiny32, shift):
+    """SD3's time shift, https://arxiv.org/abs/2403.03206 eq. 23, over evenly spaced sigmas."""
+    sigmas = sigma_schedule(tiny32, Settings(PROMPT, num_inference_steps=4, flow_shift=shift))
+    even = torch.tensor([1.0, 0.75, 0.5, 0.25, 0.0])
+    torch.testing.assert_close(sigmas, shift * even / (1 + (shift - 1) * even))
+
+
+def test_each_run_has_a_scheduler_of_its_own(tiny32):
+    held = dict(tiny32.pipe.scheduler.config)
+    scheduler = make_scheduler(tiny32, Settings(PROMPT, flow_shift=3.0))
+    assert scheduler.shift == scheduler.config.shift == 3.0
+    assert dict(tiny32.pipe.scheduler.config) == held and tiny32.pipe.scheduler.shift == 7.0
+
+
+def test_noise_is_mixed_on_a_straight_line():
+    latents, noise = torch.zeros(1, 4, 1, 2, 2), torch.ones(1, 4, 1, 2, 2)
+    assert torch.equal(add_noise(latents, noise, 0), latents) and torch.equal(add_noise(latents, noise, 1.0), noise)
+    assert torch.equal(add_noise(latents, noise, torch.tensor(0.25)), 0.25 * noise)
+    for wrong in (-0.1, 1.5, float("nan")):
+        with pytest.raises(UserError, match=r"sigma="):
+            add_noise(latents, noise, wrong)
+    with pytest.raises(UserError, match=r"must be shaped like"):
+        add_noise(latents, noise[:, :2], 0.5)
+
+
+def test_the_preview_finds_a_linear_map_again():
+    """Colours that are linear in the latents come back exactly, to the pixel and the frame."""
+    frames = np.random.default_rng(0).integers(0, 256, (3, 4, 6, 3), dtype=np.uint8)
+    colours = torch.from_numpy(frames).permute(3, 0, 1, 2)[None].float() / 255
+    latents = torch.cat([2 * colours - 1, colours[:, :1] + colours[:, 1:2]], dim=1)
+    # As the VAE packs time: one frame, then groups of four; 8x8 pixels to a latent.
+    video = np.concatenate([frames[:1], np.repeat(frames[1:], 4, axis=0)]).repeat(8, axis=1).repeat(8, axis=2)
+    assert video.shape == (9, 32, 48, 3)
+    np.testing.assert_array_equal(preview_rgb(latents, fit_rgb(latents, video)), frames)
+
+
+def test_the_preview_of_a_single_frame():
+    latents, video = torch.randn(1, 4, 1, 2, 3), np.zeros((1, 16, 24, 3), np.uint8)
+    assert preview_rgb(latents, fit_rgb(latents, video)).shape == (1, 2, 3, 3)

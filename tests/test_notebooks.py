@@ -1,0 +1,126 @@
+"""What is stored in the notebooks shows on a page, is small, and tells nothing of the machine it was made on."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "notebooks"))
+from regenerate import clean, regenerate  # noqa: E402
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+SIZE = 1_500_000  # bytes; GitHub gives up on much larger ones
+MACHINE_PATH = re.compile(r"(?<![\w.:/])/(?:home|root|Users|tmp|var|mnt|opt)/\w|[A-Z]:\\\\?Users")
+
+
+@pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.name)
+def notebook(request):
+    return nbformat.read(request.param, as_version=4)
+
+
+def code_cells(notebook) -> list:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def texts(output) -> list[str]:
+    """What an output says in words: printed text, text/plain, HTML, tracebacks; no pictures."""
+    data = output.get("data", {})
+    said = [data[kind] for kind in data if kind.startswith("text/")]
+    return [*said, output.get("text", ""), *output.get("traceback", [])]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_is_valid_and_small(path):
+    """The file follows the format and is no larger than a page may be."""
+    nbformat.validate(nbformat.read(path, as_version=4))
+    assert path.stat().st_size <= SIZE
+
+
+def test_holds_no_widget_state(notebook):
+    """GitHub shows 'Invalid Notebook' for widget state; widget views are numbers of a session that is gone."""
+    assert "widgets" not in notebook.metadata
+    assert not [cell.id for cell in code_cells(notebook) if "widget-view" in json.dumps(cell.outputs)]
+
+
+def test_outputs_come_from_one_run_in_order(notebook):
+    """Every cell was run, 1, 2, 3, ..., without an error; outputs without counts make nbval fail."""
+    cells = code_cells(notebook)
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    assert not [cell.id for cell in cells if any(output.output_type == "error" for output in cell.outputs)]
+
+
+def test_names_no_path_of_a_machine(notebook):
+    """Neither in code nor in outputs: not this checkout, and not what looks like somebody's folder."""
+    said = [cell.source for cell in notebook.cells]
+    said += [text for cell in code_cells(notebook) for output in cell.outputs for text in texts(output)]
+    for text in said:
+        assert str(ROOT) not in text and not MACHINE_PATH.search(text), text[:200]
+
+
+def test_shows_pictures_on_a_page(notebook):
+    """At least one stored picture, and no embedded player, which pages block and which makes files large."""
+    kinds = [kind for cell in code_cells(notebook) for output in cell.outputs for kind in output.get("data", {})]
+    assert {"image/png", "image/jpeg"} & set(kinds)
+    assert "<video" not in json.dumps([cell.get("outputs") for cell in notebook.cells])
+
+
+def test_cells_are_short_and_numbers_are_compared(notebook):
+    """No cell over 25 lines, half of them within 8, at most three in a row without prose; nbval compares some."""
+    lengths = sorted(len(cell.source.splitlines()) for cell in code_cells(notebook))
+    assert lengths[-1] <= 25 and lengths[len(lengths) // 2] <= 8
+    kinds = "".join(cell.cell_type[0] for cell in notebook.cells)
+    assert "cccc" not in kinds
+    assert [cell for cell in code_cells(notebook) if "nbval-check-output" in cell.metadata.get("tags", [])]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_relative_links_lead_somewhere(path):
+    """A link to a file of the repository names one that is there."""
+    prose = "\n".join(cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "markdown")
+    targets = re.findall(r"\]\((?!https?:|#)([^)#]+)", prose)
+    assert not [target for target in targets if not (path.parent / target).exists()]
+
+
+def test_the_quickstart_is_ten_cells_or_fewer():
+    """From a prompt to an enlarged video without scrolling for long."""
+    assert len(code_cells(nbformat.read(ROOT / "notebooks/00_quickstart.ipynb", 4))) <= 10
+
+
+def test_the_path_rule_knows_paths():
+    """The rule above finds real paths and leaves addresses and prose alone."""
+    for path in ("/home/ada/t2v", "in '/tmp/x'", "C:\\Users\\ada", "File /root/a.py"):
+        assert MACHINE_PATH.search(path), path
+    for innocent in ("https://example.org/home/x", "runs/home/x", "and/or", "t2v_kit/tmp/x"):
+        assert not MACHINE_PATH.search(innocent), innocent
+
+
+def test_regenerate_runs_and_cleans(tmp_path):
+    """Progress on stderr and the player are dropped, picture, print, tag and count are kept; twice is the same."""
+    v4 = nbformat.v4
+    show = "from IPython.display import display\ndisplay({'text/html': '<video>', 'image/png': 'UklG'}, raw=True)"
+    cells = [v4.new_code_cell("import sys\nprint('10%', file=sys.stderr)\nprint(2 + 3)"), v4.new_code_cell(show)]
+    cells[0].metadata = {"tags": ["nbval-check-output"], "scrolled": True}
+    path = tmp_path / "a.ipynb"
+    nbformat.write(v4.new_notebook(cells=cells, metadata={"widgets": {"state": {}}}), path)
+    regenerate(path)
+    first = path.read_bytes()
+    kept = nbformat.read(path, 4)
+    printed, shown = kept.cells
+    assert [output.text for output in printed.outputs] == ["5\n"]
+    assert printed.metadata == {"tags": ["nbval-check-output"]}
+    assert dict(shown.outputs[0].data) == {"image/png": "UklG"} and "widgets" not in kept.metadata
+    assert [cell.execution_count for cell in kept.cells] == [1, 2]
+    regenerate(path)
+    assert path.read_bytes() == first
+
+
+def test_clean_drops_widget_views():
+    """A progress bar's view is a number that means nothing on another machine."""
+    view = nbformat.v4.new_output("display_data", {"application/vnd.jupyter.widget-view+json": {"model_id": "1"}})
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("", outputs=[view])])
+    clean(notebook)
+    assert notebook.cells[0].outputs == []

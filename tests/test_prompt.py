@@ -1,0 +1,113 @@
+"""Stage 1 says what the pipeline says, and tells what it could not read."""
+
+import warnings
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import PROMPT
+
+from t2v_kit.prompt import LLM_TOKENS, PromptEncoding, encode_prompt, token_table
+from t2v_kit.settings import UserError
+
+
+def test_padded_embeddings_are_the_pipelines_bits(tiny, plain):
+    ours = encode_prompt(tiny, PROMPT, padded=True)
+    embeds, pooled, mask = plain.encode_prompt(PROMPT)
+    assert torch.equal(ours.prompt_embeds, embeds) and ours.prompt_embeds.dtype == embeds.dtype
+    assert torch.equal(ours.pooled, pooled) and torch.equal(ours.mask, mask)
+    assert ours.prompt_embeds.shape[1] == ours.mask.shape[1] == len(ours.tokens) == LLM_TOKENS
+
+
+def test_cutting_the_padding_leaves_the_words_and_their_bits(tiny):
+    padded, cut = encode_prompt(tiny, PROMPT, padded=True), encode_prompt(tiny, PROMPT)
+    length = int(padded.mask.sum())
+    assert cut.mask.tolist() == [[1] * length] and cut.text == PROMPT
+    assert torch.equal(cut.prompt_embeds, padded.prompt_embeds[:, :length])
+    assert "".join(cut.tokens) == PROMPT + "<|eot_id|>"
+
+
+def test_clip_pools_two_prompts_differently(tiny32):
+    """Without its end token in the text CLIP would pool the first token: a constant."""
+    one, other = (encode_prompt(tiny32, text).pooled for text in ("A red car.", "A blue balloon."))
+    assert not torch.equal(one, other)
+
+
+def test_the_token_table_shows_instruction_prompt_and_padding(tiny32):
+    rows = token_table(tiny32, PROMPT)
+    crop = tiny32.template["crop_start"]
+    assert [row["index"] for row in rows] == list(range(crop + LLM_TOKENS))
+    assert [row["cropped"] for row in rows] == [True] * crop + [False] * LLM_TOKENS
+    shown = [row["token"] for row in rows if not row["cropped"] and not row["pad"]]
+    assert "".join(shown) == PROMPT + "<|eot_id|>"
+    read = tiny32.pipe.tokenizer(tiny32.template["template"].format(PROMPT)).input_ids
+    assert [row["id"] for row in rows if not row["pad"]] == read
+
+
+def test_part_of_a_character_is_shown_by_its_raw_name(tiny32):
+    assert "\N{REPLACEMENT CHARACTER}" not in "".join(encode_prompt(tiny32, "🎈").tokens)
+
+
+def test_exactly_at_the_limit_is_read_and_one_more_is_not(tiny32):
+    def text(tokens):  # each " a" is a token, the end of turn another
+        return "a" + " a" * (tokens - 2)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # CLIP reads less
+        assert encode_prompt(tiny32, text(LLM_TOKENS)).mask.shape == (1, LLM_TOKENS)
+        with pytest.raises(UserError, match=r"has 261 tokens, 5 over the limit of 256.*shorter by about 5 words"):
+            encode_prompt(tiny32, text(LLM_TOKENS + 5))
+
+
+@pytest.mark.parametrize("wrong", ["", " \t", None, 3, ["a"]])
+def test_a_prompt_that_is_no_text_is_refused(tiny32, wrong):
+    with pytest.raises(UserError, match=r"^prompt="):
+        encode_prompt(tiny32, wrong)
+
+
+def test_the_unconditional_prompt_is_the_empty_string_through_the_template(tiny, plain):
+    ours = encode_prompt(tiny, "", padded=True, allow_empty=True)
+    assert torch.equal(ours.prompt_embeds, plain.encode_prompt("")[0]) and int(ours.mask.sum()) == 1
+
+
+def test_over_clips_limit_is_told_once(tiny32, caplog):
+    text = "A man. " * 30
+    with pytest.warns(UserWarning, match=r"CLIP reads 77 of its 93 tokens") as caught:
+        encode_prompt(tiny32, text)
+        encode_prompt(tiny32, text)
+    assert len(caught) == 1
+    assert "truncated" not in caplog.text
+
+
+def test_words_never_seen_are_told_once(tiny32):
+    knowing = replace(tiny32, vocabulary=frozenset(["a", "man", "with", "beard"]))
+    with pytest.warns(UserWarning, match=r"never seen: xylophone, it's. .*vocabulary.txt") as caught:
+        encode_prompt(knowing, "A man with a Xylophone; it's a xylophone!")
+        encode_prompt(knowing, "A man with a Xylophone; it's a xylophone!")
+    assert len(caught) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        encode_prompt(knowing, "A man with a Beard.")
+        encode_prompt(tiny32, "A model without a list knows every word.")
+
+
+def test_a_saved_prompt_comes_back_whole(tiny, tmp_path):
+    saved = encode_prompt(tiny, PROMPT + ' "é" 🎈')
+    loaded = PromptEncoding.load(saved.save(tmp_path / "prompt.safetensors"))
+    for name in ("prompt_embeds", "mask", "pooled"):
+        assert torch.equal(getattr(saved, name), getattr(loaded, name))
+        assert getattr(saved, name).dtype == getattr(loaded, name).dtype
+    assert (loaded.tokens, loaded.text) == (saved.tokens, saved.text)
+    assert [path.name for path in tmp_path.iterdir()] == ["prompt.safetensors"]
+
+
+def test_what_is_no_saved_prompt_is_named(tmp_path, tiny_folder):
+    (tmp_path / "half").write_bytes(b"\x10")
+    for path in (tmp_path / "none", tmp_path / "half", tiny_folder / "vae" / "diffusion_pytorch_model.safetensors"):
+        with pytest.raises(UserError, match=f"{path.name}: is not a saved prompt"):
+            PromptEncoding.load(path)
+
+
+def test_pocket_names_the_words_it_never_saw(pocket):
+    with pytest.warns(UserWarning, match=r"pocket has never seen: xylophone.*vocabulary.txt"):
+        encode_prompt(pocket, "A man with a beard riding a xylophone on the street.")

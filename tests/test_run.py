@@ -1,0 +1,207 @@
+"""generate() is its stages and nothing more; what it leaves on disk is whole, complete, and makes the video again."""
+
+import json
+from pathlib import Path
+
+import mediapy
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from spandrel.architectures.Compact import Compact
+
+import t2v_kit.run as run_module
+from t2v_kit import (
+    PromptEncoding,
+    Settings,
+    UserError,
+    decode,
+    denoise,
+    encode_prompt,
+    generate,
+    initial_latents,
+    read_metadata,
+    upscale,
+)
+
+PROMPT = "A man with a beard riding a motorcycle."
+
+
+@pytest.fixture(scope="session")
+def enlarger(tmp_path_factory) -> str:
+    """The file of a tiny Real-ESRGAN network of the compact kind, x4, random weights."""
+    torch.manual_seed(0)
+    net = Compact(num_feat=8, num_conv=1, upscale=4, act_type="prelu")
+    path = tmp_path_factory.mktemp("upscaler") / "tiny_x4.safetensors"
+    save_file(net.state_dict(), path)
+    return str(path)
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    """An empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+ALWAYS = {"settings.json", "prompt.safetensors", "latents.safetensors", "video.mp4", "contact_sheet.png"}
+
+
+def test_generate_is_the_five_stages_in_a_row(tiny32, enlarger):
+    """Latents, frames and enlarged frames are the bits that the stages give when they are called one by one."""
+    run = generate(PROMPT, tiny32, upscale=enlarger, seed=3)
+    settings = Settings(PROMPT, seed=3).check(tiny32)
+    prompt = encode_prompt(tiny32, PROMPT)
+    *_, step = denoise(tiny32, prompt, initial_latents(tiny32, settings), settings)
+    video = decode(tiny32, step.latents)
+    assert torch.equal(run.latents, step.latents)
+    np.testing.assert_array_equal(run.video, video)
+    np.testing.assert_array_equal(run.upscaled, upscale(video, enlarger, device="cpu"))
+    assert run.settings == settings and run.upscaled.shape == (9, 128, 192, 3)
+
+
+def test_settings_json_makes_the_same_video_again(tiny32, tiny_folder, enlarger, here):
+    """What settings.json and both videos say is enough, and another seed is another video."""
+    knobs = {"num_inference_steps": 2, "flow_shift": 3, "padded_prompt": True}
+    run = generate(PROMPT, str(tiny_folder), "first", enlarger, 5, **knobs)
+    record = json.loads(Path("first/settings.json").read_text(encoding="utf-8"))
+    assert record == run.record == read_metadata("first/video.mp4") == read_metadata("first/upscaled.mp4")
+    again = generate(**record["settings"])
+    np.testing.assert_array_equal(again.video, run.video)
+    np.testing.assert_array_equal(again.upscaled, run.upscaled)
+    assert again.settings == run.settings
+    other = generate(**{**record["settings"], "seed": 6, "upscale": "none"})
+    assert (other.video != run.video).any()
+
+
+def test_made_with_says_what_decided_the_result(tiny32):
+    """Versions, device, dtype and the weights' hash are those of what ran."""
+    made = generate(PROMPT, tiny32, upscale="none").record["made_with"]
+    assert made["weights_hash"] == tiny32.weights_hash and len(made["weights_hash"]) == 16
+    assert (made["torch"], made["device"], made["dtype"]) == (torch.__version__, "cpu", "float32")
+
+
+def test_the_folder_holds_what_it_should(tiny32, enlarger, here):
+    """Exactly the promised files, videos with every frame at the asked rate, and nothing temporary."""
+    run = generate(PROMPT, tiny32, "deep/er", enlarger, fps=12)
+    assert names(here / "deep/er") == ALWAYS | {"upscaled.mp4"} == {path.name for path in run.files}
+    for name, video in (("video.mp4", run.video), ("upscaled.mp4", run.upscaled)):
+        back = mediapy.read_video(here / "deep/er" / name)
+        assert back.shape == video.shape and back.metadata.fps == 12
+
+
+def test_without_upscaling_there_is_no_upscaled_file(tiny32, enlarger, here):
+    """A second run in the same folder takes the first one's away: what lies there belongs together."""
+    generate(PROMPT, tiny32, "run", enlarger)
+    (here / "run/notes.txt").write_text("mine")
+    run = generate(PROMPT, tiny32, "run", None, seed=1)
+    assert run.upscaled is None
+    assert names(here / "run") == ALWAYS | {"notes.txt"}
+    assert json.loads((here / "run/settings.json").read_text())["settings"]["upscale"] == "none"
+
+
+def test_without_a_folder_nothing_is_written(tiny32, here):
+    """From Python, a run is kept in memory unless a folder is named."""
+    run = generate(PROMPT, tiny32, upscale="none")
+    assert run.folder is None and run.files == [] and names(here) == set()
+
+
+def test_saved_prompt_and_latents_go_on_to_the_same_video(tiny32, here):
+    """Either file is a place to start from: encode_prompt, or all of the denoising, need not run again."""
+    run = generate(PROMPT, tiny32, "run", "none", seed=2)
+    prompt = PromptEncoding.load("run/prompt.safetensors")
+    *_, step = denoise(tiny32, prompt, initial_latents(tiny32, run.settings), run.settings)
+    assert torch.equal(step.latents, run.latents)
+    latents = load_file("run/latents.safetensors")["latents"]
+    np.testing.assert_array_equal(decode(tiny32, latents), run.video)
+
+
+def test_prompt_and_latents_are_on_disk_before_decoding(tiny32, here, monkeypatch):
+    """Running out of memory in the VAE, after an hour of denoising, costs the decoding and nothing else."""
+
+    def out_of_memory(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(run_module, "decode", out_of_memory)
+    with pytest.raises(MemoryError):
+        generate(PROMPT, tiny32, "run", "none", seed=2)
+    assert names(here / "run") == {"settings.json", "prompt.safetensors", "latents.safetensors"}
+
+
+@pytest.mark.parametrize("broken", ["save_video", "save_file"])
+def test_no_file_is_half_written(tiny32, here, monkeypatch, broken):
+    """Interrupted in the middle of a file, the earlier files are whole and of this one there is no trace."""
+    real = getattr(run_module, broken)
+
+    def interrupted(*args):
+        real(*args)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_module, broken, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        generate(PROMPT, tiny32, "run", "none")
+    lost = {"video.mp4", "contact_sheet.png"} | ({"latents.safetensors"} if broken == "save_file" else set())
+    assert names(here / "run") == ALWAYS - lost
+
+
+def test_each_stage_has_a_bar_and_a_time(tiny32, enlarger, capsys):
+    """Four bars that reach their end, steps and frames counted; the times are those of the stages."""
+    run = generate(PROMPT, tiny32, upscale=enlarger)
+    bars = capsys.readouterr().err
+    for bar in ("encode : 100%", "denoise: 100%", "3/3", "decode : 100%", "upscale: 100%", "9/9"):
+        assert bar in bars
+    assert list(run.seconds) == ["load", "encode", "denoise", "decode", "upscale"]
+    assert min(run.seconds.values()) >= 0
+
+
+def test_a_negative_prompt_acts_and_is_repeated(tiny32, here):
+    """True classifier-free guidance through generate: another video, and settings.json brings it back."""
+    plain = generate(PROMPT, tiny32, upscale="none")
+    steered = generate(PROMPT, tiny32, upscale="none", negative_prompt="a blue balloon", true_cfg_scale=4.0)
+    again = generate(**{**steered.record["settings"], "model": tiny32})
+    assert (plain.latents != steered.latents).any() and torch.equal(again.latents, steered.latents)
+
+
+MISTAKES = {  # keywords, and what the message must name
+    "empty prompt": ({"prompt": " "}, "prompt=' '"),
+    "no text": ({"prompt": 7}, "prompt=7"),
+    "frames": ({"num_frames": 56}, "num_frames=56.*53 or 57"),
+    "height": ({"height": 100}, "height=100.*96 or 112"),
+    "not a number": ({"guidance_scale": float("nan")}, "guidance_scale=nan"),
+    "long prompt": ({"prompt": "a red car " * 200}, "over the limit of 256"),
+    "long negative": ({"negative_prompt": "a red car " * 200, "true_cfg_scale": 2.0}, "over the limit of 256"),
+    "near keyword": ({"num_inference_step": 3}, "did you mean num_inference_steps"),
+    "near own keyword": ({"upscaler": "none"}, "did you mean upscale"),
+    "upscaler": ({"upscale": "missing.pth"}, "unknown upscaler 'missing.pth'"),
+    "model": ({"model": "pokcet"}, "did you mean 'pocket'"),
+    "folder name": ({"out": " "}, "out=' '"),
+    "folder type": ({"out": 3}, "out=3"),
+    "folder is a file": ({"out": "taken"}, "out='taken': cannot be written"),
+    "folder under a file": ({"out": "taken/below"}, "out='taken/below': cannot be written"),
+    "folder with a long name": ({"out": "x" * 300}, "cannot be written"),
+    "folder with a null": ({"out": "a\0b"}, "cannot be written"),
+}
+
+
+@pytest.mark.parametrize(("keywords", "message"), MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_told_before_anything_is_written(tiny32, here, capsys, keywords, message):
+    """One line that quotes the value; no file, no folder, not even a progress bar."""
+    (here / "taken").write_text("a file")
+    with pytest.raises(UserError, match=message) as raised:
+        generate(**{"prompt": PROMPT, "model": tiny32, "out": "run", "upscale": "none", **keywords})
+    assert "\n" not in str(raised.value)
+    assert names(here) == {"taken"} and (here / "taken").read_text() == "a file"
+    assert capsys.readouterr().err == ""
+
+
+def test_cheap_checks_come_before_the_model_is_loaded(here, monkeypatch):
+    """A wrong number, upscaler or folder is told without waiting for the weights."""
+    monkeypatch.setattr(run_module, "load", lambda name: pytest.fail("the model was loaded"))
+    (here / "taken").write_text("a file")
+    for mistake in ({"seed": -1}, {"upscale": "missing.pth"}, {"out": "taken"}, {"num_step": 3}):
+        with pytest.raises(UserError):
+            generate(**{"prompt": PROMPT, "upscale": "none", **mistake})

@@ -1,0 +1,192 @@
+"""Looking at videos: what is written can be played, is what was given, and says how it was made."""
+
+import io
+import re
+import subprocess
+
+import imageio_ffmpeg
+import mediapy
+import numpy as np
+import pytest
+from PIL import Image
+
+from t2v_kit.settings import UserError
+from t2v_kit.view import (
+    animation,
+    contact_sheet,
+    read_metadata,
+    save_video,
+    show_image,
+    show_video,
+    side_by_side,
+    stills,
+)
+
+
+def film(frames: int = 9, height: int = 48, width: int = 64) -> np.ndarray:
+    """A grey ramp over time with a coloured square that moves: every frame differs from its neighbours."""
+    video = np.zeros((frames, height, width, 3), np.uint8)
+    for index, frame in enumerate(video):
+        frame[:] = 40 + 180 * index // frames
+        frame[16:32, 2 * index : 2 * index + 16] = (220, 60, 30)
+    return video
+
+
+def probe(path) -> str:
+    """What ffmpeg says of a file."""
+    return subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-i", str(path)], capture_output=True, text=True).stderr
+
+
+@pytest.fixture(autouse=True)
+def ffmpeg():
+    """mediapy reads with the ffmpeg that came along, as view does."""
+    mediapy.set_ffmpeg(imageio_ffmpeg.get_ffmpeg_exe())
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """What was displayed: a list of mime bundles."""
+    bundles = []
+
+    def keep(thing, raw=False):
+        bundles.append(thing if raw else thing._repr_mimebundle_()[0])
+
+    monkeypatch.setattr("IPython.display.display", keep)
+    return bundles
+
+
+@pytest.mark.parametrize("fps", [8, 16, 24])
+def test_mp4_holds_every_frame_once_at_its_rate(tmp_path, fps):
+    """No frame is dropped or doubled at any rate, and what is read back is what was written, to compression."""
+    video = film()
+    back = mediapy.read_video(save_video(tmp_path / "a.mp4", video, fps))
+    assert back.shape == video.shape
+    assert back.metadata.fps == fps
+    assert np.abs(np.asarray(back).astype(int) - video).mean(axis=(1, 2, 3)).max() < 2
+
+
+def test_mp4_plays_in_browsers(tmp_path):
+    """H.264, yuv420p, tagged colours, and the index (moov) before the data (mdat)."""
+    path = save_video(tmp_path / "a.mp4", film(), 16)
+    stream = next(line for line in probe(path).splitlines() if "Video:" in line)
+    assert "h264" in stream and "yuv420p(tv, bt709" in stream
+    data = path.read_bytes()
+    assert data.index(b"moov") < data.index(b"mdat")
+
+
+def test_mp4_keeps_colours(tmp_path):
+    """Saturated colours survive the way to YUV and back: a wrong matrix would move them by 10 and more."""
+    colours = np.array([[200, 30, 30], [30, 160, 40], [30, 40, 200], [220, 200, 40]], np.uint8)
+    video = np.repeat(colours, 16, axis=0)[None, None].repeat(4, axis=0).repeat(32, axis=1)
+    back = np.asarray(mediapy.read_video(save_video(tmp_path / "a.mp4", video, 8))).astype(int)
+    middle = back[:, 16, 8::16]
+    assert np.abs(middle - colours).max() <= 4
+
+
+@pytest.mark.parametrize("prompt", ['"quotes" ; = # \\ two\\\\', "two\nlines\r\n\ttab", "🏍️ ünïcode 中文", "\ud800"])
+def test_metadata_comes_back_whole(tmp_path, prompt):
+    """One JSON in the comment survives quotes, newlines, emoji and ffmpeg's own special characters."""
+    metadata = {"settings": {"prompt": prompt, "seed": 7, "flow_shift": 7.0}, "made_with": {"weights": "0af3"}}
+    path = save_video(tmp_path / "a.mp4", film(2), 16, metadata)
+    assert read_metadata(path) == metadata
+
+
+def test_metadata_of_other_files(tmp_path):
+    """A video without our comment, a file that is no video, and no file each say so."""
+    with pytest.raises(UserError, match="how it was made"):
+        read_metadata(save_video(tmp_path / "a.mp4", film(2), 16))
+    (tmp_path / "b.mp4").write_text("not a video")
+    for name in ("b.mp4", "missing.mp4"):
+        with pytest.raises(UserError, match=f"cannot read .*{name}"):
+            read_metadata(tmp_path / name)
+
+
+def test_stills_are_frames_of_the_video():
+    """First and last frame are in it, unchanged; asking for more stills than frames gives each frame once."""
+    video = film(9)
+    strip = stills(video, 3)
+    assert strip.shape == (48, 3 * 64 + 2 * 4, 3)
+    for place, index in enumerate((0, 4, 8)):
+        np.testing.assert_array_equal(strip[:, place * 68 : place * 68 + 64], video[index])
+    assert stills(video, 99).shape[1] == 9 * 64 + 8 * 4
+    np.testing.assert_array_equal(stills(video, 1), video[0])
+
+
+def test_contact_sheet_shows_the_frames_in_order():
+    """Frames sit in a grid, row by row; a long title is broken into lines and makes the sheet taller, not wider."""
+    video = film(33)
+    sheet = contact_sheet(video, 16, "a title")
+    assert sheet.width == 4 * 340 + 20
+    plain = np.asarray(contact_sheet(video, 16, frame_width=64))
+    firsts = [plain[20 + row * (48 + 36) + 2, 20 + column * 84 + 62, 0] for row in range(3) for column in range(4)]
+    expected = video[np.linspace(0, 32, 12).round().astype(int), 2, 62, 0]
+    assert np.abs(np.array(firsts, int) - expected).max() <= 2
+    longer = contact_sheet(video, 16, "many words " * 30)
+    assert longer.width == sheet.width and longer.height > sheet.height
+
+
+def test_contact_sheet_of_few_frames_has_no_empty_columns():
+    """A single frame makes a sheet one frame wide."""
+    assert contact_sheet(film(1), 16).width == 320 + 40
+
+
+def test_side_by_side_shows_small_pixels_as_they_are():
+    """A film of a quarter of the size is enlarged by repeating pixels; the large one is untouched."""
+    small = film(3)
+    large = small.repeat(4, axis=1).repeat(4, axis=2)
+    both = side_by_side({"before": small, "after": large})
+    assert both.shape == (3, 28 + 192, 2 * 256 + 8, 3)
+    np.testing.assert_array_equal(both[:, 28:, :256], large)
+    np.testing.assert_array_equal(both[:, 28:, 264:], large)
+    assert (both[0, :28, :256] < 100).any(), "the name is written above"
+
+
+def test_side_by_side_refuses_different_lengths():
+    """Films that do not run together are not cut in silence."""
+    with pytest.raises(UserError, match="'a': 3, 'b': 4"):
+        side_by_side({"a": film(3), "b": film(4)})
+
+
+@pytest.mark.parametrize("fps", [16, 30])
+def test_animation_has_every_frame_and_keeps_time(fps):
+    """The WebP has all frames, repeats, is no wider than asked, and its whole milliseconds do not drift."""
+    webp = Image.open(io.BytesIO(animation(film(31), fps, width=32)))
+    assert (webp.format, webp.n_frames, webp.size, webp.info["loop"]) == ("WEBP", 31, (32, 24), 0)
+    durations = []
+    for index in range(webp.n_frames):
+        webp.seek(index)
+        webp.load()
+        durations.append(webp.info["duration"])
+    assert abs(sum(durations) - 31000 / fps) <= 1
+
+
+def test_show_video_has_two_faces(shown):
+    """A player for a live notebook, an animated picture for pages that block players, and the title escaped."""
+    show_video(film(), 16, title="<script>alert(1)</script>")
+    (bundle,) = shown
+    assert "<video" in bundle["text/html"] and "video/mp4;base64," in bundle["text/html"]
+    assert "<script>" not in bundle["text/html"] and "&lt;script&gt;" in bundle["text/html"]
+    assert re.match("UklG", bundle["image/png"]), "a RIFF file in base64"
+    assert bundle["text/plain"].endswith("9 frames of 64x48 at 16 fps")
+
+
+def test_show_video_is_no_wider_than_asked(shown):
+    """A large film is made smaller before it is put into the notebook."""
+    show_video(film(3, 96, 128), 16, width=64)
+    assert 'width="64" height="48"' in shown[0]["text/html"]
+
+
+def test_show_image_stores_one_jpeg(shown):
+    """One JPEG, not PNG and JPEG both as Jupyter does with PIL's images."""
+    show_image(stills(film()))
+    assert set(shown[0]) == {"image/jpeg"} or set(shown[0]) == {"image/jpeg", "text/plain"}
+
+
+@pytest.mark.parametrize(
+    "wrong", [np.zeros((2, 8, 8, 3), np.float32), np.zeros((8, 8, 3), np.uint8), np.zeros((0, 8, 8, 3), np.uint8), [1]]
+)
+def test_what_is_no_video_is_refused(tmp_path, wrong):
+    """Floats, a single picture, no frames, a list: each error says what a video is, and nothing is written."""
+    with pytest.raises(UserError, match="a video"):
+        save_video(tmp_path / "a.mp4", wrong, 16)
+    assert not list(tmp_path.iterdir())
