@@ -38,24 +38,25 @@ def options(description: str, **extra) -> argparse.Namespace:
 
 
 class Clock:
-    """Walks from 0 to 1 in `seconds`; `for _ in clock:` runs until time is up, the same number of steps on every rank."""
+    """Walks from 0 to 1 in `seconds`; `for step in clock:` runs until time is up.
+
+    On several GPUs all ranks share rank 0's time, or one would wait for a step that never comes.
+    """
 
     def __init__(self, seconds: float, log_every: float = 10.0, rank: int = 0):
+        if seconds <= 0:  # progress would run backwards and never end
+            raise ValueError(f"no time to train: {seconds:.1f} seconds, give more than 0")
         self.seconds, self.log_every, self.rank = seconds, log_every, rank
-        self.start, self.step, self.logged = time.monotonic(), 0, 0.0
-
-    @property
-    def progress(self) -> float:
-        return min(1.0, (time.monotonic() - self.start) / self.seconds)
+        self.start, self.step, self.logged, self.progress = time.monotonic(), 0, 0.0, 0.0
 
     def __iter__(self):
         while True:
-            done = self.progress >= 1
-            if dist.is_initialized():  # rank 0's clock decides, or the others would wait for a step that never comes
-                flag = torch.tensor([float(done)], device="cuda" if torch.cuda.is_available() else "cpu")
-                dist.broadcast(flag, 0)
-                done = bool(flag.item())
-            if done:
+            now = torch.tensor([min(1.0, (time.monotonic() - self.start) / self.seconds)])
+            if dist.is_initialized():
+                now = now.to("cuda") if torch.cuda.is_available() else now
+                dist.broadcast(now, 0)
+            self.progress = float(now)
+            if self.progress >= 1:
                 return
             yield self.step
             self.step += 1
@@ -65,8 +66,9 @@ class Clock:
         now = time.monotonic() - self.start
         if self.rank == 0 and now - self.logged >= self.log_every:
             self.logged = now
-            shown = "  ".join(f"{k} {float(v):.5g}" for k, v in numbers.items())
-            print(f"{now:6.0f} s  step {self.step:6d}  {1000 * now / (self.step + 1):6.1f} ms/step  {shown}", flush=True)
+            shown = "  ".join(f"{k} {torch.as_tensor(v).detach().item():.5g}" for k, v in numbers.items())
+            each = 1000 * now / (self.step + 1)
+            print(f"{now:6.0f} s  step {self.step:6d}  {each:6.1f} ms/step  {shown}", flush=True)
 
 
 def learning_rate(optimizer, peak: float, progress: float, warmup: float = 0.02, decay: float = 0.3):
@@ -106,7 +108,7 @@ def save(model, folder: Path, dtype: torch.dtype = torch.float16):
     if int(os.environ.get("RANK", 0)):
         return
     beside = folder.with_name(folder.name + ".part")
-    copy.deepcopy(model).to(dtype).save_pretrained(beside)
+    copy.deepcopy(model).to(dtype).save_pretrained(beside, max_shard_size="12MB")
     folder.mkdir(parents=True, exist_ok=True)
     for file in beside.iterdir():
         file.replace(folder / file.name)

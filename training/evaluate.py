@@ -1,0 +1,253 @@
+"""Measure pocket as it is shipped, and write the numbers beside its weights (evaluation.json).
+
+    python -m training.evaluate --what all --teacher training/out/teacher/transformer --out training/out
+
+What is measured: vae, adherence, guidance, text, or all of them. Everything runs on the saved weights in float32
+with the pipeline's defaults; the judge is `training.judge`. Scenes are held out from training and follow from
+--seed: select checkpoints with another seed than the one reported. Pictures to look at are written to --out.
+"""
+from __future__ import annotations
+
+import json
+import random
+import time
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+import diffusers
+import torch
+from diffusers import HunyuanVideoTransformer3DModel
+
+import t2v_kit
+from t2v_kit.toyland import Scene, caption, random_scene, render_batch, truth
+from training.batches import Judged, compare, contact_sheet, encode, judge, size, trajectory, velocity
+from training.common import options
+from training.judge import ATTRIBUTES, KINDS, Probe, answers, load_probes, score, table, wish
+from training.probe import through
+
+BY_HAND = Path(__file__).with_name("prompts_by_hand.json")
+GUIDANCE = (1., 3., 6.)
+
+
+@dataclass
+class Bench:
+    """What every measurement needs; `deadline` as in `batches.judge`."""
+
+    models: object
+    probes: list[Probe]
+    batch: int
+    count: int
+    seed: int
+    out: Path
+    deadline: float
+    teacher: HunyuanVideoTransformer3DModel | None = None
+
+    def scenes(self, count: int, salt: int) -> list[Scene]:
+        rng = random.Random(1_000_000 * salt + self.seed)
+        return [random_scene(rng, unseen=True) for _ in range(count)]
+
+    def draw(self, scenes: list[Scene]) -> torch.Tensor:
+        return render_batch(scenes, device=self.models.device, **size(self.models))
+
+    def judge(self, prompts: list[str], **how) -> Judged:
+        return judge(self.models, self.probes, prompts, batch=self.batch, deadline=self.deadline, **how)
+
+
+def psnr(error: torch.Tensor) -> torch.Tensor:
+    """dB of a mean squared error of 8-bit values; no more than 78, for equal pictures."""
+    return 10 * torch.log10(255 ** 2 / error.clamp(min=1e-3))
+
+
+def measure_vae(bench: Bench) -> dict:
+    """PSNR on 8-bit frames of held-out clips, encoded to the posterior's mode and decoded with the default tiling."""
+    vae, scenes = bench.models.pipe.vae, bench.scenes(min(64, bench.count), 1)
+    clip, subject, by_frame, shown = [], [], [], []
+    for start in range(0, len(scenes), 8):
+        part = scenes[start:start + 8]
+        true = (bench.draw(part) * 255).round()
+        decoded = (through(vae, true / 255) * 255).round()
+        error = (true - decoded).square().mean(1).cpu()  # (B, T, H, W)
+        masks = torch.stack([torch.from_numpy(truth(s, **size(bench.models)).masks.any(0)) for s in part])
+        clip.append(psnr(error.mean((1, 2, 3))))
+        subject.append(psnr((error * masks).sum((1, 2, 3)) / masks.sum((1, 2, 3))))
+        by_frame.append(psnr(error.mean((2, 3))))
+        shown += list(zip(true.cpu() / 255, decoded.cpu() / 255))[:max(0, 4 - len(shown))]
+    clip, subject, by_frame = torch.cat(clip), torch.cat(subject), torch.cat(by_frame).mean(0)
+    compare(shown, bench.out / "vae.png")
+    return rounded({
+        "clips": len(scenes),
+        "how": "dB on uint8 frames from each clip's mean squared error over all its pixels, then the mean over clips; "
+               "subject: over the pixels of the subjects' masks; by frame: each clip's frame, then the mean over clips",
+        "psnr": clip.mean(),
+        "psnr_worst_tenth": clip.sort().values[:max(1, len(clip) // 10)].mean(),
+        "psnr_subject": subject.mean(),
+        "psnr_by_frame": by_frame.tolist(),
+        "largest_jump_between_frames": by_frame.diff().abs().max(),
+    }, 2)
+
+
+def measure_adherence(bench: Bench) -> dict:
+    """Held-out captions, with the probes' own score on decoded true clips of the same scenes beside (ceiling)."""
+    scenes = bench.scenes(bench.count, 2)
+    prompts, wishes = [caption(s) for s in scenes], [wish(s) for s in scenes]
+    judged = bench.judge(prompts, keep=24)
+    both, a, b = judged.scores(wishes)
+    done = len(judged.seen)
+    ceiling = []
+    for start in range(0, done, bench.batch):
+        part = slice(start, min(done, start + bench.batch))
+        true = through(bench.models.pipe.vae, bench.draw(scenes[part]))
+        ceiling.append(score(answers(bench.probes, true)[0], wishes[part]))
+    contact_sheet(prompts, judged.videos, bench.out / "adherence.png")
+    words = {name: [getattr(s, name) for s in scenes[:done]] for name in ATTRIBUTES}
+    alone = [s.companion is None for s in scenes[:done]]
+    return {
+        "prompts": done,
+        "adherence": table(both),
+        "ceiling": table({k: torch.cat([c[k] for c in ceiling]) for k in both}),
+        "each_probe": {name: table(s) for name, s in zip(KINDS, (a, b))},
+        "probes_agree": {k: round((a[k] == b[k])[~a[k].isnan()].float().mean().item(), 4) for k in both},
+        "rejected": rounded(1 - both["clean"].mean()),
+        "one_subject": only(both, alone),
+        "two_subjects": only(both, [not x for x in alone]),
+        "by_word": {name: {word: only(both, [w == word for w in said])[name] for word in sorted(set(said))}
+                    for name, said in words.items()},
+    }
+
+
+def measure_by_hand(bench: Bench) -> dict:
+    """The prompts of prompts_by_hand.json by kind, and what went wrong with which."""
+    rows = json.loads(BY_HAND.read_text("utf-8"))[::max(1, 100 // bench.count)]  # small trials take some of each kind
+    judged = bench.judge([r["prompt"] for r in rows], keep=len(rows))
+    rows = rows[:len(judged.seen)]
+    both = judged.scores(rows)[0]
+    some = range(0, len(rows), -(-len(rows) // 24))
+    contact_sheet([rows[i]["prompt"] for i in some], judged.videos[some], bench.out / "by_hand.png")
+    kinds = {kind: [r["kind"] == kind for r in rows] for kind in dict.fromkeys(r["kind"] for r in rows)}
+    wrong = {r["prompt"]: [k for k in (*ATTRIBUTES, "clean") if both[k][i] == 0] for i, r in enumerate(rows)}
+    ours = [r["kind"] != "project" for r in rows]
+    return {"all but the project's own": {"prompts": sum(ours)} | only(both, ours),
+            "by_kind": {kind: {"prompts": sum(which)} | only(both, which) for kind, which in kinds.items()},
+            "wrong": {prompt: names for prompt, names in wrong.items() if names}}
+
+
+def measure_guidance(bench: Bench) -> dict:
+    """What the knob does. diversity: mean distance between four videos of one prompt that leaves place and sky open
+    (of probe A's features; of pixels, root mean square, 0 to 1). chroma: mean of max - min over RGB, 0 to 1."""
+    scenes = bench.scenes(max(4, bench.count // 5), 3)
+    loose = [s for s in scenes[:max(2, bench.count // 25)] for _ in range(4)]
+    texts, open_texts = [caption(s) for s in scenes], [caption(s, omit=("place", "sky")) for s in loose]
+    result = {}
+    for guidance in GUIDANCE:
+        judged = bench.judge(texts, guidance=guidance)
+        seen, free = judged.seen / 255, bench.judge(open_texts, guidance=guidance).seen / 255
+        with torch.no_grad():
+            features = bench.probes[0].features(free.to(bench.models.device)).cpu()
+        result[f"{guidance:g}"] = {
+            "prompts": len(seen), "adherence": table(judged.scores([wish(s) for s in scenes])[0]),
+            "diversity_features": spread(features),
+            "diversity_pixels": spread(free.flatten(1)) / free[0].numel() ** .5,
+            "chroma": (seen.amax(2) - seen.amin(2)).mean(),
+        } | (teacher_distance(bench, texts[:16], guidance) if bench.teacher else {})
+    return rounded(result)
+
+
+def spread(x: torch.Tensor) -> torch.Tensor:
+    """Mean distance between the members of each group of four, (4 n, D); an incomplete last group is left out."""
+    groups = x[:len(x) // 4 * 4].unflatten(0, (-1, 4))
+    return torch.stack([torch.pdist(group).mean() for group in groups]).mean()
+
+
+def teacher_distance(bench: Bench, texts: list[str], guidance: float) -> dict:
+    """How far one pass with distilled guidance is from the teacher's true classifier-free guidance, relative to the
+    latter's size, along the student's own way; and how far it would be if the knob did nothing."""
+    text, empty = encode(bench.models, texts), encode(bench.models, [""] * len(texts))
+    missed = idle = size = 0.
+    for latents, timestep, student in list(trajectory(bench.models, text, list(range(len(texts))), guidance))[:-1]:
+        with_text = velocity(bench.teacher, latents, timestep, text, 1.)
+        without = velocity(bench.teacher, latents, timestep, empty, 1.)
+        target = without + guidance * (with_text - without)
+        missed, idle = missed + (student - target).square().sum(), idle + (with_text - target).square().sum()
+        size = size + target.square().sum()
+    return {"velocity_error": (missed / size).sqrt(), "velocity_error_without_knob": (idle / size).sqrt()}
+
+
+def measure_text(bench: Bench) -> dict:
+    """Does the transformer read the tokens? Tokens and pooled vector of two different prompts, A and B, from the same
+    noise. change: mean absolute difference of pixels to the video of A alone, 0 to 1."""
+    scenes, others = bench.scenes(max(4, bench.count // 5), 4), bench.scenes(max(4, bench.count // 5), 5)
+    a, b = [caption(s) for s in scenes], [caption(s) for s in others]
+    plain, result = None, {}
+    pairs = {"tokens A, pooled A": (a, a), "tokens A, pooled B": (a, b), "tokens B, pooled A": (b, a)}
+    for name, (tokens, pooled) in pairs.items():
+        judged = bench.judge(tokens, pooled_from=pooled)
+        seen = judged.seen / 255
+        plain = seen if plain is None else plain
+        both = min(len(seen), len(plain))
+        result[name] = {"prompts": len(seen), "follows_a": table(judged.scores([wish(s) for s in scenes])[0]),
+                        "follows_b": table(judged.scores([wish(s) for s in others])[0]),
+                        "change": (seen[:both] - plain[:both]).abs().mean()}
+    return rounded(result)
+
+
+def only(scores: dict[str, torch.Tensor], which: list[bool]) -> dict[str, float]:
+    """`table` of some of the clips."""
+    return table({name: value[torch.tensor(which)] for name, value in scores.items()})
+
+
+def rounded(value, digits: int = 4):
+    """Tensors and floats in nested dicts and lists as rounded floats."""
+    if isinstance(value, dict):
+        return {k: rounded(v, digits) for k, v in value.items()}
+    if isinstance(value, list):
+        return [rounded(v, digits) for v in value]
+    return round(float(value), digits) if isinstance(value, (float, torch.Tensor)) else value
+
+
+MEASUREMENTS = dict(vae=measure_vae, adherence=measure_adherence, by_hand=measure_by_hand, guidance=measure_guidance,
+                    text=measure_text)
+
+
+def show(result: dict, indent: str = "  "):
+    """A table: one line a dict of numbers."""
+    for key, value in result.items():
+        if isinstance(value, dict) and any(isinstance(v, dict) for v in value.values()):
+            print(f"{indent}{key}")
+            show(value, indent + "  ")
+        elif isinstance(value, dict):
+            print(f"{indent}{key:22s} " + "  ".join(f"{k} {v}" for k, v in value.items()))
+        else:
+            print(f"{indent}{key:22s} {value}")
+
+
+def main():
+    args = options(__doc__.splitlines()[0], what="all", model="pocket", teacher="", probes=Path("training/weights"),
+                   batch=64, count=600, seconds=1200.0)
+    models = t2v_kit.load(args.model, dtype="float32")
+    teacher = None
+    if args.teacher:
+        teacher = HunyuanVideoTransformer3DModel.from_pretrained(args.teacher, torch_dtype=torch.float32)
+        teacher = teacher.eval().to(models.device)
+    bench = Bench(models, load_probes(args.probes, models.device), args.batch, args.count, args.seed, args.out,
+                  time.monotonic() + args.seconds, teacher)
+    on = torch.cuda.get_device_name(models.device) if models.device.type == "cuda" else "CPU"
+    made_with = {"weights": models.weights_hash, "dtype": "float32", "device": on, "torch": torch.__version__,
+                 "diffusers": diffusers.__version__, "date": date.today().isoformat(), "seed": args.seed,
+                 "settings": models.defaults}
+    file = models.folder / "evaluation.json"
+    wanted = {"all": list(MEASUREMENTS), "adherence": ["adherence", "by_hand"]}.get(args.what, [args.what])
+    for name in wanted:
+        start = time.monotonic()
+        result = MEASUREMENTS[name](bench)
+        print(f"{name}: {time.monotonic() - start:.0f} s", flush=True)
+        show(result)
+        known = json.loads(file.read_text("utf-8")) if file.exists() else {}
+        known[name] = result | {"made_with": made_with}  # each measurement says what it measured: weights may change
+        part = file.with_suffix(".part")
+        part.write_text(json.dumps(known, indent=1) + "\n", "utf-8")
+        part.replace(file)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""Train pocket's causal 3D VAE on Toyland.
+
+Joint part: small crops first, then whole frames in clips of 17 (the length of the pipeline's own time tile), then
+33 frames through diffusers' time tiles, as it will be used. Then the latents' mean and deviation are folded into
+the 1 x 1 x 1 convolutions around them, so that HunyuanVideo's scaling factor makes them unit variance, and with
+`--decoder-only` the encoder stays frozen while the decoder goes on: the transformer can be trained meanwhile.
+"""
+from __future__ import annotations
+
+import json
+import random
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKLHunyuanVideo
+
+from t2v_kit import toyland
+
+from . import common, pocket
+
+#: until this share of the time: frames, height, width (0: whole), clips a step on one GPU
+JOINT = ((.20, 9, 64, 96, 12), (.75, 17, 0, 0, 4), (1.0, 33, 0, 0, 3))
+DECODER = ((1.0, 33, 0, 0, 3),)
+
+
+class Clips:
+    """A pool of rendered clips on the GPU, (N, 3, 33, 112, 192) uint8, renewed a few at a time.
+
+    Drawing is many small kernels, so it pays to draw many clips at once and use each a few times."""
+
+    def __init__(self, size: int, chunk: int, device: str, seed: int):
+        self.rng, self.chunk, self.device, self.next = random.Random(seed), chunk, device, 0
+        self.video = torch.cat([self.draw() for _ in range(size // chunk)])
+
+    def draw(self) -> torch.Tensor:
+        scenes = [toyland.random_scene(self.rng, pair=.35, unseen=False) for _ in range(self.chunk)]
+        return (toyland.render_batch(scenes, device=self.device) * 255).round().to(torch.uint8)
+
+    def renew(self):
+        self.video[self.next : self.next + self.chunk] = self.draw()
+        self.next = (self.next + self.chunk) % len(self.video)
+
+    def sample(self, batch: int, frames: int, height: int, width: int) -> torch.Tensor:
+        """(B, 3, frames, height, width) in [-1, 1]: random clips, cut at a random place in time and space."""
+        total, full_height, full_width = self.video.shape[2:]
+        t = self.rng.randrange(0, total - frames + 1)
+        y = self.rng.randrange(0, full_height - height + 1) if height else 0
+        x = self.rng.randrange(0, full_width - width + 1) if width else 0
+        pick = torch.randint(len(self.video), (batch,), device=self.video.device)
+        cut = self.video[pick, :, t : t + frames, y : y + height or None, x : x + width or None]
+        return cut.float() / 127.5 - 1
+
+
+def weights(x: torch.Tensor) -> torch.Tensor:
+    """3 where something moved within two frames, else 1; x (B, 3, T, H, W) -> (B, 1, T, H, W)."""
+    if x.shape[2] == 1:
+        return torch.ones_like(x[:, :1])
+    moved = (x[:, :, 1:] - x[:, :, :-1]).abs().amax(1, keepdim=True) > .06
+    moved = F.pad(moved.float(), (0, 0, 0, 0, 1, 0))
+    return 1 + 2 * F.max_pool3d(moved, (5, 3, 3), 1, (2, 1, 1))
+
+
+@torch.no_grad()
+def fold(vae: AutoencoderKLHunyuanVideo, latents: torch.Tensor):
+    """Give the latents mean 0 and deviation 1 / scaling_factor by channel, without changing any decoded pixel.
+
+    latents (N, 16, T, H, W): what the encoder makes now."""
+    mean, deviation = latents.mean((0, 2, 3, 4)), latents.std((0, 2, 3, 4))
+    scale = 1 / (vae.config.scaling_factor * deviation)
+    quant, post = vae.quant_conv, vae.post_quant_conv
+    c = len(mean)
+    quant.weight[:c] *= scale.view(-1, 1, 1, 1, 1)
+    quant.bias[:c] = (quant.bias[:c] - mean) * scale
+    quant.bias[c:] += 2 * scale.log()  # the log variance scales too
+    post.bias += post.weight.flatten(1) @ mean
+    post.weight /= scale.view(1, -1, 1, 1, 1)
+
+
+@torch.no_grad()
+def evaluate(vae: AutoencoderKLHunyuanVideo, device: str, count: int = 48) -> dict:
+    """PSNR in dB on held-out clips through diffusers' plain forward, weights rounded to float16."""
+    plain = pocket.vae()
+    plain.load_state_dict({k: v.half().float() for k, v in vae.state_dict().items()})
+    plain.to(device).eval()
+    scores, by_frame = [], []
+    for seed in range(0, count, 8):
+        scenes = [toyland.random_scene(10_000 + seed + i, unseen=True) for i in range(min(8, count - seed))]
+        x = toyland.render_batch(scenes, device=device)
+        y = ((plain(x * 2 - 1).sample + 1) / 2).clamp(0, 1)
+        error = (x - y).square()
+        scores += (-10 * error.mean((1, 2, 3, 4)).log10()).tolist()
+        by_frame.append(-10 * error.mean((1, 3, 4)).log10())
+    by_frame = torch.cat(by_frame).mean(0)
+    return {"psnr": sum(scores) / len(scores), "worst_tenth": sum(sorted(scores)[: max(1, len(scores) // 10)])
+            / max(1, len(scores) // 10), "largest_step": by_frame.diff().abs().max().item(),
+            "by_frame": [round(v, 2) for v in by_frame.tolist()]}
+
+
+def main():
+    args = common.options(__doc__, batch=0, rate=1.2e-3, decoder_only=False, pool=512, chunk=64,
+                          save_every=120.0, kl=3e-6, noise=.05, count=48)
+    cuda = args.device != "cpu"
+    torch.backends.cudnn.benchmark, torch.backends.cudnn.benchmark_limit = True, 4
+    vae = AutoencoderKLHunyuanVideo.from_pretrained(args.resume) if args.resume else pocket.vae()
+    if args.world > 1:
+        torch.manual_seed(args.seed)
+        vae = vae if args.resume else pocket.vae()
+        torch.manual_seed(args.seed * 1000 + args.rank)
+    vae.to(args.device).train()
+    vae.encoder.requires_grad_(not args.decoder_only)
+    vae.quant_conv.requires_grad_(not args.decoder_only)
+    average = common.Average(vae, .998)
+    trained = [p for p in vae.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=args.rate, betas=(.9, .99), weight_decay=1e-4, fused=cuda)
+    clips = Clips(args.pool, args.chunk, args.device, args.seed * 97 + args.rank)
+    clock, saved = common.Clock(args.seconds, args.log_every, args.rank), 0.0
+    for step in clock:
+        frames, height, width, batch = next(p[1:] for p in (DECODER if args.decoder_only else JOINT)
+                                            if clock.progress <= p[0])
+        batch = args.batch or batch
+        if step % 12 == 11:
+            frames, height, width, batch = 1, 0, 0, 16  # single frames are videos too
+        if step % 16 == 15:
+            clips.renew()
+        x = clips.sample(batch, frames, height, width)
+        common.learning_rate(optimizer, args.rate, clock.progress, warmup=.01, decay=.5)
+        with torch.autocast(args.device.split(":")[0], torch.bfloat16, enabled=cuda):
+            with torch.set_grad_enabled(not args.decoder_only):
+                posterior = vae.encode(x).latent_dist
+            z = posterior.sample() if not args.decoder_only else posterior.mode()
+            late = args.decoder_only or clock.progress > .7  # at first robust to noise, at last exact
+            z = z + args.noise * (.4 if late else 1) * z.detach().std() * torch.randn_like(z)
+            y = vae.decode(z).sample
+        error, weight = y.float() - x, weights(x)
+        loss = (weight * error.square()).mean() + (0 if late else .3) * (weight * error.abs()).mean()
+        if not args.decoder_only:
+            kl = .5 * (posterior.mean.float().square() + posterior.var.float() - 1 - posterior.logvar.float())
+            loss = loss + args.kl * kl.mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        common.average_gradients(vae)
+        norm = torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        average.update(vae)
+        clock.log(loss=loss, psnr=-10 * (error.square().mean() / 4).log10(), norm=norm, frames=frames)
+        if clock.progress * args.seconds - saved > args.save_every:
+            saved = clock.progress * args.seconds
+            common.save(average.model, args.out / "vae")
+    vae = average.model
+    if not args.decoder_only:
+        with torch.no_grad():
+            fold(vae, torch.cat([vae.encode(clips.sample(4, 33, 0, 0)).latent_dist.mode() for _ in range(16)]))
+    common.save(vae, args.out / "vae")
+    if args.rank == 0:
+        numbers = evaluate(vae, args.device, args.count)
+        numbers |= {"steps": clock.step, "seconds": args.seconds, "gpus": args.world}
+        (args.out / "vae.json").write_text(json.dumps(numbers, indent=1))
+        print(json.dumps(numbers), flush=True)
+
+
+if __name__ == "__main__":
+    main()
