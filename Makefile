@@ -5,8 +5,6 @@
 
 PYTHON ?= python3
 PROMPT ?= Sunny day, freedom and adventure, high motion. A man with a beard riding a motorcycle on the street.
-# Without an NVIDIA GPU, torch's CPU build: 200 MB in place of a CUDA build of several GB.
-TORCH_INDEX ?= $(if $(shell command -v nvidia-smi),,https://download.pytorch.org/whl/cpu)
 
 BIN := .venv/bin
 INSTALLED := .venv/installed
@@ -32,9 +30,5 @@ $(INSTALLED): requirements.txt pyproject.toml
 		{ echo "Python 3.11, 3.12 or 3.13 is needed, for example: make PYTHON=python3.12"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install "setuptools>=77.0.3"
-ifneq ($(TORCH_INDEX),)
-	$(BIN)/pip install --no-deps --retries 1 --index-url $(TORCH_INDEX) $$(grep -E '^torch(vision)?==' requirements.txt) || \
-		echo "No CPU build of torch from $(TORCH_INDEX): taking the default one, a larger download."
-endif
 	$(BIN)/pip install --no-build-isolation --use-pep517 -r requirements.txt -e .
 	touch $@

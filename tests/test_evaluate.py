@@ -156,14 +156,14 @@ def caption_pattern() -> re.Pattern:
         return [text for texts in table.values() for text in texts]
 
     nouns = [noun.format(c=c) for noun in flat(toyland.NOUNS) for c in ("", *(f"{x} " for x in toyland.COLOURS))]
-    actor = "an? " + always(nouns)
+    actor = "(?:an?|the) " + always(nouns)
     slots = dict(who=f"(?:{actor}(?: (?:and|next to|together with) {actor})?)",
-                 verb=f"(?:{always([*flat(toyland.VERBS), 'travelling'])}|(?=.*heading))",  # 'heading left' has none
+                 verb=f"(?:is |are )?(?:{always([*flat(toyland.VERBS), 'travelling'])}|(?=.*heading))",
                  place=either([*flat(toyland.PLACE_WORDS), *toyland.ABOVE.values()]),
                  lead=either(flat(toyland.SKY_LEADS)), sky=either(flat(toyland.SKY_WORDS)),
                  tag=either(flat(toyland.SPEED_TAGS)), speed=either(flat(toyland.SPEED_WORDS)),
                  way=either(flat(toyland.DIRECTION_WORDS)), mood=always(toyland.MOODS))
-    shapes = []
+    shapes = []  # (the look-ahead: 'heading left' takes the place of a verb)
     for template in toyland.TEMPLATES:
         parts = [slots[p[1:-1].lower()] if p[0] == "{" else words(p) for p in re.findall(r"\{\w+\}|[^{}]+", template)]
         shapes.append(" ?".join(p for p in parts if p))

@@ -16,7 +16,7 @@ SIZE = dict(height=56, width=96, num_frames=9)
 SCENE = Scene("car", "red", "street", "sunny", "right", "high", seed=7)
 PAIR = Scene("dog", "red", "meadow", "sunset", "left", "high", ("balloon", "blue"), seed=11)
 PROJECT_PROMPT = "Sunny day, freedom and adventure, high motion. A man with a beard riding a motorcycle on the street."
-PROJECT_SEED = 172362  # found by trying: the first caption seed that words it so
+PROJECT_SEED = 302288  # found by trying: the first caption seed that words it so
 GOLDEN = [("motorcycle", "red", "street", "sunset", "left"), ("motorcycle", "red", "street", "night", "left"),
           ("motorcycle", "red", "street", "night", "right"), ("motorcycle", "red", "beach", "sunny", "left")]
 ATTRIBUTES = dict(subject=toyland.SUBJECTS, colour=toyland.COLOURS, place=toyland.PLACES, sky=toyland.SKIES,

@@ -115,7 +115,7 @@ def blur(x: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
     x = F.pad(x, (pad,) * 4, mode="reflect")
     height, width = x.shape[-2:]
     size = [1 << (side - 1).bit_length() for side in (height, width)]
-    product = torch.fft.rfft2(x) * torch.fft.rfft2(kernel, s=size).unsqueeze(1)
+    product = torch.fft.rfft2(x, s=size) * torch.fft.rfft2(kernel, s=size).unsqueeze(1)
     return torch.fft.irfft2(product, s=size)[..., 2 * pad : height, 2 * pad : width]
 
 

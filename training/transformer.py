@@ -155,50 +155,6 @@ def velocity(model, noisy, sigma, embeds, lengths, pooled, guidance):
                  return_dict=False)[0]
 
 
-class Recorder:
-    """Runs `step(**tensors) -> loss` with its backward; on a GPU as a recorded CUDA graph, one for each shape.
-
-    Small kernels keep the processor busy longer than the GPU: replaying a recording halves the time of a step."""
-
-    def __init__(self, model, step, graphs: bool):
-        self.model, self.step, self.graphs, self.kept = model, step, graphs, {}
-
-    def run(self, tensors):
-        for p in self.model.parameters():
-            p.grad = None
-        loss = self.step(**tensors)
-        loss.backward()
-        return loss.detach()
-
-    def __call__(self, record: bool, **tensors) -> torch.Tensor:
-        key = tuple(tensors["clean"].shape)
-        if not (self.graphs and record):
-            with torch.compiler.set_stance("force_eager"):
-                return self.run(tensors)
-        if key not in self.kept:
-            still = {k: v.clone() for k, v in tensors.items()}
-            stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                for _ in range(3):
-                    self.run(still)
-            torch.cuda.current_stream().wait_stream(stream)
-            for p in self.model.parameters():
-                p.grad = None
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                loss = self.step(**still)
-                loss.backward()
-            self.kept[key] = graph, still, loss.detach(), [p.grad for p in self.model.parameters()]
-        graph, still, loss, grads = self.kept[key]
-        for name, value in tensors.items():
-            still[name].copy_(value)
-        graph.replay()
-        for p, g in zip(self.model.parameters(), grads):
-            p.grad = g
-        return loss
-
-
 def main():
     args = common.options(__doc__, batch=128, rate=6e-4, bundle=str(pocket.POCKET), pool=40_000, pool_seconds=80.0,
                           renew_every=60, compile=True, graphs=True, decay=.2, save_every=150.0)
@@ -226,10 +182,10 @@ def main():
     def step(clean, noisy, sigma, noise, embeds, lengths, pooled):
         with autocast:
             v = velocity(model, noisy, sigma, embeds, lengths, pooled, one[: len(noisy)])
-        return (v.float() - (noise - clean)).square().mean()
+        return ((v.float() - (noise - clean)).square().mean(),)
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.rate, betas=(.9, .99), weight_decay=.01, fused=cuda)
-    recorder, rng, saved, turn = Recorder(model, step, cuda and args.graphs), random.Random(args.seed), 0.0, 0
+    recorder, rng, saved, turn = common.Recorder(model, cuda and args.graphs), random.Random(args.seed), 0.0, 0
     clock = common.Clock(args.seconds - (time.monotonic() - start), args.log_every, args.rank)
     for i in clock:
         kind = rng.random() if i > 20 else 0
@@ -243,8 +199,8 @@ def main():
         drop = torch.rand(args.batch, device=args.device) < .10
         swap = torch.rand(args.batch, device=args.device) < .50
         pooled = torch.where(swap[:, None], batch["pooled"].roll(1, 0), batch["pooled"])
-        loss = recorder(
-            kind < .92, clean=clean, noisy=(1 - at) * clean + at * noise, sigma=sigma, noise=noise,
+        (loss,) = recorder(
+            step, kind < .92, clean=clean, noisy=(1 - at) * clean + at * noise, sigma=sigma, noise=noise,
             embeds=torch.where(drop[:, None, None], empty_embeds, batch["embeds"]),
             lengths=torch.where(drop, empty_length, batch["lengths"]),
             pooled=torch.where(drop[:, None], empty_pooled, pooled))

@@ -98,7 +98,7 @@ def evaluate(vae: AutoencoderKLHunyuanVideo, device: str, count: int = 48) -> di
 
 def main():
     args = common.options(__doc__, batch=0, rate=1.2e-3, decoder_only=False, pool=512, chunk=64,
-                          save_every=120.0, kl=3e-6, noise=.05, count=48)
+                          save_every=120.0, kl=3e-6, noise=.05, count=48, graphs=True)
     cuda = args.device != "cpu"
     torch.backends.cudnn.benchmark, torch.backends.cudnn.benchmark_limit = True, 4
     vae = AutoencoderKLHunyuanVideo.from_pretrained(args.resume) if args.resume else pocket.vae()
@@ -113,36 +113,45 @@ def main():
     trained = [p for p in vae.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=args.rate, betas=(.9, .99), weight_decay=1e-4, fused=cuda)
     clips = Clips(args.pool, args.chunk, args.device, args.seed * 97 + args.rank)
-    clock, saved = common.Clock(args.seconds, args.log_every, args.rank), 0.0
-    for step in clock:
-        frames, height, width, batch = next(p[1:] for p in (DECODER if args.decoder_only else JOINT)
-                                            if clock.progress <= p[0])
-        batch = args.batch or batch
-        if step % 12 == 11:
-            frames, height, width, batch = 1, 0, 0, 16  # single frames are videos too
-        if step % 16 == 15:
-            clips.renew()
-        x = clips.sample(batch, frames, height, width)
-        common.learning_rate(optimizer, args.rate, clock.progress, warmup=.01, decay=.5)
-        with torch.autocast(args.device.split(":")[0], torch.bfloat16, enabled=cuda):
+
+    def step(x, noise: float, absolute: float):
+        with torch.autocast(args.device.split(":")[0], torch.bfloat16, enabled=cuda, cache_enabled=False):
             with torch.set_grad_enabled(not args.decoder_only):
                 posterior = vae.encode(x).latent_dist
-            z = posterior.sample() if not args.decoder_only else posterior.mode()
-            late = args.decoder_only or clock.progress > .7  # at first robust to noise, at last exact
-            z = z + args.noise * (.4 if late else 1) * z.detach().std() * torch.randn_like(z)
-            y = vae.decode(z).sample
+            z = posterior.mode() if args.decoder_only else posterior.sample()
+            y = vae.decode(z + noise * z.detach().std() * torch.randn_like(z)).sample
         error, weight = y.float() - x, weights(x)
-        loss = (weight * error.square()).mean() + (0 if late else .3) * (weight * error.abs()).mean()
+        loss = (weight * error.square()).mean() + absolute * (weight * error.abs()).mean()
         if not args.decoder_only:
             kl = .5 * (posterior.mean.float().square() + posterior.var.float() - 1 - posterior.logvar.float())
             loss = loss + args.kl * kl.mean()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        return loss, error.detach().square().mean()
+
+    def robust(x):  # at first, noise on the latents keeps their space smooth and L1 keeps edges sharp
+        return step(x, args.noise, .3)
+
+    def exact(x):  # at last, what counts is the squared error
+        return step(x, .4 * args.noise, 0)
+
+    recorder = common.Recorder(vae, cuda and args.graphs)
+    clock, saved = common.Clock(args.seconds, args.log_every, args.rank), 0.0
+    for i in clock:
+        frames, height, width, batch = next(p[1:] for p in (DECODER if args.decoder_only else JOINT)
+                                            if clock.progress <= p[0])
+        batch = args.batch or batch
+        if i % 12 == 11:
+            frames, height, width, batch = 1, 0, 0, 16  # single frames are videos too
+        if i % 16 == 15:
+            clips.renew()
+        x = clips.sample(batch, frames, height, width)
+        common.learning_rate(optimizer, args.rate, clock.progress, warmup=.01, decay=.5)
+        late = args.decoder_only or clock.progress > .7
+        loss, error = recorder(exact if late else robust, True, x=x)
         common.average_gradients(vae)
         norm = torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         average.update(vae)
-        clock.log(loss=loss, psnr=-10 * (error.square().mean() / 4).log10(), norm=norm, frames=frames)
+        clock.log(loss=loss, psnr=-10 * (error / 4).log10(), norm=norm, frames=frames)
         if clock.progress * args.seconds - saved > args.save_every:
             saved = clock.progress * args.seconds
             common.save(average.model, args.out / "vae")

@@ -1,0 +1,157 @@
+"""Distil classifier-free guidance into the transformer's guidance input, as HunyuanVideo's own weights have it.
+
+The frozen teacher is asked twice, with the prompt and with none, always at guidance 1. The student starts as its
+copy and learns to say at once what both make together (Meng et al. 2023, https://arxiv.org/abs/2210.03142). Half of
+the batches are noised clips, half are states on the student's own short paths from noise, for there it will be asked.
+A tenth of the prompts is empty, at guidance 1, so that true guidance by two passes still works with the student.
+"""
+from __future__ import annotations
+
+import json
+import math
+import random
+import time
+from collections import deque
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from diffusers import HunyuanVideoTransformer3DModel
+from diffusers.models.transformers import transformer_hunyuan_video as hunyuan
+
+from . import common, pocket
+from .transformer import Maker, draw_sigmas, mask_by_a_channel, velocity
+
+GATE = (6, .05)  #: at this guidance, the largest relative error of the velocity that will do
+
+# A state is what `velocity` takes: noisy (B, 16, T, H, W) float32, sigma and guidance (B,), and the prompt's
+# embeds, lengths and pooled. `empty` holds these three of the empty prompt, for a batch of one.
+
+
+@torch.no_grad()
+def guided(teacher, empty, noisy, sigma, embeds, lengths, pooled, guidance) -> torch.Tensor:
+    """The target v_u + g (v_c - v_u), (B, 16, T, H, W) float32: what diffusers' true guidance makes of the teacher."""
+    one, empty = torch.ones_like(guidance), [e.expand(len(noisy), *e.shape[1:]) for e in empty]
+    told = velocity(teacher, noisy, sigma, embeds, lengths, pooled, one).float()
+    untold = velocity(teacher, noisy, sigma, *empty, one).float()
+    return untold + guidance.view(-1, 1, 1, 1, 1) * (told - untold)
+
+
+def noised(clean, **prompt) -> dict[str, torch.Tensor]:
+    """States as the teacher was trained on, from clean (B, 16, T, H, W)."""
+    tokens = clean[0, 0].numel() / 4
+    sigma = draw_sigmas(len(clean), clean.device, max(1.0, pocket.FLOW_SHIFT * math.sqrt(tokens / 756)))
+    at = sigma.view(-1, 1, 1, 1, 1)
+    return {"noisy": (1 - at) * clean + at * torch.randn_like(clean), "sigma": sigma, **prompt}
+
+
+@torch.no_grad()
+def rolled_out(student, steps: int, clean, **prompt) -> dict[str, torch.Tensor]:
+    """States on the student's own paths: `steps` of Euler from noise shaped like `clean` to a random noise level."""
+    way, noisy, shift = torch.rand(len(clean), device=clean.device), torch.randn_like(clean), pocket.FLOW_SHIFT
+    even = [1 - way * j / steps for j in range(steps + 1)]
+    sigmas = [shift * u / (1 + (shift - 1) * u) for u in even]
+    for now, then in pairwise(sigmas):
+        noisy = noisy + (then - now).view(-1, 1, 1, 1, 1) * velocity(student, noisy, now, **prompt).float()
+    return {"noisy": noisy, "sigma": sigmas[-1], **prompt}
+
+
+def draw(pool, batch: int) -> dict[str, torch.Tensor]:
+    """Clips with prompts and guidance 1 to 8; a quarter of the pooled vectors is another's, as the teacher knows it."""
+    drawn = pool.sample(batch)
+    clean, pooled, swap = drawn["clean"].float(), drawn["pooled"], torch.rand(batch, device=pool.latents.device) < .25
+    return drawn | {"clean": clean, "pooled": torch.where(swap[:, None], pooled.roll(1, 0), pooled),
+                    "guidance": 1 + 7 * torch.rand(batch, device=clean.device)}
+
+
+def with_empty(state, empty, share: float = .10) -> dict[str, torch.Tensor]:
+    """The state with a share of its prompts empty, at guidance 1."""
+    drop = torch.rand_like(state["sigma"]) < share
+    prompt = {name: torch.where(drop.view(-1, *[1] * (value.ndim - 1)), value, state[name])
+              for name, value in zip(("embeds", "lengths", "pooled"), empty)}
+    return state | prompt | {"guidance": state["guidance"].masked_fill(drop, 1)}
+
+
+def make_step(student, autocast):
+    """`step(target=..., **state) -> (loss,)`: squared error, weighing less where guidance enlarges the target."""
+    def step(target, **state):
+        with autocast:
+            v = velocity(student, **state)
+        error = (v.float() - target).square().mean((1, 2, 3, 4))
+        return ((error / (1 + (state["guidance"] - 1).square() / 4)).mean(),)
+    return step
+
+
+@torch.no_grad()
+def evaluate(student, teacher, empty, pool) -> dict[str, dict[str, float]]:
+    """|student - target| / |target| by guidance, in float32: guidance would enlarge bfloat16's own error."""
+    torch.set_float32_matmul_precision("highest")
+    drawn, errors = pool.sample(len(pool.latents)), {"noised": {}, "own paths": {}, "empty prompt": {}}
+    for g in (1, 3, 6, 8):
+        asked = drawn | {"clean": drawn["clean"].float(), "guidance": torch.full_like(drawn["pooled"][:, 0].float(), g)}
+        states = {"noised": noised(**asked), "own paths": rolled_out(student, 8, **asked)}
+        if g == 1:
+            states["empty prompt"] = with_empty(states["noised"], empty, 1)
+        for name, state in states.items():
+            target = guided(teacher, empty, **state)
+            errors[name][str(g)] = ((velocity(student, **state).float() - target).norm() / target.norm()).item()
+    return errors
+
+
+def main():
+    args = common.options(__doc__, seconds=150.0, batch=128, rate=1e-4, bundle=str(pocket.POCKET), pool=16_384,
+                          pool_seconds=20.0, renew_every=8, kept=8, compile=True, graphs=True, decay=.3)
+    start, cuda, load = time.monotonic(), args.device != "cpu", HunyuanVideoTransformer3DModel.from_pretrained
+    autocast = torch.autocast(args.device.split(":")[0], torch.bfloat16, enabled=cuda, cache_enabled=False)
+    hunyuan.dispatch_attention_fn = mask_by_a_channel
+    teacher, student = (load(args.resume or Path(args.bundle) / "transformer").to(args.device, torch.float32)
+                        for _ in range(2))
+    teacher.requires_grad_(False)
+    average = common.Average(student, .999)
+    maker = Maker(Path(args.bundle), args.device, args.seed * 1000 + args.rank, chunk=64 if cuda else 4)
+    pool, empty = maker.fill(args.pool_seconds, args.pool // args.world), maker.empty
+    if cuda and args.compile:
+        for model in (teacher, student, average.model):
+            for block in [*model.transformer_blocks, *model.single_transformer_blocks]:
+                block.compile(dynamic=False)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=args.rate, betas=(.9, .99), weight_decay=.01, fused=cuda)
+    recorder, step = common.Recorder(student, cuda and args.graphs), make_step(student, autocast)
+    rng, own = random.Random(args.seed), deque(maxlen=args.kept)
+    clock = common.Clock(args.seconds - (time.monotonic() - start), args.log_every, args.rank)
+    for i in clock:
+        usual = i < 20 or rng.random() < .92  # the rest: shorter videos, as in the teacher's training
+        if i % args.renew_every == 0:  # paths of the average, for that is what will be used
+            with autocast:
+                own.append(rolled_out(average.model, rng.randint(4, 8), **draw(pool, args.batch)))
+        if usual and i % 2:
+            state = rng.choice(own)
+        else:
+            drawn = draw(pool, args.batch)
+            drawn["clean"] = drawn["clean"][:, :, : 9 if usual else rng.choice((1, 5))]
+            state = noised(**drawn)
+        state = with_empty(state, empty)
+        with autocast, torch.compiler.set_stance("default" if usual else "force_eager"):
+            target = guided(teacher, empty, **state)
+        (loss,) = recorder(step, usual, target=target, **state)
+        common.average_gradients(student)
+        common.learning_rate(optimizer, args.rate, clock.progress, decay=args.decay)
+        norm = torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+        optimizer.step()
+        average.update(student)
+        clock.log(loss=loss, norm=norm)
+    common.save(average.model, args.out / "transformer")
+    if args.rank == 0:
+        saved = load(args.out / "transformer").to(args.device, torch.float32)  # as rounded to float16
+        with torch.compiler.set_stance("force_eager"):
+            errors = evaluate(saved, teacher, empty, maker.make())
+        for name, by_guidance in errors.items():
+            print(f"{name:12}" + "".join(f"   {g}: {100 * error:6.2f} %" for g, error in by_guidance.items()))
+        passed = max(errors[name][str(GATE[0])] for name in ("noised", "own paths")) <= GATE[1]
+        numbers = {"errors": errors, "passed": passed, "steps": clock.step, "seconds": args.seconds,
+                   "gpus": args.world}
+        (args.out / "guidance.json").write_text(json.dumps(numbers, indent=1))
+        print(json.dumps(numbers), flush=True)
+
+
+if __name__ == "__main__":
+    main()
