@@ -1,12 +1,15 @@
 """What the training scripts rely on: shortcuts that must not change the mathematics, and a clock that must."""
+import copy
 import random
+from contextlib import nullcontext
 
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, HunyuanVideoPipeline
 from diffusers.models.transformers import transformer_hunyuan_video as hunyuan
 
 from t2v_kit import toyland
-from training import common, pocket, transformer, vae
+from training import common, guidance, pocket, transformer, vae
 
 
 @pytest.fixture
@@ -90,3 +93,82 @@ def test_sigmas_reach_the_ends():
 def test_a_clock_without_time_is_refused():
     with pytest.raises(ValueError, match="-3"):
         common.Clock(-3)
+
+
+@pytest.fixture
+def prompts():
+    """Two prompts, and the empty one: embeds, lengths, pooled."""
+    torch.manual_seed(1)
+    return [torch.randn(2, 12, 192), torch.tensor([12, 7]), torch.randn(2, 128)], [
+        torch.randn(1, 12, 192), torch.tensor([3]), torch.randn(1, 128)]
+
+
+def test_the_target_of_distillation_is_diffusers_true_guidance(small_transformer, prompts):
+    """One step of HunyuanVideoPipeline with `true_cfg_scale` goes where the teacher's guided velocity points."""
+    pipe = HunyuanVideoPipeline(None, None, small_transformer, None, FlowMatchEulerDiscreteScheduler(), None, None)
+    pipe.set_progress_bar_config(disable=True)
+    (embeds, lengths, pooled), empty = prompts
+    noise, scales = torch.randn(2, 16, 2, 4, 6), torch.tensor([1.5, 6.0])
+    target = guidance.guided(small_transformer, empty, noise, torch.ones(2), embeds, lengths, pooled, scales)
+    for i, scale in enumerate(scales.tolist()):
+        clean = pipe(
+            height=32, width=48, num_frames=5, num_inference_steps=1, guidance_scale=1.0, true_cfg_scale=scale,
+            latents=noise[i : i + 1], output_type="latent", return_dict=False,
+            prompt_embeds=embeds[i : i + 1], pooled_prompt_embeds=pooled[i : i + 1],
+            prompt_attention_mask=torch.arange(12)[None] < lengths[i], negative_prompt_embeds=empty[0],
+            negative_prompt_attention_mask=torch.arange(12)[None] < empty[1], negative_pooled_prompt_embeds=empty[2],
+        )[0]
+        torch.testing.assert_close(noise[i : i + 1] - clean, target[i : i + 1], atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_an_empty_prompt_keeps_the_teachers_own_answer(small_transformer, prompts):
+    """So true guidance by two passes finds in the student what it found in the teacher."""
+    asked = dict(zip(("embeds", "lengths", "pooled"), prompts[0]), guidance=torch.tensor([4.0, 7.0]))
+    noisy = torch.randn(2, 16, 1, 4, 4)
+    state = guidance.with_empty({"noisy": noisy, "sigma": torch.rand(2), **asked}, prompts[1], share=1)
+    assert state["guidance"].tolist() == [1, 1]
+    alone = transformer.velocity(
+        small_transformer, noisy, state["sigma"], *(e.expand(2, *e.shape[1:]) for e in prompts[1]), torch.ones(2))
+    torch.testing.assert_close(guidance.guided(small_transformer, prompts[1], **state), alone)
+
+
+def test_own_paths_follow_the_student(prompts):
+    """Under a constant velocity a path is straight: at noise level sigma it has gone sigma - 1 times that far."""
+    seen = []
+
+    def straight(by):
+        def student(hidden_states, timestep, guidance, **_):
+            seen.append((timestep / 1000, guidance / 1000))
+            return (torch.full_like(hidden_states, by),)
+        return student
+
+    asked = dict(zip(("embeds", "lengths", "pooled"), prompts[0]), guidance=torch.tensor([2.0, 8.0]))
+    ends = []
+    for by in (0.0, 3.0):  # from the same noise
+        torch.manual_seed(0)
+        ends.append(guidance.rolled_out(straight(by), 4, torch.zeros(2, 16, 1, 4, 4), **asked))
+    still, moved = ends
+    way = 3 * (moved["sigma"] - 1).view(-1, 1, 1, 1, 1)
+    torch.testing.assert_close(moved["noisy"], still["noisy"] + way)
+    assert len(seen) == 8 and torch.equal(seen[0][0], torch.ones(2))  # from pure noise, four steps a path
+    assert all(torch.equal(told, asked["guidance"]) for _, told in seen)
+    assert len(set(moved["sigma"].tolist())) == 2  # each sample has its own place to stop
+
+
+def test_steps_of_distillation_reduce_the_loss(small_transformer, prompts):
+    """From the teacher's copy, a few optimiser steps on one batch come closer to the guided velocity."""
+    torch.manual_seed(0)
+    student = copy.deepcopy(small_transformer)
+    asked = dict(zip(("embeds", "lengths", "pooled"), prompts[0]), guidance=torch.tensor([3.0, 6.0]))
+    state = guidance.noised(torch.randn(2, 16, 1, 4, 6), **asked)
+    target = guidance.guided(small_transformer, prompts[1], **state)
+    step, recorder = guidance.make_step(student, nullcontext()), common.Recorder(student, graphs=False)
+    optimizer, losses = torch.optim.AdamW(student.parameters(), lr=1e-3), []
+    for _ in range(8):
+        losses.append(recorder(step, True, target=target, **state)[0].item())
+        optimizer.step()
+    error = transformer.velocity(small_transformer, **state) - target
+    weighted = (error.square().mean((1, 2, 3, 4)) / torch.tensor([2.0, 7.25])).mean().item()
+    assert losses[0] == pytest.approx(weighted, rel=1e-4)  # 1 + (g - 1)^2 / 4 at guidance 3 and 6
+    assert losses[-1] < .5 * losses[0]

@@ -56,12 +56,12 @@ def rolled_out(student, steps: int, clean, **prompt) -> dict[str, torch.Tensor]:
     return {"noisy": noisy, "sigma": sigmas[-1], **prompt}
 
 
-def draw(pool, batch: int) -> dict[str, torch.Tensor]:
+def draw(pool, batch: int, frames: int = 9) -> dict[str, torch.Tensor]:
     """Clips with prompts and guidance 1 to 8; a quarter of the pooled vectors is another's, as the teacher knows it."""
     drawn = pool.sample(batch)
-    clean, pooled, swap = drawn["clean"].float(), drawn["pooled"], torch.rand(batch, device=pool.latents.device) < .25
-    return drawn | {"clean": clean, "pooled": torch.where(swap[:, None], pooled.roll(1, 0), pooled),
-                    "guidance": 1 + 7 * torch.rand(batch, device=clean.device)}
+    pooled, chance = drawn["pooled"], torch.rand(2, batch, device=pool.latents.device)
+    return {**drawn, "clean": drawn["clean"][:, :, :frames].float(), "guidance": 1 + 7 * chance[0],
+            "pooled": torch.where(chance[1][:, None] < .25, pooled.roll(1, 0), pooled)}
 
 
 def with_empty(state, empty, share: float = .10) -> dict[str, torch.Tensor]:
@@ -85,7 +85,6 @@ def make_step(student, autocast):
 @torch.no_grad()
 def evaluate(student, teacher, empty, pool) -> dict[str, dict[str, float]]:
     """|student - target| / |target| by guidance, in float32: guidance would enlarge bfloat16's own error."""
-    torch.set_float32_matmul_precision("highest")
     drawn, errors = pool.sample(len(pool.latents)), {"noised": {}, "own paths": {}, "empty prompt": {}}
     for g in (1, 3, 6, 8):
         asked = drawn | {"clean": drawn["clean"].float(), "guidance": torch.full_like(drawn["pooled"][:, 0].float(), g)}
@@ -111,8 +110,8 @@ def main():
     maker = Maker(Path(args.bundle), args.device, args.seed * 1000 + args.rank, chunk=64 if cuda else 4)
     pool, empty = maker.fill(args.pool_seconds, args.pool // args.world), maker.empty
     if cuda and args.compile:
-        for model in (teacher, student, average.model):
-            for block in [*model.transformer_blocks, *model.single_transformer_blocks]:
+        for m in (teacher, student, average.model):  # the first and the last share what is compiled
+            for block in [*m.transformer_blocks, *m.single_transformer_blocks]:
                 block.compile(dynamic=False)
     optimizer = torch.optim.AdamW(student.parameters(), lr=args.rate, betas=(.9, .99), weight_decay=.01, fused=cuda)
     recorder, step = common.Recorder(student, cuda and args.graphs), make_step(student, autocast)
@@ -123,12 +122,8 @@ def main():
         if i % args.renew_every == 0:  # paths of the average, for that is what will be used
             with autocast:
                 own.append(rolled_out(average.model, rng.randint(4, 8), **draw(pool, args.batch)))
-        if usual and i % 2:
-            state = rng.choice(own)
-        else:
-            drawn = draw(pool, args.batch)
-            drawn["clean"] = drawn["clean"][:, :, : 9 if usual else rng.choice((1, 5))]
-            state = noised(**drawn)
+        frames = 9 if usual else rng.choice((1, 5))
+        state = rng.choice(own) if usual and i % 2 else noised(**draw(pool, args.batch, frames))
         state = with_empty(state, empty)
         with autocast, torch.compiler.set_stance("default" if usual else "force_eager"):
             target = guided(teacher, empty, **state)
@@ -142,13 +137,13 @@ def main():
     common.save(average.model, args.out / "transformer")
     if args.rank == 0:
         saved = load(args.out / "transformer").to(args.device, torch.float32)  # as rounded to float16
+        torch.set_float32_matmul_precision("highest")
         with torch.compiler.set_stance("force_eager"):
             errors = evaluate(saved, teacher, empty, maker.make())
         for name, by_guidance in errors.items():
             print(f"{name:12}" + "".join(f"   {g}: {100 * error:6.2f} %" for g, error in by_guidance.items()))
         passed = max(errors[name][str(GATE[0])] for name in ("noised", "own paths")) <= GATE[1]
-        numbers = {"errors": errors, "passed": passed, "steps": clock.step, "seconds": args.seconds,
-                   "gpus": args.world}
+        numbers = {"errors": errors, "passed": passed, "steps": clock.step, "seconds": args.seconds}
         (args.out / "guidance.json").write_text(json.dumps(numbers, indent=1))
         print(json.dumps(numbers), flush=True)
 
