@@ -86,7 +86,7 @@ def test_nan_and_black_frames_name_cause_and_remedy(tiny_folder, value, says):
 
 
 def test_pocket_carries_a_picture_through(pocket):
-    """A cartoon comes back as itself: scale, shift and order of channels are right (evaluation.json has the PSNR over many)."""
+    """A cartoon comes back as itself: scale, shift, order of channels. evaluation.json has the PSNR over many."""
     scene = toyland.random_scene(0)
     clip = toyland.render(scene, height=112, width=192, num_frames=9)
     back = decode(pocket, encode(pocket, clip))
