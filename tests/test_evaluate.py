@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 import t2v_kit
 from t2v_kit import toyland
 from t2v_kit.toyland import Scene, caption, random_scene
+from t2v_kit.toyland.picture import draw
 from training import batches, evaluate, judge, probe
 
 SCENE = Scene("dog", "red", "beach", "sunset", "left", "high", ("ball", "blue"), seed=3)
@@ -94,7 +95,7 @@ def test_the_probes_lessons_are_labelled_right():
 
 def test_half_the_frames_are_the_frames_that_are_looked_at():
     """Drawing 17 frames at 8 a second gives every other one of 33 at 16."""
-    half = toyland.art.draw([SCENE], 32, 48, 17, toyland.FPS / 2, "cpu").image
+    half = draw([SCENE], 32, 48, 17, toyland.FPS / 2, "cpu").image
     assert torch.allclose(half, toyland.render_batch([SCENE], 32, 48, 33)[:, :, ::2], atol=1e-4)
 
 

@@ -16,14 +16,15 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from t2v_kit import toyland_art
 from t2v_kit.toyland import FPS, Scene, random_scene
+from t2v_kit.toyland.picture import draw
 
 from . import common
 from .lessons import ATTRIBUTES, write
 from .llm import autocast, linear_probe
 
 TOKENIZER = Path(__file__).resolve().parent.parent / "t2v_kit" / "pocket" / "tokenizer_2"
+LENGTH = 48  # tokens a caption in training: one shape, so that a step can be recorded
 FRAMES, HEIGHT, WIDTH = 5, 56, 96  # five looks at a clip, spread over the two seconds of its 33 frames
 
 
@@ -69,7 +70,7 @@ class Pair(nn.Module):
 
 def look(scenes: list[Scene], device: str) -> torch.Tensor:
     """(B, 3, FRAMES, HEIGHT, WIDTH) uint8: the first, the last and three frames between of each scene's clip."""
-    image = toyland_art.draw(scenes, HEIGHT, WIDTH, FRAMES, FPS * (FRAMES - 1) / 32, device).image
+    image = draw(scenes, HEIGHT, WIDTH, FRAMES, FPS * (FRAMES - 1) / 32, device).image
     return (image * 255).round().to(torch.uint8)
 
 
@@ -92,28 +93,34 @@ class Clips:
         return [self.scenes[i] for i in chosen], self.video[torch.tensor(chosen, device=self.device)].float() / 255
 
 
-def tokenize(tokenizer, captions: list[str], device: str) -> torch.Tensor:
-    return tokenizer(captions, padding="longest", truncation=True, return_tensors="pt").input_ids.to(device)
+def tokenize(tokenizer, captions: list[str], device: str, length: int | None = None) -> torch.Tensor:
+    """(B, L): L is `length`, or that of the longest caption."""
+    return tokenizer(captions, padding="max_length" if length else "longest", max_length=length, truncation=True,
+                     return_tensors="pt").input_ids.to(device)
 
 
 def train(pair: Pair, tokenizer: CLIPTokenizer, clips: Clips, args):
     optimizer = torch.optim.AdamW(pair.parameters(), weight_decay=0.05, betas=(0.9, 0.98))
-    clock, rng = common.Clock(args.seconds, args.log_every), random.Random(args.seed + 1)
     targets = torch.arange(args.batch, device=args.device)
-    for step in clock:
+
+    def step(ids, video):
+        with autocast(args.device):
+            similar = pair(ids, video).float()
+        right = (similar.argmax(1) == targets).float().mean()
+        return (F.cross_entropy(similar, targets) + F.cross_entropy(similar.T, targets)) / 2, right
+
+    recorder, rng = common.Recorder(pair, args.device != "cpu"), random.Random(args.seed + 1)
+    clock = common.Clock(args.seconds, args.log_every)
+    for i in clock:
         common.learning_rate(optimizer, args.peak, clock.progress, decay=0.5)
-        if step % args.renew_every == args.renew_every - 1:
+        if i % args.renew_every == args.renew_every - 1:
             clips.renew()
         scenes, video = clips.batch(args.batch)
         captions = [write(scene, rng)[0] for scene in scenes]
-        with autocast(args.device):
-            similar = pair(tokenize(tokenizer, captions, args.device), video).float()
-        loss = (F.cross_entropy(similar, targets) + F.cross_entropy(similar.T, targets)) / 2
-        optimizer.zero_grad()
-        loss.backward()
+        loss, right = recorder(step, ids=tokenize(tokenizer, captions, args.device, LENGTH), video=video)
         torch.nn.utils.clip_grad_norm_(pair.parameters(), 1.0)
         optimizer.step()
-        clock.log(loss=loss.detach(), right=(similar.argmax(1) == targets).float().mean())
+        clock.log(loss=loss, right=right)
     print(f"{clock.step} steps of {args.batch}")
 
 

@@ -108,27 +108,35 @@ class Recorder:
         loss.backward()
         return [loss.detach(), *more]
 
-    def __call__(self, step, record: bool, **tensors) -> list[torch.Tensor]:
+    def record(self, step, tensors):
+        still = {k: v.clone() for k, v in tensors.items()}
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                self.run(step, still)
+        torch.cuda.current_stream().wait_stream(stream)
+        for p in self.parameters:
+            p.grad = None
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            loss, *more = step(**still)
+            loss.backward()
+        return graph, still, [loss.detach(), *more], [p.grad for p in self.parameters]
+
+    def __call__(self, step, record: bool = True, **tensors) -> list[torch.Tensor]:
         """`record=False` runs without recording or compiling, for shapes that come rarely."""
         if not (self.graphs and record):
             with torch.compiler.set_stance("force_eager"):
                 return self.run(step, tensors)
         key = step, *(t.shape for t in tensors.values())
         if key not in self.kept:
-            still = {k: v.clone() for k, v in tensors.items()}
-            stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                for _ in range(3):
-                    self.run(step, still)
-            torch.cuda.current_stream().wait_stream(stream)
-            graph = torch.cuda.CUDAGraph()
-            for p in self.parameters:
-                p.grad = None
-            with torch.cuda.graph(graph):
-                loss, *more = step(**still)
-                loss.backward()
-            self.kept[key] = graph, still, [loss.detach(), *more], [p.grad for p in self.parameters]
+            try:
+                self.kept[key] = self.record(step, tensors)
+            except RuntimeError as error:  # something in the step wants the processor: slower, but it trains
+                print(f"not recorded, for {' '.join(str(error).split())[:300]}", flush=True)
+                self.graphs = False
+                return self.run(step, tensors)
         graph, still, results, grads = self.kept[key]
         for name, value in tensors.items():
             still[name].copy_(value)

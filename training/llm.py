@@ -51,7 +51,7 @@ def logits(model: LlamaModel, ids: torch.Tensor) -> torch.Tensor:
 
 
 def autocast(device: str):
-    return torch.autocast("cuda", torch.bfloat16, enabled=device != "cpu")
+    return torch.autocast("cuda", torch.bfloat16, enabled=device != "cpu", cache_enabled=False)
 
 
 def train(model: LlamaModel, data: torch.Tensor, args):
@@ -59,19 +59,20 @@ def train(model: LlamaModel, data: torch.Tensor, args):
     norms = [p for p in model.parameters() if p.ndim == 1]
     optimizer = torch.optim.AdamW([dict(params=decayed, weight_decay=0.1), dict(params=norms, weight_decay=0.0)],
                                   betas=(0.9, 0.95), fused=args.device != "cpu")
-    clock = common.Clock(args.seconds, args.log_every)
     pad = model.config.pad_token_id
-    for _ in clock:
-        common.learning_rate(optimizer, args.peak, clock.progress, decay=0.5)
-        ids = data[torch.randint(len(data), (args.batch,), device=data.device)].long()
+
+    def step(ids):
         with autocast(args.device):
             scores = logits(model, ids[:, :-1])
-        loss = F.cross_entropy(scores.flatten(0, 1).float(), ids[:, 1:].flatten(), ignore_index=pad)
-        optimizer.zero_grad()
-        loss.backward()
+        return (F.cross_entropy(scores.flatten(0, 1).float(), ids[:, 1:].flatten(), ignore_index=pad),)
+
+    recorder, clock = common.Recorder(model, args.device != "cpu"), common.Clock(args.seconds, args.log_every)
+    for _ in clock:
+        common.learning_rate(optimizer, args.peak, clock.progress, decay=0.5)
+        (loss,) = recorder(step, ids=data[torch.randint(len(data), (args.batch,), device=data.device)].long())
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        clock.log(loss=loss.detach())
+        clock.log(loss=loss)
     print(f"{clock.step} steps of {args.batch}")
 
 

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 import t2v_kit  # noqa: F401  before diffusers: makes torchvision importable
-from t2v_kit import toyland_art
 from t2v_kit.toyland import COLOURS, DIRECTIONS, FPS, PLACES, SKIES, SPEEDS, SUBJECTS, Scene, random_scene, render_batch
+from t2v_kit.toyland.picture import draw
 from training.common import Clock, learning_rate, options
 from training.judge import (
     FRAMES,
@@ -116,7 +116,7 @@ def fresh(rng: random.Random, count: int, device, vae=None) -> tuple[torch.Tenso
     back = first // 2
     drawn = scenes + twins(scenes[first:], rng)
     if vae is None:  # half the frames a second: only every other frame is looked at
-        video = toyland_art.draw(drawn, 2 * HEIGHT, 2 * WIDTH, FRAMES, FPS / 2, device).image
+        video = draw(drawn, 2 * HEIGHT, 2 * WIDTH, FRAMES, FPS / 2, device).image
     else:
         video = through(vae, render_batch(drawn, device=device), noise=.15 * rng.random())[:, :, ::2]
     video, twin = video[:count].clone(), video[count:]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from . import toyland_art as art
+from .picture import draw
 
 SUBJECTS = ("motorcycle", "car", "bus", "dog", "cat", "bird", "balloon", "plane", "ball", "robot")
 COLOURS = ("red", "yellow", "green", "blue", "purple", "white")
@@ -212,7 +212,7 @@ class Truth:
 def render_batch(scenes: list[Scene], height: int = 112, width: int = 192, num_frames: int = 33,
                  device: str | torch.device = "cpu") -> torch.Tensor:
     """Draw scenes: (B, 3, T, H, W) float32 in [0, 1], 16 frames a second, on `device`."""
-    return art.draw(scenes, height, width, num_frames, FPS, device).image
+    return draw(scenes, height, width, num_frames, FPS, device).image
 
 
 def render(scene: Scene, height: int = 112, width: int = 192, num_frames: int = 33) -> np.ndarray:
@@ -223,6 +223,6 @@ def render(scene: Scene, height: int = 112, width: int = 192, num_frames: int = 
 
 def truth(scene: Scene, height: int = 112, width: int = 192, num_frames: int = 33) -> Truth:
     """The masks and motion behind `render` at the same size."""
-    canvas = art.draw([scene], height, width, num_frames, FPS, "cpu", with_truth=True)
+    canvas = draw([scene], height, width, num_frames, FPS, "cpu", with_truth=True)
     masks = [(canvas.owner[0] == i + 1).numpy() for i in range(len(scene.actors))]
     return Truth(np.stack(masks), canvas.flow[0].permute(1, 2, 3, 0).numpy())

@@ -1,0 +1,88 @@
+"""The whole picture: scenery once, then what moves, frame by frame."""
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from .actors import AERIAL, GROUND, act
+from .canvas import Canvas
+from .scenery import PLACES, SKIES, clouds, col, flakes
+
+RGB = {"red": (.88, .15, .15), "yellow": (.98, .82, .12), "green": (.13, .62, .28), "blue": (.14, .36, .90),
+       "purple": (.58, .23, .75), "white": (.96, .96, .97)}
+LIGHT = {"sunny": (1., 1., 1.), "sunset": (1., .84, .74), "night": (.50, .55, .74), "snow": (.93, .95, 1.)}
+
+
+def groups(words, device):
+    """(word, index tensor) for each word that occurs."""
+    for word in dict.fromkeys(words):
+        yield word, torch.tensor([i for i, w in enumerate(words) if w == word], device=device)
+
+
+def draw(scenes, height, width, num_frames, fps, device, with_truth=False) -> Canvas:
+    """Draw `scenes` (toyland.Scene) into a Canvas with image (B, 3, T, H, W)."""
+    aspect = width / height
+    numbers = np.stack([np.random.default_rng(s.seed).random(52) for s in scenes]).astype(np.float32)
+    scenery, own = torch.from_numpy(numbers).to(device).split([32, 20], 1)
+    still = _background(scenes, scenery, height, width, device)
+    canvas = Canvas(still.image.repeat(1, 1, num_frames, 1, 1), with_truth)
+    canvas.light = still.light
+    seconds = ((torch.arange(num_frames, device=device) - (num_frames - 1) / 2) / fps).view(1, -1, 1, 1)
+    for cloudy, index in groups([s.sky in ("sunny", "sunset") for s in scenes], device):
+        if cloudy:
+            part = canvas.part(index)
+            clouds(part, scenery[index], aspect, seconds)
+            canvas.put_back(index, part)
+    _actors(canvas, scenes, own, aspect, seconds, fps)
+    for snowy, index in groups([s.sky == "snow" for s in scenes], device):
+        if snowy:
+            part = canvas.part(index)
+            flakes(part, scenery[index], seconds)
+            canvas.put_back(index, part)
+    canvas.image.clamp_(0, 1)
+    return canvas
+
+
+def _background(scenes, r, height, width, device) -> Canvas:
+    """What never moves, as a single frame."""
+    still = Canvas(torch.zeros(len(scenes), 3, 1, height, width, device=device))
+    still.light = torch.tensor([LIGHT[s.sky] for s in scenes], device=device)
+    for kinds, field in ((SKIES, "sky"), (PLACES, "place")):
+        for word, index in groups([getattr(s, field) for s in scenes], device):
+            part = still.part(index)
+            kinds[word](part, r[index], width / height)
+            still.put_back(index, part)
+    for snowy, index in groups([s.sky == "snow" for s in scenes], device):
+        if snowy:  # it has settled
+            part = still.part(index)
+            part.paint(.655 - part.y, (.95, .97, 1.), .55, soft=.01)
+            still.put_back(index, part)
+    return still
+
+
+def _actors(canvas, scenes, own, aspect, seconds, fps):
+    """The companions, then the main subjects in front of them. A clip's middle is the middle of their way."""
+    device = own.device
+    facing = torch.tensor([1. if s.direction == "right" else -1. for s in scenes], device=device).view(-1, 1, 1, 1)
+    fast = torch.tensor([s.speed == "high" for s in scenes], device=device).view(-1, 1, 1, 1)
+    paired = torch.tensor([s.companion is not None for s in scenes], device=device).view(-1, 1, 1, 1)
+    # Frame widths a second, so that a clip shows as much of the way at any shape of frame.
+    speed = aspect * torch.where(fast, .28 + .06 * col(own, 0), .06 + .04 * col(own, 0))
+    side = torch.where(col(own, 1) > .5, 1., -1.)
+    for number in (2, 1):
+        actors = [s.actors[number - 1] if len(s.actors) >= number else None for s in scenes]
+        apart = side * (1.5 - number) * (.36 + .08 * col(own, 2))
+        place = .5 + torch.where(paired, apart, .14 * (col(own, 2) - .5))
+        base = 4 + 4 * number
+        for name, index in groups([a[0] if a else None for a in actors], device):
+            if name is None:
+                continue
+            part, mine, who = canvas.part(index), own[index], index.tolist()
+            scale = (.90 + .25 * col(mine, base)) * torch.where(paired[index], .82, 1.)
+            cx = aspect * place[index] + facing[index] * speed[index] * seconds
+            ground = torch.tensor([GROUND[scenes[i].place] for i in who], device=device).view(-1, 1, 1, 1)
+            cy = (AERIAL[name] + .10 * (col(mine, base + 1) - .5) if name in AERIAL
+                  else ground + .05 * (col(mine, base + 1) - .5) + .05 * (number == 1) * paired[index])
+            colour = torch.tensor([RGB[actors[i][1]] for i in who], device=device)
+            act(part, name, colour, number, cx, cy, speed[index], facing[index], 6.28 * col(mine, base + 2), scale, fps)
+            canvas.put_back(index, part)
