@@ -70,8 +70,8 @@ def generate(
     """Make a video from a prompt and enlarge it: encode, draw noise, denoise, decode, upscale.
 
     model: what `load` takes, or what it gave.  out: a folder for the files, made when it is missing; an
-    earlier run in it is replaced; None keeps everything in memory.  upscale: "pocket", the path of a
-    Real-ESRGAN file, or "none".  settings: any field of `Settings`.
+    earlier run in it is replaced; None keeps everything in memory.  upscale: "pocket", the name or the
+    path of a Real-ESRGAN file as `upscale` takes it, or "none".  settings: any field of `Settings`.
     Prompt encoding and latents are on disk before decoding starts, and no file is ever half-written.
     Raises UserError for every mistake in these, before anything is written.
     """

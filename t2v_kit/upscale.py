@@ -2,7 +2,8 @@
 
 Weight files are read by spandrel, which recognises Real-ESRGAN's two architectures by their keys: RRDBNet
 (x4plus, x2plus, anime_6B) and the compact SRVGGNet (animevideov3, general-x4v3, pocket). What runs them is the
-short loop below: batches, channels last, half precision where it is safe, tiles where memory asks for it.
+short loop below: batches, channels last, half precision where it is safe, tiles where memory asks for it. Where
+the files come from is told in upscaler_files.py.
 """
 
 from __future__ import annotations
@@ -18,15 +19,12 @@ import torch
 import torch.nn.functional as F
 from tqdm.auto import tqdm
 
-from .settings import UserError
+from .settings import UserError, tell_once
+from .upscaler_files import FILE, read_tensors, weight_files
 
 if TYPE_CHECKING:
     from spandrel import ImageModelDescriptor
 
-#: Upscalers that have a name. Any other Real-ESRGAN file is given by its path.
-UPSCALERS = {"pocket": Path(__file__).parent / "pocket" / "upscaler" / "pocket_x4.safetensors"}
-
-_FILE = "Real-ESRGAN file (.pth, .safetensors)"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 MAX_SCALE = 16
 #: Input pixels around a tile that the network sees and whose enlargement is thrown away. The compact networks
@@ -37,6 +35,7 @@ OVERLAP = 24
 _PIXELS = {"cpu": 4 * 112 * 192, "cuda": 2**20}
 _LARGEST = 2**20  # input pixels of a frame from which on it is cut into tiles of _TILE
 _TILE = 512
+_SMALLEST_TILE = 32  # below it, nearly all that the network computes is overlap
 
 
 def upscale(
@@ -48,10 +47,14 @@ def upscale(
     batch: int | None = None,
     device: str | torch.device | None = None,
     progress: bool = True,
+    denoise_strength: float | None = None,
 ) -> np.ndarray:
     """Enlarge a video: `(T, H, W, 3)` uint8 in, `(T, round(H * scale), round(W * scale), 3)` uint8 out.
 
-    model: "pocket", or the path of a Real-ESRGAN file (.pth or .safetensors).
+    model: "pocket", or "pocket-wdn", which keeps noise; one of Real-ESRGAN's published files, fetched once and
+        its SHA-256 checked ("RealESRGAN_x4plus", "RealESRGAN_x2plus", "RealESRGAN_x4plus_anime_6B",
+        "realesr-animevideov3", "realesr-general-x4v3", "realesr-general-wdn-x4v3"); or the path of such a file
+        (.pth or .safetensors).
     scale: the enlargement, 1 to 16; where it is not the network's own, its output is resized (antialiased
         bicubic).
     dtype: "auto" is float16 on a GPU, and on a CPU bfloat16 if the processor computes in it, else float32.
@@ -59,12 +62,18 @@ def upscale(
     tile: side of the square tiles in input pixels, a multiple of 8; 0 for none; None cuts only huge frames.
     batch: frames that go through the network together; None fits them to the device.
     device: None is the first GPU, or the CPU where there is none.
+    denoise_strength: 0 (noise is kept) to 1 (it is taken away), for "pocket" and "realesr-general-x4v3", which
+        have a second network to be mixed with; None is the named network alone, the same as 1.
 
-    Raises UserError for an unknown upscaler, a file that is none or is damaged, and for a video, scale,
-    dtype, tile or batch that breaks the rules above.
+    When the GPU's memory does not suffice, `batch` is halved, then `tile`, given or not, and one warning says
+    what worked.
+
+    Raises UserError for an unknown upscaler, a file that is none, is damaged or can't be fetched, for a video,
+    scale, dtype, tile, batch or denoise_strength that breaks the rules above, and when the smallest tile is
+    still too large for the GPU.
     """
     _check_video(video)
-    frames = upscale_frames(video, model, scale, dtype, tile, batch, device, progress)
+    frames = upscale_frames(video, model, scale, dtype, tile, batch, device, progress, denoise_strength)
     height, width = _target(video.shape[1:3], scale)
     enlarged = np.empty((len(video), height, width, 3), np.uint8)
     for index, frame in enumerate(frames):
@@ -81,6 +90,7 @@ def upscale_frames(
     batch: int | None = None,
     device: str | torch.device | None = None,
     progress: bool = True,
+    denoise_strength: float | None = None,
 ) -> Iterator[np.ndarray]:
     """`upscale` as a stream: `(H, W, 3)` uint8 frames of one size in, enlarged ones out, one batch in memory.
 
@@ -88,45 +98,42 @@ def upscale_frames(
     """
     _check_options(scale, tile, batch)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    net = load_upscaler(model)
+    net = load_upscaler(model, denoise_strength, progress)
     net.to(device, _choose_dtype(dtype, device, net))
     net.model.to(memory_format=torch.channels_last)
     return _stream(net, frames, scale, tile, batch, progress)
 
 
-def load_upscaler(model: str | Path = "pocket") -> ImageModelDescriptor:
+def load_upscaler(
+    model: str | Path = "pocket", denoise_strength: float | None = None, progress: bool = True
+) -> ImageModelDescriptor:
     """Read an upscaler: spandrel's descriptor (`.model`, `.scale`, `.architecture`), float32 on the CPU.
 
-    Only tensors are read from a .pth (`weights_only=True`): a file can never run code. Raises UserError when
-    the name is unknown, or the file is missing, damaged or holds no network that enlarges RGB pictures.
+    model and denoise_strength are those of `upscale`. Only tensors are read from a .pth (`weights_only=True`):
+    a file can never run code; a published file is not read at all unless its SHA-256 is right. It is kept in
+    `torch.hub.get_dir()/checkpoints`.
+
+    Raises UserError when the name is unknown or can't be fetched, denoise_strength is not from 0 to 1 or the
+    model has no pair for it, and when a file is damaged or holds no network that enlarges RGB pictures.
     """
     import spandrel  # over a second: only who enlarges waits for it
 
-    path = UPSCALERS.get(str(model), Path(model))
-    if not path.is_file():
-        names = ", ".join(repr(name) for name in UPSCALERS)
-        raise UserError(f"unknown upscaler {str(model)!r}: choose {names} or the path of a {_FILE}")
+    files = weight_files(model, denoise_strength, progress)
+    names = " or ".join(repr(str(path)) for path, _ in files)
     try:
-        state = spandrel.canonicalize_state_dict(_read(path))
-        net = spandrel.MAIN_REGISTRY.load({key: value.float() for key, value in state.items()})
+        parts = [(spandrel.canonicalize_state_dict(read_tensors(path)), share) for path, share in files]
+        keys = parts[0][0].keys()
+        net = spandrel.MAIN_REGISTRY.load({key: sum(w[key].float() * share for w, share in parts) for key in keys})
     except Exception as error:  # sizes are inferred from the keys: a wrong file can fail anywhere in there
-        raise UserError(f"{str(path)!r} is damaged or no upscaler: give a {_FILE}") from error
+        raise UserError(f"{names} is damaged or no upscaler: give a {FILE}") from error
     if not isinstance(net, spandrel.ImageModelDescriptor) or net.scale < 2 or net.input_channels != 3:
         what = f"{net.architecture.name} x{net.scale}"
-        raise UserError(f"{str(path)!r} holds {what}, which enlarges no RGB video: give a {_FILE}")
+        raise UserError(f"{names} holds {what}, which enlarges no RGB video: give a {FILE}")
     if factor := getattr(net.model, "shuffle_factor", None):
         # RealESRGANer pads a frame to whole pixel-unshuffled cells, spandrel further: other edges on odd sizes.
         net.size_requirements = spandrel.SizeRequirements(minimum=2, multiple_of=factor)
     net.model.eval().requires_grad_(False)
     return net
-
-
-def _read(path: Path) -> dict:
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(path)
-    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _stream(net, frames, scale, tile, batch, progress) -> Iterator[np.ndarray]:
@@ -139,18 +146,53 @@ def _stream(net, frames, scale, tile, batch, progress) -> Iterator[np.ndarray]:
     height, width = first.shape[:2]
     tile = tile if tile is not None else _TILE if height * width > _LARGEST else 0
     batch = batch or max(1, _PIXELS.get(net.device.type, _PIXELS["cpu"]) // (height * width))
-    frames = chain([first], frames)
+    frames = _like(first, chain([first], frames))
+    warned = short = False
     with tqdm(total=total, desc="upscale", unit="frame", disable=not progress) as bar:
-        while group := list(islice(frames, batch)):
-            for frame in group:
-                if frame.shape != first.shape or frame.dtype != np.uint8:
-                    got = f"{frame.shape} {frame.dtype}"
-                    raise UserError(
-                        f"every frame must be {first.shape} uint8 like the first, but one is {got}"
-                    )
-            enlarged = _enlarge(net, np.stack(group), _target((height, width), scale), tile)
-            bar.update(len(group))
+        group = list(islice(frames, batch))
+        while group:
+            part = np.stack(group[:batch])
+            enlarged = _enlarge_or_none(net, part, _target((height, width), scale), tile)
+            if enlarged is None:
+                short = True
+                batch, tile = _halved(len(part), tile, max(height, width))
+                continue
+            if short and not warned:
+                warned = True
+                now = f"batch={batch} and tile={tile}" if tile else f"batch={batch}"
+                tell_once(f"out of GPU memory: went on with {now}; give these to start so")
+            bar.update(len(part))
             yield from enlarged
+            group = group[len(part) :] or list(islice(frames, batch))
+
+
+def _like(first: np.ndarray, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    for frame in frames:
+        if frame.shape != first.shape or frame.dtype != np.uint8:
+            got = f"{frame.shape} {frame.dtype}"
+            raise UserError(f"every frame must be {first.shape} uint8 like the first, but one is {got}")
+        yield frame
+
+
+def _halved(batch: int, tile: int, side: int) -> tuple[int, int]:
+    """Batch and tile that need about half the memory or less; `side` is the frame's longer one."""
+    if batch > 1:
+        return batch // 2, tile
+    now = min(tile or side, side)
+    smaller = max(_SMALLEST_TILE, -(-now // 16) * 8)  # half of it, in whole eights
+    if smaller >= now:
+        raise UserError(f"out of GPU memory with batch=1 and tiles of {now}: free some, or try device='cpu'")
+    return 1, smaller
+
+
+def _enlarge_or_none(net, frames: np.ndarray, target: tuple[int, int], tile: int) -> np.ndarray | None:
+    """`_enlarge`, or None where the GPU's memory does not suffice."""
+    try:
+        return _enlarge(net, frames, target, tile)
+    except torch.OutOfMemoryError:
+        pass  # as long as the error lives, so do the tensors of the layers it went through
+    torch.cuda.empty_cache()
+    return None
 
 
 @torch.inference_mode()  # as a decorator of a plain function: around a `yield` it would leak into the caller

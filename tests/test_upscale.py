@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib
 import io
 import pickle
 import random
+import shutil
+import warnings
 
 import numpy as np
 import pytest
@@ -15,10 +19,12 @@ from safetensors.torch import load_file, save_file
 from spandrel.architectures.Compact import Compact
 
 from t2v_kit import UserError, load_upscaler, toyland, upscale, upscale_frames
-from t2v_kit.upscale import UPSCALERS, _tiled
+from t2v_kit.settings import tell_once
+from t2v_kit.upscale import _tiled
+from t2v_kit.upscaler_files import PUBLISHED, SHIPPED, Published
 from training.degrade import KERNEL, Dice, blur, degrade, jpeg, kernels, sinc
 
-WEAK_DENOISE = UPSCALERS["pocket"].with_name("pocket_wdn_x4.safetensors")
+ROOM = importlib.import_module("t2v_kit.upscale")  # the attribute of this name is the function
 quiet = dict(progress=False)
 
 
@@ -100,17 +106,6 @@ def test_pocket_beats_lanczos_on_scenes_it_never_saw():
     assert psnr(upscale(small, **quiet), truth) > psnr(lanczos(small), truth) + 2
 
 
-def test_the_shipped_pair_mixes(tmp_path):
-    """Noise that is left grows from pocket_x4 over the mean of both state dicts to pocket_wdn_x4."""
-    strong, weak = load_file(UPSCALERS["pocket"]), load_file(WEAK_DENOISE)
-    half = {key: (value.float() + weak[key].float()) / 2 for key, value in strong.items()}
-    save_file(half, tmp_path / "half.safetensors")
-    grain = np.random.default_rng(0).normal(128, 10, (1, 48, 48, 3)).clip(0, 255).astype(np.uint8)
-    paths = (UPSCALERS["pocket"], tmp_path / "half.safetensors", WEAK_DENOISE)
-    left = [upscale(grain, path, dtype="float32", **quiet).std() for path in paths]
-    assert left[0] < left[1] < left[2]
-
-
 def test_bfloat16_stays_near_float32():
     """On pocket's weights bfloat16 moves no pixel of a drawn scene far: more than 45 dB between the two."""
     video = drawn(1)
@@ -168,6 +163,205 @@ def test_tiles_keep_step_with_pixel_unshuffle(tmp_path):
                     upscale(video, path, 2, "float32", tile=24, **quiet)) <= 1  # fmt: skip
 
 
+# ---- published files --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def release(tmp_path, monkeypatch, compact):
+    """Puts a network at a file:// address under a published name; torch.hub's cache is an empty folder."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+
+    def publish(name: str, weights=compact, sha256: str | None = None):
+        source = tmp_path / "release" / f"{name}.pth"
+        source.parent.mkdir(exist_ok=True)
+        shutil.copy(weights, source)
+        sha256 = sha256 or hashlib.sha256(source.read_bytes()).hexdigest()
+        monkeypatch.setitem(PUBLISHED, name, Published(source.as_uri(), sha256))
+        return source
+
+    return publish
+
+
+def cached(tmp_path) -> list[str]:
+    return sorted(path.name for path in (tmp_path / "home").rglob("*") if path.is_file())
+
+
+def test_a_published_file_is_fetched_once(tmp_path, compact, release, capfd):
+    """It gives the local file's frames, lies in torch.hub's cache alone, and the second time needs no network."""
+    source, video = release("RealESRGAN_x4plus"), noise_video(1, 8, 8)
+    local = upscale(video, compact, **quiet)
+    assert np.array_equal(upscale(video, "RealESRGAN_x4plus", **quiet), local)
+    assert cached(tmp_path) == ["RealESRGAN_x4plus.pth"]
+    assert capfd.readouterr().err == ""  # progress=False is silent while fetching too
+    source.unlink()
+    assert np.array_equal(upscale(video, "RealESRGAN_x4plus", **quiet), local)
+
+
+def test_fetching_says_what_and_shows_a_bar(release, capfd):
+    source = release("realesr-animevideov3")
+    load_upscaler("realesr-animevideov3")
+    shown = capfd.readouterr().err
+    assert source.as_uri() in shown
+    assert "100%" in shown
+
+
+def test_a_spoilt_cache_is_fetched_anew(tmp_path, release):
+    """What lies in the cache is checked each time: an altered file is replaced, not read."""
+    source = release("RealESRGAN_x2plus")
+    load_upscaler("RealESRGAN_x2plus", **quiet)
+    file = next((tmp_path / "home").rglob("*.pth"))
+    file.write_bytes(file.read_bytes()[:-100])
+    load_upscaler("RealESRGAN_x2plus", **quiet)
+    assert file.read_bytes() == source.read_bytes()
+
+
+def test_a_wrong_sha256_is_never_read(tmp_path, release, monkeypatch):
+    """Neither loaded nor kept; one line names the address and the way out."""
+    read = []
+    monkeypatch.setattr(ROOM, "read_tensors", read.append)
+    source = release("RealESRGAN_x4plus", sha256="0" * 64)
+    with pytest.raises(UserError, match=r"not the published file.*give the path of that local file") as caught:
+        load_upscaler("RealESRGAN_x4plus", **quiet)
+    assert source.as_uri() in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert read == cached(tmp_path) == []
+
+
+@pytest.mark.parametrize("address", ["file:///nowhere/x4.pth", "http://127.0.0.1:9/x4.pth"], ids=["missing", "refused"])
+def test_no_network_is_one_clear_line(tmp_path, release, monkeypatch, address):
+    """The line has the address and the way out, and no half file stays."""
+    release("RealESRGAN_x4plus")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setitem(PUBLISHED, "RealESRGAN_x4plus", Published(address, "0" * 64))
+    with pytest.raises(UserError, match=f"could not be fetched from {address} .*that local file") as caught:
+        load_upscaler("RealESRGAN_x4plus", **quiet)
+    assert "\n" not in str(caught.value)
+    assert cached(tmp_path) == []
+
+
+def test_every_published_name_has_its_own_address_and_sha256():
+    """Six files under their own names, each with a whole SHA-256 that no other has."""
+    assert len(PUBLISHED) == len({published.sha256 for published in PUBLISHED.values()}) == 6
+    for name, (address, sha256) in PUBLISHED.items():
+        assert address.startswith("https://github.com/xinntao/Real-ESRGAN/releases/download/v0.")
+        assert address.endswith(f"/{name}.pth")
+        assert len(bytes.fromhex(sha256)) == 32
+
+
+# ---- strength of denoising --------------------------------------------------------------------------------
+
+
+def test_denoise_strength_of_pocket():
+    """Noise that is left grows from 1 to 0; 1 and None are pocket_x4 alone, 0 is pocket_wdn_x4 alone."""
+    grain = np.random.default_rng(0).normal(128, 10, (1, 48, 48, 3)).clip(0, 255).astype(np.uint8)
+    default = upscale(grain, dtype="float32", **quiet)
+    one, half, zero = (upscale(grain, dtype="float32", denoise_strength=s, **quiet) for s in (1, 0.5, 0))
+    assert one.std() < half.std() < zero.std()
+    assert np.array_equal(one, default)
+    assert np.array_equal(zero, upscale(grain, SHIPPED["pocket-wdn"], dtype="float32", **quiet))
+    assert np.array_equal(zero, upscale(grain, "pocket-wdn", dtype="float32", **quiet))
+
+
+def test_denoise_strength_is_the_official_tools(tmp_path, compact, release):
+    """For realesr-general-x4v3 the weights are those of RealESRGANer's own interpolation, bit for bit."""
+    official = pytest.importorskip("realesrgan")
+    torch.manual_seed(1)
+    net = Compact(num_feat=16, num_conv=3, upscale=4)
+    torch.save({"params": net.state_dict()}, tmp_path / "wdn.pth")
+    release("realesr-general-x4v3")
+    release("realesr-general-wdn-x4v3", tmp_path / "wdn.pth")
+    files = [str(compact), str(tmp_path / "wdn.pth")]
+    theirs = official.RealESRGANer(4, files, dni_weight=[0.3, 1 - 0.3], model=net, half=False, device="cpu")
+    ours = load_upscaler("realesr-general-x4v3", 0.3, **quiet).model.state_dict()
+    assert all(torch.equal(ours[key], value) for key, value in theirs.model.state_dict().items())
+
+
+@pytest.mark.parametrize(("strength", "kept"), [(None, "x4v3"), (1, "x4v3"), (0, "wdn-x4v3")])
+def test_denoise_strength_fetches_what_it_needs(tmp_path, release, strength, kept):
+    """At its ends one network suffices, and the other one is not fetched."""
+    release("realesr-general-x4v3")
+    release("realesr-general-wdn-x4v3")
+    load_upscaler("realesr-general-x4v3", strength, **quiet)
+    assert cached(tmp_path) == [f"realesr-general-{kept}.pth"]
+
+
+@pytest.mark.parametrize("model", ["a path", "pocket-wdn", "RealESRGAN_x4plus"])
+def test_denoise_strength_needs_a_pair(compact, model):
+    """Any other network is refused before anything is fetched, with the two names that work."""
+    with pytest.raises(UserError, match="only 'pocket' and 'realesr-general-x4v3' have: leave it out"):
+        load_upscaler(compact if model == "a path" else model, 0.5, **quiet)
+
+
+# ---- too little memory ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_gpu(compact, monkeypatch):
+    """Gives `upscale` a network without memory for more than so many input pixels (`later`: from run two on).
+
+    What it returns lists the runs.
+    """
+
+    def limit(pixels: int, later: int | None = None) -> list[tuple[int, ...]]:
+        net, ran = load_upscaler(compact), []
+
+        def check(_, inputs):
+            batch, _, height, width = inputs[0].shape
+            if batch * height * width > (later if later and ran else pixels):
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            ran.append((batch, height, width))
+
+        tell_once.cache_clear()
+        net.model.register_forward_pre_hook(check)
+        monkeypatch.setattr(ROOM, "load_upscaler", lambda *_: net)
+        return ran
+
+    return limit
+
+
+@pytest.mark.parametrize(
+    ("pixels", "tile", "ended"),
+    [(2 * 192 * 200, None, "batch=2;"), (192 * 200, None, "batch=1;"), (200 * 200, 0, "batch=1;"),
+     (100 * 100, None, "batch=1 and tile=32;"), (160 * 160, 0, "batch=1 and tile=104;")],
+)  # fmt: skip
+def test_out_of_memory_goes_on_smaller(compact, small_gpu, pixels, tile, ended):
+    """First fewer frames at once, then tiles; every frame comes once and unchanged; one warning for all of it."""
+    video = noise_video(5, 192, 200)
+    wanted = upscale(video, compact, dtype="float32", **quiet)
+    ran = small_gpu(pixels)
+    with pytest.warns(UserWarning, match=f"out of GPU memory: went on with {ended}") as told:
+        enlarged = upscale(video, compact, dtype="float32", batch=4, tile=tile, **quiet)
+    assert len(told) == 1
+    assert furthest(enlarged, wanted) <= 1
+    assert ran
+
+
+def test_memory_that_shrinks_is_told_once(compact, small_gpu):
+    """What was batch=2 needs batch=1 after the first pair: the run goes on, and warns no second time."""
+    video = noise_video(5, 8, 8)
+    wanted = upscale(video, compact, dtype="float32", **quiet)
+    ran = small_gpu(2 * 8 * 8, later=8 * 8)
+    with pytest.warns(UserWarning, match="out of GPU memory") as told:
+        enlarged = upscale(video, compact, dtype="float32", batch=4, **quiet)
+    assert len(told) == 1
+    assert ran == [(2, 8, 8)] + 3 * [(1, 8, 8)]
+    assert furthest(enlarged, wanted) <= 1
+
+
+def test_enough_memory_warns_of_nothing(small_gpu):
+    small_gpu(4 * 8 * 8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        upscale(noise_video(6, 8, 8), dtype="float32", batch=4, **quiet)
+
+
+def test_no_memory_even_for_the_smallest_tile(small_gpu):
+    """It ends with one line instead of a loop."""
+    small_gpu(100)
+    with pytest.raises(UserError, match=r"batch=1 and tiles of 32: .*device='cpu'"):
+        upscale(noise_video(3, 70, 90), dtype="float32", **quiet)
+
+
 # ---- the official package ---------------------------------------------------------------------------------
 
 
@@ -179,7 +373,7 @@ def test_frames_agree_with_realesrganer(tmp_path, kind):
         from realesrgan.archs.srvgg_arch import SRVGGNetCompact
 
         path, net, scale = tmp_path / "pocket.pth", SRVGGNetCompact(3, 3, 64, 16, 4), 4
-        torch.save({"params": load_file(UPSCALERS["pocket"])}, path)
+        torch.save({"params": load_file(SHIPPED["pocket"])}, path)
     else:
         scale = int(kind[1])
         path, net = rrdb(tmp_path, scale)
@@ -201,7 +395,11 @@ def test_frames_agree_with_realesrganer(tmp_path, kind):
      (dict(dtype="float16", device="cpu"), "float16.*needs a GPU.*bfloat16"),
      (dict(scale=0), "scale=0 .*1 to 16"), (dict(scale=float("nan")), "scale=nan"), (dict(scale="4"), "scale='4'"),
      (dict(scale=40), "scale=40 .*try 16"), (dict(tile=100), "tile=100 .*multiple of 8"), (dict(tile=-8), "tile=-8"),
-     (dict(batch=0), "batch=0"), (dict(batch=1.5), "batch=1.5")],
+     (dict(batch=0), "batch=0"), (dict(batch=1.5), "batch=1.5"),
+     (dict(denoise_strength=1.5), "denoise_strength=1.5 .*0 to 1: try 1"),
+     (dict(denoise_strength=-1), "denoise_strength=-1 .*try 0"), (dict(denoise_strength=True), "denoise_strength=True"),
+     (dict(denoise_strength=float("nan")), "denoise_strength=nan"),
+     (dict(denoise_strength="1"), "denoise_strength='1'")],
 )  # fmt: skip
 def test_wrong_options_are_named(wrong, message):
     """One line that quotes the value and says what works; raised before the first frame, by the stream too."""
