@@ -48,7 +48,9 @@ def parser() -> argparse.ArgumentParser:
     for option, (metavar, text) in KNOBS.items():
         made.add_argument(option, type=_number, metavar=metavar, help=f"{text} (default: the model's own)")
     made.add_argument(
-        "--upscale", default="pocket", metavar="NAME",
+        "--upscale",
+        default="pocket",
+        metavar="NAME",
         help="pocket (the default), none, a Real-ESRGAN weight file, or the name of a published one, which is fetched",
     )
     made.add_argument("--out", metavar="DIR", help="folder for the files (default: a new one in runs/)")
