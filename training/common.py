@@ -47,7 +47,7 @@ class Clock:
         if seconds <= 0:  # progress would run backwards and never end
             raise ValueError(f"no time to train: {seconds:.1f} seconds, give more than 0")
         self.seconds, self.log_every, self.rank = seconds, log_every, rank
-        self.start, self.step, self.logged, self.progress = time.monotonic(), 0, 0.0, 0.0
+        self.start, self.step, self.logged, self.saved, self.progress = time.monotonic(), 0, 0.0, 0.0, 0.0
 
     def __iter__(self):
         while True:
@@ -69,6 +69,14 @@ class Clock:
             shown = "  ".join(f"{k} {torch.as_tensor(v).detach().item():.5g}" for k, v in numbers.items())
             each = 1000 * now / (self.step + 1)
             print(f"{now:6.0f} s  step {self.step:6d}  {each:6.1f} ms/step  {shown}", flush=True)
+
+    def due(self, every: float) -> bool:
+        """True once in `every` seconds: time to save."""
+        now = self.progress * self.seconds
+        if now - self.saved < every:
+            return False
+        self.saved = now
+        return True
 
 
 def learning_rate(optimizer, peak: float, progress: float, warmup: float = 0.02, decay: float = 0.3):
@@ -96,7 +104,8 @@ class Recorder:
     """Runs `step(**tensors) -> loss (and more)` with its backward; on a GPU as a recorded CUDA graph.
 
     One recording is kept for each step function and shape. Models as small as pocket's keep the processor busy
-    longer than the GPU, and a replay needs no processor: measured on the transformer, half the time of a step."""
+    longer than the GPU (the transformer's forward and backward: 63 ms by the clock, 33 on an H200), and a replay
+    needs no processor."""
 
     def __init__(self, model: torch.nn.Module, graphs: bool):
         self.parameters, self.graphs, self.kept = list(model.parameters()), graphs, {}

@@ -185,7 +185,8 @@ def main():
         return ((v.float() - (noise - clean)).square().mean(),)
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.rate, betas=(.9, .99), weight_decay=.01, fused=cuda)
-    recorder, rng, saved, turn = common.Recorder(model, cuda and args.graphs), random.Random(args.seed), 0.0, 0
+    recorder, rng = common.Recorder(model, cuda and args.graphs), random.Random(args.seed)
+    turn = 0
     clock = common.Clock(args.seconds - (time.monotonic() - start), args.log_every, args.rank)
     for i in clock:
         kind = rng.random() if i > 20 else 0
@@ -213,8 +214,7 @@ def main():
         if i % args.renew_every == args.renew_every - 1:
             pool.put(turn, maker.make())
             turn = (turn + maker.chunk) % (len(pool.latents) - maker.chunk + 1)
-        if clock.progress * args.seconds - saved > args.save_every:
-            saved = clock.progress * args.seconds
+        if clock.due(args.save_every):
             common.save(average.model, args.out / "transformer")
     common.save(average.model, args.out / "transformer")
 

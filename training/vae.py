@@ -90,10 +90,9 @@ def evaluate(vae: AutoencoderKLHunyuanVideo, device: str, count: int = 48) -> di
         error = (x - y).square()
         scores += (-10 * error.mean((1, 2, 3, 4)).log10()).tolist()
         by_frame.append(-10 * error.mean((1, 3, 4)).log10())
-    by_frame = torch.cat(by_frame).mean(0)
-    return {"psnr": sum(scores) / len(scores), "worst_tenth": sum(sorted(scores)[: max(1, len(scores) // 10)])
-            / max(1, len(scores) // 10), "largest_step": by_frame.diff().abs().max().item(),
-            "by_frame": [round(v, 2) for v in by_frame.tolist()]}
+    by_frame, worst = torch.cat(by_frame).mean(0), sorted(scores)[: max(1, len(scores) // 10)]
+    return {"psnr": sum(scores) / len(scores), "worst_tenth": sum(worst) / len(worst),
+            "largest_step": by_frame.diff().abs().max().item(), "by_frame": [round(v, 2) for v in by_frame.tolist()]}
 
 
 def main():
@@ -101,11 +100,9 @@ def main():
                           save_every=120.0, kl=3e-6, noise=.05, count=48, graphs=True)
     cuda = args.device != "cpu"
     torch.backends.cudnn.benchmark, torch.backends.cudnn.benchmark_limit = True, 4
+    torch.manual_seed(args.seed)  # every rank starts from the same weights
     vae = AutoencoderKLHunyuanVideo.from_pretrained(args.resume) if args.resume else pocket.vae()
-    if args.world > 1:
-        torch.manual_seed(args.seed)
-        vae = vae if args.resume else pocket.vae()
-        torch.manual_seed(args.seed * 1000 + args.rank)
+    torch.manual_seed(args.seed * 1000 + args.rank)
     vae.to(args.device).train()
     vae.encoder.requires_grad_(not args.decoder_only)
     vae.quant_conv.requires_grad_(not args.decoder_only)
@@ -134,7 +131,7 @@ def main():
         return step(x, .4 * args.noise, 0)
 
     recorder = common.Recorder(vae, cuda and args.graphs)
-    clock, saved = common.Clock(args.seconds, args.log_every, args.rank), 0.0
+    clock = common.Clock(args.seconds, args.log_every, args.rank)
     for i in clock:
         frames, height, width, batch = next(p[1:] for p in (DECODER if args.decoder_only else JOINT)
                                             if clock.progress <= p[0])
@@ -152,8 +149,7 @@ def main():
         optimizer.step()
         average.update(vae)
         clock.log(loss=loss, psnr=-10 * (error / 4).log10(), norm=norm, frames=frames)
-        if clock.progress * args.seconds - saved > args.save_every:
-            saved = clock.progress * args.seconds
+        if clock.due(args.save_every):
             common.save(average.model, args.out / "vae")
     vae = average.model
     if not args.decoder_only:

@@ -7,6 +7,7 @@ antialiasing.
 from __future__ import annotations
 
 import math
+from contextlib import contextmanager
 
 import torch
 
@@ -55,15 +56,14 @@ class Canvas:
         self.flow = torch.zeros(n, 2, t, h, w, **grid) if with_truth else None
         self.actor, self.motion = 0, None
 
+    @contextmanager
     def part(self, index):
-        """The clips at `index`, to draw on; `put_back` returns them."""
+        """`with canvas.part(index) as part:` draws on the clips at `index` alone."""
         piece = Canvas(self.image[index])
         piece.light = self.light[index]
         if self.owner is not None:
             piece.owner, piece.flow = self.owner[index], self.flow[index]
-        return piece
-
-    def put_back(self, index, piece):
+        yield piece
         self.image[index] = piece.image
         if self.owner is not None:
             self.owner[index], self.flow[index] = piece.owner, piece.flow

@@ -28,17 +28,15 @@ def draw(scenes, height, width, num_frames, fps, device, with_truth=False) -> Ca
     canvas = Canvas(still.image.repeat(1, 1, num_frames, 1, 1), with_truth)
     canvas.light = still.light
     seconds = ((torch.arange(num_frames, device=device) - (num_frames - 1) / 2) / fps).view(1, -1, 1, 1)
-    for cloudy, index in groups([s.sky in ("sunny", "sunset") for s in scenes], device):
-        if cloudy:
-            part = canvas.part(index)
-            clouds(part, scenery[index], aspect, seconds)
-            canvas.put_back(index, part)
+    skies = dict(groups([s.sky for s in scenes], device))
+    for sky, index in skies.items():
+        if sky in ("sunny", "sunset"):
+            with canvas.part(index) as part:
+                clouds(part, scenery[index], aspect, seconds)
     _actors(canvas, scenes, own, aspect, seconds, fps)
-    for snowy, index in groups([s.sky == "snow" for s in scenes], device):
-        if snowy:
-            part = canvas.part(index)
-            flakes(part, scenery[index], seconds)
-            canvas.put_back(index, part)
+    if "snow" in skies:
+        with canvas.part(skies["snow"]) as part:
+            flakes(part, scenery[skies["snow"]], seconds)
     canvas.image.clamp_(0, 1)
     return canvas
 
@@ -49,14 +47,12 @@ def _background(scenes, r, height, width, device) -> Canvas:
     still.light = torch.tensor([LIGHT[s.sky] for s in scenes], device=device)
     for kinds, field in ((SKIES, "sky"), (PLACES, "place")):
         for word, index in groups([getattr(s, field) for s in scenes], device):
-            part = still.part(index)
-            kinds[word](part, r[index], width / height)
-            still.put_back(index, part)
-    for snowy, index in groups([s.sky == "snow" for s in scenes], device):
-        if snowy:  # it has settled
-            part = still.part(index)
-            part.paint(.655 - part.y, (.95, .97, 1.), .55, soft=.01)
-            still.put_back(index, part)
+            with still.part(index) as part:
+                kinds[word](part, r[index], width / height)
+    for sky, index in groups([s.sky for s in scenes], device):
+        if sky == "snow":  # it has settled
+            with still.part(index) as part:
+                part.paint(.655 - part.y, (.95, .97, 1.), .55, soft=.01)
     return still
 
 
@@ -77,12 +73,13 @@ def _actors(canvas, scenes, own, aspect, seconds, fps):
         for name, index in groups([a[0] if a else None for a in actors], device):
             if name is None:
                 continue
-            part, mine, who = canvas.part(index), own[index], index.tolist()
+            mine, who = own[index], index.tolist()
             scale = (.90 + .25 * col(mine, base)) * torch.where(paired[index], .82, 1.)
             cx = aspect * place[index] + facing[index] * speed[index] * seconds
             ground = torch.tensor([GROUND[scenes[i].place] for i in who], device=device).view(-1, 1, 1, 1)
             cy = (AERIAL[name] + .10 * (col(mine, base + 1) - .5) if name in AERIAL
                   else ground + .05 * (col(mine, base + 1) - .5) + .05 * (number == 1) * paired[index])
             colour = torch.tensor([RGB[actors[i][1]] for i in who], device=device)
-            act(part, name, colour, number, cx, cy, speed[index], facing[index], 6.28 * col(mine, base + 2), scale, fps)
-            canvas.put_back(index, part)
+            phase = 6.28 * col(mine, base + 2)
+            with canvas.part(index) as part:
+                act(part, name, colour, number, cx, cy, speed[index], facing[index], phase, scale, fps)
