@@ -1,7 +1,11 @@
 """What the training scripts rely on: shortcuts that must not change the mathematics, and a clock that must."""
 import copy
+import os
 import random
+import subprocess
+import sys
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
@@ -172,3 +176,32 @@ def test_steps_of_distillation_reduce_the_loss(small_transformer, prompts):
     weighted = (error.square().mean((1, 2, 3, 4)) / torch.tensor([2.0, 7.25])).mean().item()
     assert losses[0] == pytest.approx(weighted, rel=1e-4)  # 1 + (g - 1)^2 / 4 at guidance 3 and 6
     assert losses[-1] < .5 * losses[0]
+
+
+FUSED = """
+import torch, torch.nn.functional as F
+import t2v_kit
+from training import kernels
+kernels.CHUNKS = 3  # each is a program, which the interpreter runs in turn
+torch.manual_seed(0)
+for shape, pads in (((2, 8, 3, 5, 6), (1, 1, 1, 1, 2, 0)), ((1, 12, 2, 4, 4), (0,) * 6)):
+    for normed in (True, False):
+        start = torch.randn(shape) * 2 + .5, torch.randn(shape[1]), torch.randn(shape[1])
+        plain, fused = ([t.clone().requires_grad_() for t in start] for _ in range(2))
+        x = F.silu(F.group_norm(plain[0], 4, plain[1], plain[2], 1e-6)) if normed else plain[0]
+        wanted = F.pad(x, pads, mode="replicate")
+        got = kernels.Step.apply(fused[0], *(fused[1:] if normed else (None, None)), 4, 1e-6, pads)
+        slope = torch.randn_like(wanted)
+        wanted.backward(slope)
+        got.backward(slope)
+        torch.testing.assert_close(got, wanted)
+        for mine, right in list(zip(fused, plain))[:3 if normed else 1]:
+            torch.testing.assert_close(mine.grad, right.grad)
+"""
+
+
+def test_fused_kernels_compute_what_torch_does():
+    """The VAE's norm, SiLU and padding in one kernel, and their gradients; Triton's interpreter needs no GPU."""
+    pytest.importorskip("triton", reason="Triton comes with torch's CUDA builds")
+    interpreted = {**os.environ, "TRITON_INTERPRET": "1"}  # must be set before torch imports Triton
+    subprocess.run([sys.executable, "-c", FUSED], cwd=Path(__file__).parent.parent, env=interpreted, check=True)

@@ -5,7 +5,7 @@
 set -eu
 cd "$(dirname "$0")/.."
 out=${1:?usage: training/everything.sh OUT}
-: "${LLM:=90}" "${CLIP:=75}" "${VAE:=600}" "${TRANSFORMER:=750}" "${DECODER:=300}" "${GUIDANCE:=180}" "${UPSCALER:=300}"
+: "${LLM:=95}" "${CLIP:=80}" "${VAE:=1200}" "${TRANSFORMER:=1500}" "${DECODER:=300}" "${GUIDANCE:=180}" "${UPSCALER:=300}"
 : "${PROBE:=200}" "${CONTINUE:=0}"
 bundle=$out/bundle log=$out/log
 mkdir -p "$bundle" "$log"

@@ -63,6 +63,10 @@ def assemble(parts: Path, bundle: Path = POCKET):
     for part in INDEX:
         if (parts / part).is_dir() and parts / part != bundle / part:
             shutil.copytree(parts / part, bundle / part, dirs_exist_ok=True)
+        if (file := bundle / part / "config.json").exists():  # the folder it was trained in is nobody's business
+            config = json.loads(file.read_text())
+            config.pop("_name_or_path", None)
+            file.write_text(json.dumps(config, indent=2) + "\n")
     FlowMatchEulerDiscreteScheduler(shift=FLOW_SHIFT).save_pretrained(bundle / "scheduler")
     (bundle / "model_index.json").write_text(json.dumps(INDEX, indent=2) + "\n")
     (bundle / "t2v_kit.json").write_text(json.dumps(DATA, indent=2) + "\n")

@@ -19,7 +19,7 @@ from t2v_kit import toyland
 from . import common, pocket
 
 #: until this share of the time: frames, height, width (0: whole), clips a step on one GPU
-JOINT = ((.20, 9, 64, 96, 12), (.75, 17, 0, 0, 4), (1.0, 33, 0, 0, 3))
+JOINT = ((.20, 9, 64, 96, 12), (.85, 17, 0, 0, 4), (1.0, 33, 0, 0, 3))
 DECODER = ((1.0, 33, 0, 0, 3),)
 
 
@@ -96,8 +96,8 @@ def evaluate(vae: AutoencoderKLHunyuanVideo, device: str, count: int = 48) -> di
 
 
 def main():
-    args = common.options(__doc__, batch=0, rate=1.2e-3, decoder_only=False, pool=512, chunk=64,
-                          save_every=120.0, kl=3e-6, noise=.05, count=48, graphs=True)
+    args = common.options(__doc__, batch=0, rate=1.2e-3, decoder_only=False, pool=1024, chunk=64,
+                          save_every=120.0, kl=3e-6, noise=.05, count=48, graphs=True, kernels=True)
     cuda = args.device != "cpu"
     torch.backends.cudnn.benchmark, torch.backends.cudnn.benchmark_limit = True, 4
     torch.manual_seed(args.seed)  # every rank starts from the same weights
@@ -110,6 +110,10 @@ def main():
     trained = [p for p in vae.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=args.rate, betas=(.9, .99), weight_decay=1e-4, fused=cuda)
     clips = Clips(args.pool, args.chunk, args.device, args.seed * 97 + args.rank)
+    if cuda and args.kernels:
+        from . import kernels  # Triton, which only machines with a GPU have
+
+        kernels.speed_up(vae)
 
     def step(x, noise: float, absolute: float):
         with torch.autocast(args.device.split(":")[0], torch.bfloat16, enabled=cuda, cache_enabled=False):
@@ -130,19 +134,19 @@ def main():
     def exact(x):  # at last, what counts is the squared error
         return step(x, .4 * args.noise, 0)
 
+    phases = DECODER if args.decoder_only else JOINT[1:] if args.resume else JOINT
     recorder = common.Recorder(vae, cuda and args.graphs)
     clock = common.Clock(args.seconds, args.log_every, args.rank)
     for i in clock:
-        frames, height, width, batch = next(p[1:] for p in (DECODER if args.decoder_only else JOINT)
-                                            if clock.progress <= p[0])
+        frames, height, width, batch = next(p[1:] for p in phases if clock.progress <= p[0])
         batch = args.batch or batch
         if i % 12 == 11:
             frames, height, width, batch = 1, 0, 0, 16  # single frames are videos too
-        if i % 16 == 15:
+        if i % 32 == 31:
             clips.renew()
         x = clips.sample(batch, frames, height, width)
         common.learning_rate(optimizer, args.rate, clock.progress, warmup=.01, decay=.5)
-        late = args.decoder_only or clock.progress > .7
+        late = args.decoder_only or clock.progress > (.3 if args.resume else .7)
         loss, error = recorder(exact if late else robust, True, x=x)
         common.average_gradients(vae)
         norm = torch.nn.utils.clip_grad_norm_(trained, 1.0)
