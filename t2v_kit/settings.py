@@ -105,18 +105,25 @@ class Settings:
         temporal = models.pipe.vae_scale_factor_temporal * config.patch_size_t
         _check_multiples(full, spatial, temporal)
         _check_guidance(full, models.pipe.transformer.dtype)
-        if self.guidance_scale is not None and not config.guidance_embeds:
-            tell_once("guidance_scale has no effect: this model was not trained with guidance_embeds.")
+        for note in self.notes(models).values():
+            tell_once(note)
+        return full
+
+    def notes(self, models: Models) -> dict[str, str]:
+        """What is allowed but worth knowing, by the setting it is about; `check` tells each once."""
+        notes = {}
+        if self.guidance_scale is not None and not models.pipe.transformer.config.guidance_embeds:
+            notes["guidance_scale"] = "guidance_scale has no effect: this model was not trained with guidance_embeds."
         if self.negative_prompt is not None and self.true_cfg_scale == 1:
-            tell_once("negative_prompt has no effect while true_cfg_scale is 1; try true_cfg_scale=3.")
-        size = (full.num_frames, full.height, full.width)
+            notes["negative_prompt"] = "negative_prompt has no effect while true_cfg_scale is 1; try true_cfg_scale=3."
+        size = tuple(getattr(self, key) or models.defaults[key] for key in ("num_frames", "height", "width"))
         if models.trained_sizes and size not in models.trained_sizes:
             known = ", ".join("x".join(map(str, trained)) for trained in models.trained_sizes)
-            tell_once(
+            notes["num_frames"] = (
                 f"{size[0]}x{size[1]}x{size[2]} (frames x height x width) is not a size {models.name} "
                 f"was trained on ({known}): expect it to do worse."
             )
-        return full
+        return notes
 
 
 def settings_from(*, also: tuple[str, ...] = (), **keywords) -> Settings:

@@ -1,17 +1,22 @@
 """generate() is its stages and nothing more; what it leaves on disk is whole, complete, and makes the video again."""
 
 import json
+import time
 from pathlib import Path
 
 import mediapy
 import numpy as np
 import pytest
 import torch
+from diffusers import FirstBlockCacheConfig
 from safetensors.torch import load_file, save_file
 from spandrel.architectures.Compact import Compact
 
 import t2v_kit.run as run_module
+import t2v_kit.run.folder as folder_module
 from t2v_kit import (
+    Part,
+    Plan,
     PromptEncoding,
     Settings,
     UserError,
@@ -23,6 +28,7 @@ from t2v_kit import (
     read_metadata,
     upscale,
 )
+from t2v_kit.run.folder import read_log
 
 PROMPT = "A man with a beard riding a motorcycle."
 
@@ -48,7 +54,8 @@ def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-ALWAYS = {"settings.json", "prompt.safetensors", "latents.safetensors", "video.mp4", "contact_sheet.png"}
+BEFORE_DECODING = {"settings.json", "log.jsonl", "prompt.safetensors", "latents.safetensors"}
+ALWAYS = BEFORE_DECODING | {"video.mp4", "contact_sheet.png"}
 
 
 def test_generate_is_the_five_stages_in_a_row(tiny32, enlarger):
@@ -129,19 +136,20 @@ def test_prompt_and_latents_are_on_disk_before_decoding(tiny32, here, monkeypatc
     monkeypatch.setattr(run_module, "decode", out_of_memory)
     with pytest.raises(MemoryError):
         generate(PROMPT, tiny32, "run", "none", seed=2)
-    assert names(here / "run") == {"settings.json", "prompt.safetensors", "latents.safetensors"}
+    assert names(here / "run") == BEFORE_DECODING
 
 
 @pytest.mark.parametrize("broken", ["save_video", "save_file"])
 def test_no_file_is_half_written(tiny32, here, monkeypatch, broken):
     """Interrupted in the middle of a file, the earlier files are whole and of this one there is no trace."""
-    real = getattr(run_module, broken)
+    module = run_module if broken == "save_video" else folder_module
+    real = getattr(module, broken)
 
     def interrupted(*args):
         real(*args)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run_module, broken, interrupted)
+    monkeypatch.setattr(module, broken, interrupted)
     with pytest.raises(KeyboardInterrupt):
         generate(PROMPT, tiny32, "run", "none")
     lost = {"video.mp4", "contact_sheet.png"} | ({"latents.safetensors"} if broken == "save_file" else set())
@@ -205,3 +213,162 @@ def test_cheap_checks_come_before_the_model_is_loaded(here, monkeypatch):
     for mistake in ({"seed": -1}, {"upscale": "missing.pth"}, {"out": "taken"}, {"num_step": 3}):
         with pytest.raises(UserError):
             generate(**{"prompt": PROMPT, "upscale": "none", **mistake})
+
+
+# What is made anew, and what an earlier run's work is used for.
+
+STEPS = {"upscale": "none", "progress": False}
+
+
+def counted(*args, **keywords):
+    """A run, and how many steps it made itself."""
+    steps = []
+    run = generate(*args, **{**STEPS, **keywords}, on_step=steps.append)
+    return run, len(steps)
+
+
+def test_a_new_upscaler_reuses_the_latents(tiny32, enlarger, here, capsys):
+    """In the same folder: nothing is denoised, the bar says whose latents they are, the rest is new."""
+    first, steps = counted(PROMPT, tiny32, "run")
+    again, more = counted(PROMPT, tiny32, "run", upscale=enlarger, fps=5, progress=True)
+    assert (steps, more) == (3, 0) and "latents reused from run" in capsys.readouterr().err
+    assert again.reused == Path("run") and torch.equal(again.latents, first.latents)
+    np.testing.assert_array_equal(again.video, first.video)
+    assert names(here / "run") == ALWAYS | {"upscaled.mp4"}
+    assert read_metadata("run/video.mp4")["settings"]["fps"] == 5
+    assert json.loads((here / "run/settings.json").read_text()) == again.record
+
+
+def test_latents_of_a_folder_beside_are_reused(tiny32, here):
+    """Another folder with the same content; it becomes complete in itself."""
+    first, _ = counted(PROMPT, tiny32, "runs/first")
+    again, steps = counted(PROMPT, tiny32, "runs/second", fps=5)
+    assert steps == 0 and again.reused == Path("runs/first")
+    assert names(here / "runs/second") == ALWAYS
+    assert torch.equal(load_file("runs/second/latents.safetensors")["latents"], first.latents)
+    assert PromptEncoding.load("runs/second/prompt.safetensors").text == PROMPT
+    assert counted(PROMPT, tiny32, "elsewhere/third")[1] == 3 and counted(PROMPT, tiny32)[1] == 3
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"prompt": "A red car."}, {"seed": 1}, {"guidance_scale": 2.0}, {"flow_shift": 2.0}, {"padded_prompt": True},
+        {"num_inference_steps": 4}, {"num_frames": 5}, {"negative_prompt": "", "true_cfg_scale": 2.0}, {"reuse": False},
+    ],
+    ids=lambda change: next(iter(change)),
+)  # fmt: skip
+def test_what_decides_the_latents_makes_them_anew(tiny32, here, change):
+    counted(PROMPT, tiny32, "runs/first")
+    run, steps = counted(**{"prompt": PROMPT, "model": tiny32, "out": "runs/second", **change})
+    assert run.reused is None and steps == run.settings.num_inference_steps
+
+
+def test_a_prompt_is_encoded_once(tiny32, here, monkeypatch):
+    """Another seed takes the encoding of a run beside it; another text, or padding, is encoded."""
+    counted(PROMPT, tiny32, "runs/first")
+    encoded, real = [], run_module.encode_prompt
+    monkeypatch.setattr(
+        run_module, "encode_prompt", lambda *args, **told: encoded.append(args[1]) or real(*args, **told)
+    )
+    other, _ = counted(PROMPT, tiny32, "runs/second", seed=8)
+    assert not encoded and torch.equal(other.latents, generate(PROMPT, tiny32, seed=8, **STEPS).latents)
+    encoded.clear()
+    for number, change in enumerate(({"prompt": "A red car."}, {"padded_prompt": True}, {"reuse": False})):
+        counted(**{"prompt": PROMPT, "model": tiny32, "out": f"runs/more{number}", "seed": 9, **change})
+    assert encoded == ["A red car.", PROMPT, PROMPT]
+
+
+def edit_weight(models):
+    weight = models.pipe.transformer.proj_out.weight
+    weight.data[0] *= -1
+    return lambda: weight.data[0].mul_(-1)
+
+
+def edit_text_encoder(models):
+    weight = models.pipe.text_encoder.embed_tokens.weight
+    before = weight.data.clone()
+    weight.data[:] = before.flip(0)
+    return lambda: weight.data.copy_(before)
+
+
+def other_scheduler(models):
+    before = models.pipe.scheduler
+    models.pipe.scheduler = type(before).from_config(before.config, use_karras_sigmas=True)
+    return lambda: setattr(models.pipe, "scheduler", before)
+
+
+def step_cache(models):
+    models.pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.5))
+    return models.pipe.transformer.disable_cache
+
+
+def other_template(models):
+    before = models.template
+    models.template = {**before, "template": before["template"].replace("video", "film")}
+    return lambda: setattr(models, "template", before)
+
+
+@pytest.mark.parametrize("change", [edit_weight, edit_text_encoder, other_scheduler, step_cache, other_template])
+def test_a_changed_model_makes_them_anew(tiny32, here, change):
+    """What was done to the loaded model counts, not only which files it came from."""
+    counted(PROMPT, tiny32, "runs/first")
+    undo = change(tiny32)
+    try:
+        assert counted(PROMPT, tiny32, "runs/second")[1] == 3
+    finally:
+        undo()
+    assert counted(PROMPT, tiny32, "runs/third")[0].reused == Path("runs/first")
+
+
+def test_damaged_latents_are_not_reused(tiny32, here):
+    """Cut short, or of a file that is none: made anew, in the same folder and beside it."""
+    counted(PROMPT, tiny32, "runs/first")
+    latents = here / "runs/first/latents.safetensors"
+    latents.write_bytes(latents.read_bytes()[:-1])
+    assert counted(PROMPT, tiny32, "runs/second")[1] == 3
+    latents.write_text("no tensors")
+    (here / "runs/second/latents.safetensors").unlink()
+    assert counted(PROMPT, tiny32, "runs/first")[1] == 3
+
+
+def test_a_memory_plan_is_recorded_and_decides(tiny_folder, tiny32, here):
+    """settings.json has the plan, so that the same call loads with it; other plans make latents anew."""
+    plan = Plan(text_encoder=Part("float32"), transformer=Part("float32"), vae=Part("float32"), one_stage=True)
+    counted(PROMPT, tiny32, "runs/plain")
+    first, steps = counted(PROMPT, str(tiny_folder), "runs/first", memory=plan)
+    settings = json.loads((here / "runs/first/settings.json").read_text())["settings"]
+    assert steps == 3 and Plan(**settings["memory"]) == plan
+    again, steps = counted(**{**settings, "out": "runs/second"})
+    assert steps == 0 and torch.equal(again.latents, first.latents)
+    with pytest.raises(UserError, match=r"memory=.*this model is loaded already"):
+        generate(PROMPT, tiny32, memory=plan, **STEPS)
+
+
+def test_stages_are_told_one_after_the_other(tiny32, enlarger, here):
+    """Each from 0 to its total, steps and frames counted; the log has seconds and peak memory of each."""
+    told = []
+    run = generate(PROMPT, tiny32, "run", enlarger, progress=False, on_stage=lambda *each: told.append(each))
+    totals = {"load": 1, "encode": 1, "denoise": 3, "decode": 1, "upscale": 9}
+    assert told == [(name, done, total) for name, total in totals.items() for done in range(total + 1)]
+    lines = {line["stage"]: line for line in read_log("run") if "peak_gib" in line}
+    assert list(lines) == list(totals) == list(run.memory)
+    for name, line in lines.items():
+        assert line["seconds"] == pytest.approx(run.seconds[name], abs=1e-4)
+        assert 0.05 < line["peak_gib"] == pytest.approx(run.memory[name], abs=1e-3)
+    assert [line["step"] for line in read_log("run") if "step" in line] == [1, 2, 3]
+
+
+def test_peak_memory_is_that_of_the_stage(tiny32, monkeypatch):
+    """100 MB that live only while decoding are seen there, and not before."""
+    real = run_module.decode
+
+    def hungry(*args):
+        held = np.ones(100_000_000, np.uint8)
+        time.sleep(0.1)
+        del held
+        return real(*args)
+
+    monkeypatch.setattr(run_module, "decode", hungry)
+    memory = generate(PROMPT, tiny32, **STEPS).memory
+    assert memory["decode"] - memory["denoise"] > 0.08

@@ -1,0 +1,118 @@
+"""What a run tells while it runs: a bar, seconds and peak memory of each stage; and where it can be stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+import torch
+from tqdm.auto import tqdm
+
+if TYPE_CHECKING:
+    from ..denoise import Step
+    from .folder import RunFolder
+
+_LOOK = 0.01  # seconds between two looks at the process's memory
+
+
+class Stopped(Exception):
+    """`generate` did what its `stop` asked for.
+
+    stage: where.  done, total: the stage's finished units (steps while denoising).  folder: `resume(folder)`
+    goes on behind the last finished step; None when the run was not being written.
+    """
+
+    def __init__(self, stage: str, done: int, total: int, folder: Path | None):
+        goes_on = f"resume({str(folder)!r}) goes on" if folder else "without an out folder nothing was kept"
+        super().__init__(f"stopped in {stage} after {done} of {total}; {goes_on}.")
+        self.stage, self.done, self.total, self.folder = stage, done, total, folder
+
+
+class Progress:
+    """The watchers of one run. seconds, memory: by stage, the latter the peak in GiB."""
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        on_step: Callable[[Step], object] | None = None,
+        on_stage: Callable[[str, int, int], object] | None = None,
+        stop: Callable[[], bool] | None = None,
+        bars: bool = True,
+    ):
+        self.folder, self.on_step, self.on_stage, self.stop, self.bars = folder, on_step, on_stage, stop, bars
+        self.seconds: dict[str, float] = {}
+        self.memory: dict[str, float] = {}
+        self.device = torch.device("cpu")
+
+    @contextlib.contextmanager
+    def stage(self, name: str, total: int = 1, unit: str = "it", done: int = 0, note: str = "", **bar):
+        """One stage of `total` units, `done` of which were found: yields a function to call after each unit.
+
+        That function takes the denoising Step, where there is one, tells `on_step` and `on_stage`, and raises
+        Stopped when `stop` says so; so does the beginning of a stage, once the run's folder is begun.
+        """
+        bar = {"disable": not self.bars, **bar}
+        with tqdm(total=total, initial=done, desc=f"{name:7}", unit=unit, **bar) as shown, self._measured(name):
+            if note:
+                shown.set_postfix_str(note)
+            self._tell(name, done, total)
+
+            def tick(step: Step | None = None) -> None:
+                nonlocal done
+                done += 1
+                shown.update()
+                if step is not None and self.on_step is not None:
+                    self.on_step(step)
+                self._tell(name, done, total)
+
+            yield tick
+
+    def _tell(self, name: str, done: int, total: int) -> None:
+        if self.on_stage is not None:
+            self.on_stage(name, done, total)
+        if self.folder.started and done < total and self.stop is not None and self.stop():
+            self.folder.log(event="stopped", stage=name, step=done)
+            raise Stopped(name, done, total, self.folder.path)
+
+    @contextlib.contextmanager
+    def _measured(self, name: str) -> Iterator[None]:
+        began = time.perf_counter()
+        with _peak_memory(self.device) as peak:
+            yield
+        self.seconds[name] = time.perf_counter() - began
+        self.memory[name] = peak[0] / 2**30
+        self.folder.log(stage=name, seconds=round(self.seconds[name], 4), peak_gib=round(self.memory[name], 3))
+
+
+@contextlib.contextmanager
+def _peak_memory(device: torch.device) -> Iterator[list[int]]:
+    """A list whose one number becomes the peak in bytes: of the GPU's tensors, else of the resident process."""
+    peak = [0]
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        yield peak
+        peak[0] = torch.cuda.max_memory_allocated(device)
+        return
+    process, over = psutil.Process(), threading.Event()
+
+    def look() -> None:
+        peak[0] = max(peak[0], process.memory_info().rss)
+
+    def keep_looking() -> None:
+        while not over.wait(_LOOK):
+            look()
+
+    look()
+    watcher = threading.Thread(target=keep_looking, daemon=True)
+    watcher.start()
+    try:
+        yield peak
+    finally:
+        over.set()
+        watcher.join()
+        look()

@@ -1,0 +1,50 @@
+"""Earlier work with the same content, in a run's folder or beside it: latents, a checkpoint, an encoded prompt."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from ..prompt import PromptEncoding
+from ..settings import UserError
+from .fingerprint import latents_key, prompt_key
+from .folder import CHECKPOINT, read_latents, read_notes, read_record
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """Latents of earlier work.
+
+    latents: (1, C, T, H, W) on the CPU, in the transformer's dtype.  step: how many steps they are through.
+    source: the folder they lie in.
+    """
+
+    latents: torch.Tensor = field(repr=False)
+    step: int
+    source: Path
+
+
+def find_latents(folder: Path | None, record: dict) -> Found | None:
+    """Those that `record` would make: whole or half-way in this folder, or whole in one beside it."""
+    if folder is None:
+        return None
+    key, beside = latents_key(record), sorted(folder.parent.glob("*/latents.safetensors"))
+    for file in (folder / "latents.safetensors", folder / CHECKPOINT, *beside):
+        with contextlib.suppress(UserError, OSError):  # damaged or not readable: made anew
+            if file.exists() and read_notes(file).get("key") == key:
+                return Found(*read_latents(file), file.parent)
+    return None
+
+
+def find_prompt(folder: Path | None, record: dict) -> PromptEncoding | None:
+    """The prompt of `record`, encoded by the same text encoders for a run in this folder or in one beside it."""
+    if folder is None:
+        return None
+    for file in (folder / "prompt.safetensors", *sorted(folder.parent.glob("*/prompt.safetensors"))):
+        with contextlib.suppress(UserError, OSError):
+            if file.exists() and prompt_key(read_record(file.parent)) == prompt_key(record):
+                return PromptEncoding.load(file)
+    return None

@@ -1,0 +1,475 @@
+"""A run goes on after anything: killed at every write, killed at random, stopped, a full disk, another version."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import PROMPT
+from diffusers import FirstBlockCacheConfig
+from safetensors.torch import load_file
+
+from t2v_kit import Stopped, UserError, generate, resume
+from t2v_kit import run as run_module
+from t2v_kit.run.folder import CHECKPOINT, FILES, read_log
+
+SMALL = {"prompt": PROMPT, "num_frames": 5, "height": 64, "width": 96, "num_inference_steps": 6, "seed": 3}
+LONG = {**SMALL, "num_inference_steps": 40}
+WHOLE = {name for name in FILES if name != "upscaled.mp4"} | {"log.jsonl"}
+
+
+class Victims:
+    """The process of victim.py, which forks children that can be killed."""
+
+    def __init__(self, model_folder: Path) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, Path(__file__).with_name("victim.py"), model_folder, "float32", "bfloat16"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        )  # fmt: skip
+        assert self.answer() == {"ready": True}
+
+    def answer(self) -> dict:
+        return json.loads(self.process.stdout.readline())
+
+    def start(self, folder: Path, verb: str = "generate", model: str = "float32", settings=SMALL, **order) -> int:
+        """The child's process id; `end` has to follow."""
+        self.tell(json.dumps({**order, "folder": str(folder), "verb": verb, "model": model, "settings": settings}))
+        return self.answer()["pid"]
+
+    def end(self) -> dict:
+        """How the child ended, of itself or killed."""
+        self.tell("over")
+        return self.answer()
+
+    def tell(self, line: str) -> None:
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+
+    def run(self, folder: Path, *args, **order) -> dict:
+        self.start(folder, *args, **order)
+        return self.end()
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def victims(tiny_folder):
+    if not hasattr(os, "fork"):
+        pytest.skip("os.fork is missing on this system: no process can be killed here")
+    made = Victims(tiny_folder)
+    yield made
+    made.close()
+
+
+def latents_in(folder: Path) -> torch.Tensor:
+    return load_file(folder / "latents.safetensors")["latents"]
+
+
+def same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.dtype == other.dtype and torch.equal(one, other)
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def steps_in(lines: list[dict]) -> list[int]:
+    """The denoising steps of a log, in the order in which they were made."""
+    return [line["step"] for line in lines if line.get("stage") == "denoise" and "seconds" in line and "step" in line]
+
+
+def goes_on(victims, folder: Path, **order) -> dict:
+    """Resume in a fresh child; where the kill came before there was a run, begin it."""
+    verb = "resume" if (folder / "settings.json").exists() else "generate"
+    told = victims.run(folder, verb, **order)
+    assert told["status"] == 0, told["error"]
+    return told
+
+
+def test_killed_at_every_write_and_rename(victims, tmp_path):
+    """SIGKILL before, half-way through and after each write, and around each rename: the same bits in the end."""
+    order = {"model": "bfloat16", "until": "decode"}
+    whole = victims.run(tmp_path / "whole", **order)
+    assert whole["status"] == 0
+    latents, events = latents_in(tmp_path / "whole"), whole["events"]
+    assert latents.dtype == torch.bfloat16
+    for what in ("before writing", "half-way through", "after writing"):
+        assert sum(event == f"{what} .part.{CHECKPOINT}" for event in events) == 3
+    assert sum(event.endswith(f"renaming to {CHECKPOINT}") for event in events) == 6
+    for number, event in enumerate(events, 1):
+        folder = tmp_path / str(number) / "run"  # a folder apart: the latents of one beside it would be taken
+        killed = victims.run(folder, kill=number, **order)
+        assert killed["status"] == -signal.SIGKILL
+        finished = steps_in(read_log(folder))
+        goes_on(victims, folder, **order)
+        assert same(latents_in(folder), latents), f"killed {event}"
+        assert names(folder) == {"settings.json", "prompt.safetensors", "latents.safetensors", "log.jsonl"}
+        again = steps_in(read_log(folder))[len(finished) :]
+        assert len(again) <= 6 - (len(finished) - 2 if len(finished) > 2 else 0)  # at most one checkpoint's steps twice
+        shutil.rmtree(folder)
+    print(f"killed at {len(events)} places")
+
+
+def test_killed_while_another_run_is_replaced(victims, tmp_path):
+    """Whatever lies in the folder belongs to the settings.json in it: the old run or the new one, never a mixture."""
+    old, new = SMALL, {**SMALL, "seed": 4}
+    for name, settings in (("old", old), ("new", new)):
+        victims.run(tmp_path / name / "run", settings=settings, until="decode")
+    latents = {seed: latents_in(tmp_path / name / "run") for name, seed in (("old", 3), ("new", 4))}
+    seen = set()
+    for number in range(1, 40):
+        folder = tmp_path / str(number) / "run"
+        shutil.copytree(tmp_path / "old/run", folder)
+        killed = victims.run(folder, settings=new, until="decode", kill=number)
+        assert killed["status"] == -signal.SIGKILL
+        if (folder / CHECKPOINT).exists():
+            break
+        seed = json.loads((folder / "settings.json").read_text())["settings"]["seed"]
+        seen.add((seed, (folder / "latents.safetensors").exists()))
+        goes_on(victims, folder, until="decode")
+        assert same(latents_in(folder), latents[seed])
+    assert seen == {(3, True), (3, False), (4, False)} and number > 15
+
+
+def test_killed_while_the_video_is_written(victims, tmp_path):
+    """The stages after the latents: what is there is whole, and the finished run has everything."""
+    whole = victims.run(tmp_path / "whole")
+    late = [i for i, event in enumerate(whole["events"], 1) if "video.mp4" in event or "contact_sheet" in event]
+    assert len(late) == 7  # three of writing the video; two of each rename
+    for number in late:
+        folder = tmp_path / str(number) / "run"
+        assert victims.run(folder, kill=number)["status"] == -signal.SIGKILL
+        saved = (folder / "latents.safetensors").stat().st_mtime_ns
+        told = goes_on(victims, folder)
+        assert names(folder) == WHOLE and not steps_in(read_log(folder))[6:]
+        assert same(latents_in(folder), latents_in(tmp_path / "whole"))
+        assert (folder / "latents.safetensors").stat().st_mtime_ns >= saved and not told["error"]
+
+
+def mid_denoise(folder: Path) -> int:
+    """How many steps a killed run had finished; 0 when it was not in the middle of denoising."""
+    lines = read_log(folder)
+    over = any(line.get("stage") == "denoise" and "step" not in line for line in lines)
+    return 0 if over or not lines else max(steps_in(lines), default=0)
+
+
+def test_killed_at_random_moments(victims, tmp_path):
+    """Most kills land in the middle of denoising, as the log says; each run ends with the same bits."""
+    order = {"settings": LONG, "until": "decode", "every": 3}
+    victims.run(tmp_path / "whole", **order)
+    spent = read_log(tmp_path / "whole")[-1]["seconds"]
+    latents, chance = latents_in(tmp_path / "whole"), random.Random(0)
+    in_the_middle, resumed_at = [], []
+    for number in range(40):
+        folder = tmp_path / str(number) / "run"
+        child = victims.start(folder, **order)
+        while not steps_in(read_log(folder)):
+            time.sleep(0.001)
+        time.sleep(chance.uniform(0, spent))
+        os.kill(child, signal.SIGKILL)
+        victims.end()
+        in_the_middle += [mid_denoise(folder)] if mid_denoise(folder) else []
+        goes_on(victims, folder, **order)
+        assert same(latents_in(folder), latents)
+        resumed_at += [line["step"] for line in read_log(folder) if line.get("event") == "started" and "step" in line]
+        if len(in_the_middle) == 12:
+            break
+    print(f"killed after steps {in_the_middle} of 40; went on behind {resumed_at}")
+    assert len(in_the_middle) >= 10 and len(set(in_the_middle)) >= 5
+    assert len(set(resumed_at)) >= 4  # most went on behind a checkpoint, not from the beginning
+
+
+def test_killed_again_and_again(victims, tmp_path):
+    """A run that never lives longer than a few steps still gets there, and never falls behind a checkpoint."""
+    order = {"settings": LONG, "until": "decode", "every": 2}
+    victims.run(tmp_path / "whole", **order)
+    folder, reached = tmp_path / "apart" / "run", []
+    for _ in range(60):
+        verb = "resume" if (folder / "settings.json").exists() else "generate"
+        before = len(steps_in(read_log(folder)))
+        child = victims.start(folder, verb, **order)
+        while len(steps_in(read_log(folder))) < before + 5 and not (folder / "latents.safetensors").exists():
+            time.sleep(0.001)
+        os.kill(child, signal.SIGKILL)
+        victims.end()
+        reached.append(max(steps_in(read_log(folder))))
+        if (folder / "latents.safetensors").exists():
+            break
+    goes_on(victims, folder, **order)
+    assert len(reached) >= 5 and same(latents_in(folder), latents_in(tmp_path / "whole"))
+
+
+def test_a_disk_that_is_full_at_every_write(victims, tmp_path):
+    """One line that says what could not be written and how to go on; what was whole stays, and is gone on from."""
+    order = {"until": "decode"}
+    writes = [
+        event
+        for event in victims.run(tmp_path / "whole", **order)["events"]
+        if event.startswith(("before writing", "before renaming"))
+    ]
+    for number, event in enumerate(writes, 1):
+        folder = tmp_path / str(number) / "run"
+        told = victims.run(folder, full=number, **order)
+        assert told["status"] == 2 and "\n" not in told["error"], told["error"]
+        assert "No space left on device" in told["error"] and f"resume('{folder}')" in told["error"]
+        for file in folder.glob("*.safetensors"):
+            load_file(file)
+        assert not list(folder.glob(".part.*"))
+        goes_on(victims, folder, **order)
+        assert same(latents_in(folder), latents_in(tmp_path / "whole")), event
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 4 MB, and a function that leaves so many bytes of it free."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)]
+    if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip(
+            "a small tmpfs cannot be mounted here (that needs root): only the stand-in for a full disk was tested"
+        )
+
+    def leave_free(size: int) -> None:
+        (disk / "filler").write_bytes(b"")
+        (disk / "filler").write_bytes(bytes(shutil.disk_usage(disk).free - size))
+
+    yield disk, leave_free
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_real_full_disk(tiny32, small_disk):
+    """From no room to enough: an error with one line, or a whole run; and then it goes on."""
+    disk, leave_free = small_disk
+    whole = generate(**SMALL, model=tiny32, upscale="none", progress=False)
+    outcomes = []
+    for room in (*range(0, 60_000, 4096), 200_000, 1_000_000, 3_500_000):
+        leave_free(room)
+        folder = disk / f"run{room}"
+        try:
+            generate(**SMALL, model=tiny32, out=folder, upscale="none", progress=False, checkpoint_every=2)
+            outcomes.append("whole")
+        except UserError as mistake:
+            assert "\n" not in str(mistake) and "annot be written" in str(mistake)
+            outcomes.append(sorted(names(folder)) if folder.exists() else [])
+            leave_free(3_500_000)
+            if (folder / "settings.json").exists():
+                run = resume(folder, tiny32, progress=False)
+                assert same(run.latents, whole.latents) and names(folder) == WHOLE
+        shutil.rmtree(folder, ignore_errors=True)
+        if outcomes[-1] == "whole":
+            break
+    assert outcomes[-1] == "whole" and len({str(each) for each in outcomes}) >= 4
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def stopped_at(step: int, models, **keywords) -> Path:
+    """A run in 'run' that was asked to stop after so many steps."""
+    taken = []
+    with pytest.raises(Stopped) as raised:
+        generate(
+            **{**SMALL, "model": models, "out": "run", "upscale": "none", "progress": False, **keywords},
+            on_step=taken.append, stop=lambda: len(taken) == step,
+        )  # fmt: skip
+    assert (raised.value.stage, raised.value.done, raised.value.total) == ("denoise", step, 6)
+    assert str(raised.value) == f"stopped in denoise after {step} of 6; resume('run') goes on."
+    return raised.value.folder
+
+
+def test_stop_acts_within_a_step_and_resume_goes_on(tiny, here):
+    """Stopped after step 4 exactly, though checkpoints are every 5; two more steps give the same bits."""
+    whole = generate(**SMALL, model=tiny, upscale="none")
+    folder = stopped_at(4, tiny)
+    assert names(folder) == {"settings.json", "prompt.safetensors", CHECKPOINT, "log.jsonl"}
+    steps, stages = [], []
+    run = resume(folder, tiny, on_step=steps.append, on_stage=lambda *told: stages.append(told))
+    assert [step.index for step in steps] == [4, 5] and ("denoise", 4, 6) in stages and ("denoise", 6, 6) in stages
+    assert same(run.latents, whole.latents) and (run.video == whole.video).all()
+    assert run.reused == Path("run") and names(folder) == WHOLE
+
+
+def test_resume_loads_the_model_by_its_name(tiny_folder, here):
+    """Without `model`, what settings.json names is loaded."""
+    models = run_module.load(tiny_folder)
+    whole = generate(**SMALL, model=models, upscale="none")
+    stopped_at(3, models)
+    assert same(resume("run").latents, whole.latents)
+
+
+def test_stop_while_upscaling_keeps_the_latents(tiny32, here):
+    """Between two enlarged frames; the latents are finished, so nothing is denoised again."""
+    calls = []
+
+    def stop() -> bool:
+        return calls[-1][0] == "upscale" and calls[-1][1] == 2
+
+    keywords = {**SMALL, "model": tiny32, "out": "run", "on_stage": lambda *told: calls.append(told)}
+    with pytest.raises(Stopped, match=r"stopped in upscale after 2 of 5; resume\('run'\) goes on"):
+        generate(**keywords, stop=stop)
+    assert names(here / "run") == WHOLE - {"contact_sheet.png"}
+    steps = []
+    run = resume("run", tiny32, on_step=steps.append)
+    assert not steps and run.upscaled.shape == (5, 256, 384, 3) and names(here / "run") == WHOLE | {"upscaled.mp4"}
+
+
+def test_stop_without_a_folder_keeps_nothing_and_says_so(tiny32):
+    with pytest.raises(Stopped, match="stopped in denoise after 0 of 6; without an out folder nothing was kept"):
+        generate(**SMALL, model=tiny32, upscale="none", stop=lambda: True)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, ZeroDivisionError])
+def test_whatever_ends_denoising_leaves_a_checkpoint(tiny32, here, error):
+    """Ctrl-C, memory that ran out, a mistake in a callback: the last whole step is there."""
+
+    def fail(step) -> None:
+        if step.index == 3:
+            raise error
+
+    whole = generate(**SMALL, model=tiny32, upscale="none")
+    with pytest.raises(error):
+        generate(**SMALL, model=tiny32, out="run", upscale="none", on_step=fail)
+    steps = []
+    assert same(resume("run", tiny32, on_step=steps.append).latents, whole.latents)
+    assert [step.index for step in steps] == [4, 5]
+
+
+def test_the_same_call_again_goes_on_too(tiny32, here):
+    """generate with the same settings in the same folder takes the checkpoint; reuse=False begins anew."""
+    whole = generate(**SMALL, model=tiny32, upscale="none")
+    for reuse, left in ((True, 3), (False, 6)):
+        stopped_at(3, tiny32, reuse=False)
+        steps = []
+        keywords = {**SMALL, "model": tiny32, "out": "run", "upscale": "none", "reuse": reuse}
+        run = generate(**keywords, on_step=steps.append)
+        assert len(steps) == left and same(run.latents, whole.latents)
+        assert (run.reused is None) == (not reuse)
+
+
+def test_a_truncated_checkpoint_is_named_and_kept(tiny32, here):
+    """The line names the file; nothing is touched; without that file the run begins from its prompt."""
+    whole = generate(**SMALL, model=tiny32, upscale="none")
+    folder = stopped_at(4, tiny32)
+    checkpoint = folder / CHECKPOINT
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-10])
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(UserError, match=r"run/checkpoint.safetensors: is damaged .*delete this one file") as raised:
+        resume(folder, tiny32)
+    assert "\n" not in str(raised.value) and {path: path.read_bytes() for path in folder.iterdir()} == before
+    checkpoint.unlink()
+    assert same(resume(folder, tiny32).latents, whole.latents)
+
+
+def edited(folder: Path, table: str, **changes) -> None:
+    path = folder / "settings.json"
+    record = json.loads(path.read_text())
+    record[table] |= changes
+    path.write_text(json.dumps(record))
+
+
+@pytest.mark.parametrize(
+    ("table", "change", "told"),
+    [
+        ("made_with", {"torch": "1.0"}, "torch was 1.0, is "),
+        ("made_with", {"t2v_kit": "9.9"}, "t2v_kit was 9.9, is "),
+        ("made_with", {"weights_hash": "0" * 16}, "weights_hash was 0000000000000000, is "),
+        ("made_with", {"device": "cuda"}, "device was cuda, is cpu"),
+        ("settings", {"sampler": "fancy"}, "settings.json: of another version. sampler='fancy': there is no such"),
+        ("settings", {"height": 65}, "height=65"),
+    ],
+)
+def test_a_folder_of_another_version_is_refused_and_kept(tiny32, here, table, change, told):
+    """What differs is named in one line, and nothing in the folder is touched."""
+    folder = stopped_at(4, tiny32)
+    edited(folder, table, **change)
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(UserError, match=told) as raised:
+        resume(folder, tiny32)
+    assert "\n" not in str(raised.value) and {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_anyway_goes_on_with_another_version(tiny32, here):
+    """The saved steps are not made again, the difference is told and logged."""
+    folder = stopped_at(4, tiny32)
+    edited(folder, "made_with", torch="1.0")
+    steps = []
+    with pytest.warns(UserWarning, match=r"run: goes on although torch was 1.0, is .* bits may differ"):
+        run = resume(folder, tiny32, anyway=True, on_step=steps.append)
+    assert [step.index for step in steps] == [4, 5] and names(folder) == WHOLE
+    assert any(line.get("event") == "changed" and line["torch"][0] == "1.0" for line in read_log(folder))
+    assert json.loads((folder / "settings.json").read_text()) == run.record
+
+
+@pytest.mark.parametrize("content", [None, "", "{", "[]", '{"settings": {}}', '{"settings": [], "made_with": {}}'])
+def test_a_folder_that_is_no_run(tiny32, here, content):
+    (here / "run").mkdir()
+    if content is not None:
+        (here / "run/settings.json").write_text(content)
+    with pytest.raises(UserError, match="is no run" if content is None else "is not what generate writes") as raised:
+        resume("run", tiny32)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_step_cache_begins_anew_and_says_so(tiny32, here):
+    """What the cache remembered is gone: resuming resets it and tells that the bits may differ."""
+    transformer = tiny32.pipe.transformer
+    transformer.enable_cache(FirstBlockCacheConfig(threshold=10.0))
+    try:
+        whole = generate(**SMALL, model=tiny32, upscale="none")
+        folder = stopped_at(3, tiny32)
+        assert (
+            "FirstBlockCacheConfig(threshold=10.0"
+            in json.loads((folder / "settings.json").read_text())["made_with"]["step_cache"]
+        )
+        steps = []
+        with pytest.warns(UserWarning, match="the step cache begins empty here"):
+            run = resume(folder, tiny32, on_step=steps.append)
+        assert len(steps) == 3 and not same(run.latents, whole.latents)  # this threshold skips all but the first step
+        assert same(generate(**SMALL, model=tiny32, upscale="none").latents, whole.latents)
+        stopped_at(3, tiny32, reuse=False)
+    finally:
+        transformer.disable_cache()
+    with pytest.raises(UserError, match=r"step_cache was FirstBlockCacheConfig.*, is None"):
+        resume("run", tiny32)
+
+
+def test_a_scheduler_that_knows_more_than_its_step_says_so(tiny32, here):
+    """Of HunyuanVideo's scheduler the step is the whole state; one that draws noise at each step goes on otherwise."""
+    held = tiny32.pipe.scheduler
+    tiny32.pipe.scheduler = type(held).from_config(held.config, stochastic_sampling=True)
+    try:
+        folder = stopped_at(3, tiny32)
+        with pytest.warns(UserWarning, match="FlowMatchEulerDiscreteScheduler forgets its earlier steps"):
+            resume(folder, tiny32)
+    finally:
+        tiny32.pipe.scheduler = held
+
+
+def test_a_line_of_the_log_that_a_kill_cut_short(tiny32, here):
+    """It is left out, and the log goes on behind it."""
+    folder = stopped_at(3, tiny32)
+    with open(folder / "log.jsonl", "a") as file:
+        file.write('{"time": "2026-')
+    resume(folder, tiny32)
+    assert steps_in(read_log(folder)) == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("every", [0, -1, 2.5, True, "often"])
+def test_checkpoint_every_is_checked(tiny32, here, every):
+    with pytest.raises(UserError, match="checkpoint_every="):
+        generate(**SMALL, model=tiny32, out="run", upscale="none", checkpoint_every=every)
+    assert not names(here)
