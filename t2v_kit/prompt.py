@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 
 LLM_TOKENS = 256  # max_sequence_length of HunyuanVideoPipeline.__call__; its end token counts
 CLIP_TOKENS = 77  # what HunyuanVideoPipeline.encode_prompt asks of CLIP; start and end token count
+# How DEFAULT_PROMPT_TEMPLATE of diffusers frames its instruction: Llama 3's chat format.
+CHAT = (
+    "<|start_header_id|>system<|end_header_id|>\n\nSYSTEM<|eot_id|>"
+    "<|start_header_id|>user<|end_header_id|>\n\n{}<|eot_id|>"
+)
 PROBE = "Sunny day, freedom and adventure, high motion. A man with a beard riding a motorcycle on the street."
 
 
@@ -64,47 +69,106 @@ class PromptEncoding:
 
 
 @torch.no_grad()
-def encode_prompt(models: Models, text: str, padded: bool = False, allow_empty: bool = False) -> PromptEncoding:
+def encode_prompt(
+    models: Models, text: str, padded: bool = False, allow_empty: bool = False, instruction: str | None = None
+) -> PromptEncoding:
     """Encode a prompt exactly as the pipeline does.
 
     padded=False cuts the padding off: the same mathematics with fewer tokens to attend to.
     padded=True keeps all 256, as a plain pipeline call does.  allow_empty: also take "", the
-    unconditional prompt.  Raises UserError for text that is blank or over 256 tokens; warns once of
-    a prompt over CLIP's 77 tokens, and of words that the model's vocabulary.txt does not list.
+    unconditional prompt.  instruction: another system instruction than the model's own (`prompt_template`).
+    Raises UserError for text that is blank or over 256 tokens; warns once of a prompt over CLIP's 77
+    tokens, and of words that the model's vocabulary.txt does not list.
     """
     check_text("prompt", text, allow_empty)
-    rows = token_table(models, text)
-    count = sum(not row["cropped"] and not row["pad"] for row in rows)
-    if count > LLM_TOKENS:
-        raise UserError(
-            f"prompt={text[:60] + '...'!r}: has {count} tokens, {count - LLM_TOKENS} over the limit of "
-            f"{LLM_TOKENS}; a prompt shorter by about {_words_over(text, count)} words would work."
-        )
-    _tell_of_clip(models, text)
-    _tell_of_new_words(models, text)
+    template = prompt_template(models, instruction)
+    rows = token_table(models, text, instruction)
+    count = check_length(text, rows)
+    for note in prompt_notes(models, text):
+        tell_once(note)
     with _quiet_pipeline():
+        models.bring("text_encoder")
         embeds, pooled, mask = models.pipe.encode_prompt(
-            text, prompt_template=models.template, device=models.device, max_sequence_length=LLM_TOKENS
+            text, prompt_template=template, device=models.device, max_sequence_length=LLM_TOKENS
         )
     length = mask.shape[1] if padded else count
     tokens = [row["token"] for row in rows if not row["cropped"]][:length]
     return PromptEncoding(embeds[:, :length].clone(), mask[:, :length].clone(), pooled, tokens, text)
 
 
-def token_table(models: Models, text: str) -> list[dict]:
+def prompt_template(models: Models, instruction: str | None = None, tokenizer=None) -> dict:
+    """{"template", "crop_start"} as the pipeline takes it: what is put around a prompt, and how much is cut off.
+
+    instruction: the system's words before the prompt, in Llama 3's chat format; None leaves the model's own.
+    tokenizer: another than the model's own; the crop is then counted in its tokens.
+    Raises UserError for an instruction that is no text, or so long that no room is left for 256 tokens.
+    """
+    if instruction is None and tokenizer is None:
+        return models.template
+    template = models.template["template"]
+    if instruction is not None:
+        words = check_text("instruction", instruction, allow_empty=True).replace("{", "{{").replace("}", "}}")
+        template = CHAT.replace("SYSTEM", words)
+    crop = len(_prefix(tokenizer or models.pipe.tokenizer, template))
+    if not crop:
+        raise UserError(
+            f"tokenizer: joins {template.split('{}')[0][-20:]!r} with a prompt; one in Llama 3's style works."
+        )
+    room = models.pipe.text_encoder.config.max_position_embeddings - LLM_TOKENS
+    if instruction is not None and crop > room:
+        raise UserError(
+            f"instruction={instruction[:60] + '...'!r}: takes {crop} tokens with its frame, and beside {LLM_TOKENS} "
+            f"of prompt this language model has room for {room}; a shorter one would work."
+        )
+    return {"template": template, "crop_start": crop}
+
+
+def token_table(models: Models, text: str, instruction: str | None = None, tokenizer=None) -> list[dict]:
     """Every token that the language model reads, in order, as rows of a table.
 
     A row is a dict: index, token (as text), id, cropped (belongs to the instruction before the
     prompt: read, then cut off), pad (fills up to 256; masked). Nothing is truncated here.
+    instruction and tokenizer: others than the model's own, as in `prompt_template`.
     """
-    tokenizer, crop = models.pipe.tokenizer, models.template["crop_start"]
-    ids = tokenizer(models.template["template"].format(text), verbose=False).input_ids
+    template = prompt_template(models, instruction, tokenizer)
+    tokenizer, crop = tokenizer or models.pipe.tokenizer, template["crop_start"]
+    ids = tokenizer(template["template"].format(text), verbose=False).input_ids
     real = len(ids)
     ids += [tokenizer.pad_token_id] * (crop + LLM_TOKENS - real)
     return [
         {"index": i, "token": _readable(tokenizer, id), "id": id, "cropped": i < crop, "pad": i >= real}
         for i, id in enumerate(ids)
     ]
+
+
+def check_length(text: str, rows: list[dict]) -> int:
+    """How many of the rows of `token_table` are the prompt's own; UserError when they are over the limit."""
+    count = sum(not row["cropped"] and not row["pad"] for row in rows)
+    if count > LLM_TOKENS:
+        raise UserError(
+            f"prompt={text[:60] + '...'!r}: has {count} tokens, {count - LLM_TOKENS} over the limit of "
+            f"{LLM_TOKENS}; a prompt shorter by about {_words_over(text, count)} words would work."
+        )
+    return count
+
+
+def prompt_notes(models: Models, text: str) -> list[str]:
+    """What is allowed but worth knowing about a prompt; `encode_prompt` tells each once."""
+    notes = []
+    count = len(models.pipe.tokenizer_2(text, verbose=False).input_ids)
+    if count > CLIP_TOKENS:
+        notes.append(
+            f"prompt={text[:60] + '...'!r}: CLIP reads {CLIP_TOKENS} of its {count} tokens; "
+            "the language model reads all of it."
+        )
+    words = dict.fromkeys(re.findall(r"[^\W_]+(?:'[^\W_]+)?", text.lower()))
+    new = [word for word in words if models.vocabulary is not None and word not in models.vocabulary]
+    if new:
+        notes.append(
+            f"{models.name} has never seen: {', '.join(new)}. It will guess; the words it knows are listed in "
+            f"{models.source}/vocabulary.txt"
+        )
+    return notes
 
 
 def load_tokenizer(folder: Path, template: dict, model: Path) -> tuple[PreTrainedTokenizerFast, dict]:
@@ -131,8 +195,7 @@ def load_tokenizer(folder: Path, template: dict, model: Path) -> tuple[PreTraine
     mask = tokenizer(text, padding="max_length", max_length=len(ids) + 3).attention_mask
     if mask != [1] * len(ids) + [0] * 3:
         raise UserError(f"{folder}: pads {mask[:3]}...{mask[-3:]}, must pad on the right by masked tokens.")
-    prefix = tokenizer(template["template"].split("{}")[0]).input_ids
-    prefix = prefix if ids[: len(prefix)] == prefix else []
+    prefix = _prefix(tokenizer, template["template"])
     crop = len(prefix) if template["crop_start"] is None else template["crop_start"]
     if not prefix or crop != len(prefix):
         raise UserError(
@@ -140,6 +203,12 @@ def load_tokenizer(folder: Path, template: dict, model: Path) -> tuple[PreTraine
             f"tokenizer; the tokenizer of the text encoder, or crop_start in t2v_kit.json, would put it right."
         )
     return tokenizer, {"template": template["template"], "crop_start": crop}
+
+
+def _prefix(tokenizer: PreTrainedTokenizerFast, template: str) -> list[int]:
+    """The tokens before the prompt, those that are cut off; none if they run into the prompt's own."""
+    prefix = tokenizer(template.format("\0").split("\0")[0]).input_ids
+    return prefix if tokenizer(template.format(PROBE)).input_ids[: len(prefix)] == prefix else []
 
 
 def _readable(tokenizer: PreTrainedTokenizerFast, id: int) -> str:
@@ -150,25 +219,6 @@ def _readable(tokenizer: PreTrainedTokenizerFast, id: int) -> str:
 
 def _words_over(text: str, count: int) -> int:
     return math.ceil(len(text.split()) * (count - LLM_TOKENS) / count)
-
-
-def _tell_of_clip(models: Models, text: str) -> None:
-    count = len(models.pipe.tokenizer_2(text, verbose=False).input_ids)
-    if count > CLIP_TOKENS:
-        tell_once(
-            f"prompt={text[:60] + '...'!r}: CLIP reads {CLIP_TOKENS} of its {count} tokens; "
-            "the language model reads all of it."
-        )
-
-
-def _tell_of_new_words(models: Models, text: str) -> None:
-    words = dict.fromkeys(re.findall(r"[^\W_]+(?:'[^\W_]+)?", text.lower()))
-    new = [word for word in words if models.vocabulary is not None and word not in models.vocabulary]
-    if new:
-        tell_once(
-            f"{models.name} has never seen: {', '.join(new)}. It will guess; the words it knows are listed in "
-            f"{models.source}/vocabulary.txt"
-        )
 
 
 @contextlib.contextmanager

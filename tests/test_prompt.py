@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import PROMPT
+from conftest import PROMPT, llama3_tokenizer
 
-from t2v_kit.prompt import LLM_TOKENS, PromptEncoding, encode_prompt, token_table
+from t2v_kit.prompt import LLM_TOKENS, PromptEncoding, encode_prompt, prompt_template, token_table
 from t2v_kit.settings import UserError
 
 
@@ -111,3 +111,50 @@ def test_what_is_no_saved_prompt_is_named(tmp_path, tiny_folder):
 def test_pocket_names_the_words_it_never_saw(pocket):
     with pytest.warns(UserWarning, match=r"pocket has never seen: xylophone.*vocabulary.txt"):
         encode_prompt(pocket, "A man with a beard riding a xylophone on the street.")
+
+
+def test_another_instruction_is_the_pipelines_with_that_template(tiny, plain):
+    """Its tokens are counted and cut off, the prompt's own stay: as a plain call with that template does."""
+    ours = encode_prompt(tiny, PROMPT, padded=True, instruction="Say where it is.")
+    template = prompt_template(tiny, "Say where it is.")
+    embeds, pooled, mask = plain.encode_prompt(PROMPT, prompt_template=template)
+    assert torch.equal(ours.prompt_embeds, embeds) and torch.equal(ours.mask, mask)
+    assert torch.equal(ours.pooled, pooled)
+    usual = encode_prompt(tiny, PROMPT, padded=True)
+    assert ours.tokens == usual.tokens and not torch.equal(ours.prompt_embeds, usual.prompt_embeds)
+
+
+def test_the_models_own_instruction_by_hand_is_the_models_own(tiny32):
+    words = tiny32.template["template"].split("<|end_header_id|>\n\n")[1].split("<|eot_id|>")[0]
+    assert prompt_template(tiny32, words) == tiny32.template == prompt_template(tiny32)
+
+
+@pytest.mark.parametrize("instruction", ["", "Draw {what} as {0}.", "Bonjour, été! 🎈"])
+def test_any_instruction_leaves_the_prompt_whole(tiny32, instruction):
+    """Braces are words like any others, not a second place for the prompt."""
+    rows = token_table(tiny32, PROMPT, instruction)
+    crop = prompt_template(tiny32, instruction)["crop_start"]
+    assert sum(row["cropped"] for row in rows) == crop and len(rows) == crop + LLM_TOKENS
+    assert encode_prompt(tiny32, PROMPT, instruction=instruction).tokens == [
+        row["token"] for row in rows if not row["cropped"] and not row["pad"]
+    ]
+    read = tiny32.pipe.tokenizer.decode([row["id"] for row in rows if row["cropped"]])
+    assert f"\n\n{instruction}<|eot_id|>" in read
+
+
+def test_an_instruction_that_leaves_no_room_is_refused(pocket):
+    with pytest.raises(UserError, match=r"instruction='a a .*takes 310 tokens.*has room for 256; a shorter one"):
+        encode_prompt(pocket, PROMPT, instruction="a" + " a" * 299)
+    with pytest.raises(UserError, match=r"instruction=3: must be text"):
+        encode_prompt(pocket, PROMPT, instruction=3)
+
+
+def test_the_table_of_another_tokenizer_counts_its_own_crop(pocket):
+    """As the notebook compares pocket's tokens with Llama's: the same text, in other pieces."""
+    other = llama3_tokenizer()
+    rows, own = token_table(pocket, PROMPT, tokenizer=other), token_table(pocket, PROMPT)
+    assert [row["id"] for row in rows] != [row["id"] for row in own]
+    assert sum(row["cropped"] for row in rows) == prompt_template(pocket, tokenizer=other)["crop_start"] > 0
+    for table in (rows, own):
+        shown = [row["token"] for row in table if not row["cropped"] and not row["pad"]]
+        assert "".join(shown) == PROMPT + "<|eot_id|>"

@@ -7,7 +7,7 @@ import torch
 from t2v_kit import toyland
 from t2v_kit.models import load
 from t2v_kit.settings import UserError
-from t2v_kit.vae import decode, encode
+from t2v_kit.vae import decode, encode, frozen_norms, psnr, tiles
 
 
 @pytest.fixture
@@ -85,10 +85,102 @@ def test_nan_and_black_frames_name_cause_and_remedy(tiny_folder, value, says):
         decode(models, torch.randn(1, 4, 3, 4, 6))
 
 
+@pytest.fixture
+def long_video():
+    return np.random.default_rng(1).integers(0, 256, (33, 32, 48, 3), dtype=np.uint8)
+
+
+def moved(models, video, first_changed: int) -> list[bool]:
+    """Which latents are others when the frames from `first_changed` on are turned negative."""
+    changed = video.copy()
+    changed[first_changed:] = 255 - changed[first_changed:]
+    difference = (encode(models, changed) - encode(models, video)).abs().amax((0, 1, 3, 4))
+    return (difference > 1e-4).tolist()
+
+
+def test_only_the_norms_look_ahead(tiny32, long_video):
+    """All at once the last four of 33 frames move every latent; with the norms frozen, the last one alone."""
+    with tiles(tiny32, pixels=None, frames=None):
+        assert moved(tiny32, long_video, 29) == [True] * 9
+        with frozen_norms(tiny32):
+            encode(tiny32, long_video)
+            assert moved(tiny32, long_video, 29) == [False] * 8 + [True]
+            assert moved(tiny32, long_video, 1) == [False] + [True] * 8
+    assert moved(tiny32, long_video, 29) == [False] * 8 + [True]  # diffusers' time tiles hide it
+
+
+def test_frozen_norms_keep_the_first_clips_bits_and_leave_no_trace(tiny32, video):
+    before = encode(tiny32, video)
+    with frozen_norms(tiny32):
+        torch.testing.assert_close(encode(tiny32, video), before, rtol=1e-5, atol=1e-5)
+        part = encode(tiny32, video[:5])
+        torch.testing.assert_close(part, before[:, :, :2], rtol=1e-5, atol=1e-5)
+    assert torch.equal(encode(tiny32, video), before)
+    assert not torch.equal(encode(tiny32, video[:5]), part)
+    assert not [module for module in tiny32.pipe.vae.modules() if "forward" in vars(module)]
+
+
+def test_frozen_norms_follow_the_vaes_dtype(tiny, video):
+    with frozen_norms(tiny):
+        assert decode(tiny, encode(tiny, video)).shape == video.shape
+
+
+def test_tiles_are_diffusers_own_and_are_put_back(tiny32):
+    """Its defaults in time; in space, tiles of 16 pixels every 8 as `enable_tiling` sets them."""
+    latents = torch.randn(1, 4, 7, 4, 6, generator=torch.Generator().manual_seed(0))
+    vae, usual = tiny32.pipe.vae, decode(tiny32, latents)
+    before = dict(vars(vae))
+    with tiles(tiny32, pixels=None):
+        np.testing.assert_array_equal(decode(tiny32, latents), usual)
+    with pytest.raises(ZeroDivisionError), tiles(tiny32, pixels=16, overlap=8, frames=8, frame_overlap=0):
+        ours = decode(tiny32, latents)
+        _ = 1 / 0
+    assert vars(vae) == before
+    sizes = {"height": (16, 8), "width": (16, 8), "num_frames": (8, 8)}
+    try:
+        vae.enable_tiling(
+            **{f"tile_sample_min_{name}": size for name, (size, _) in sizes.items()},
+            **{f"tile_sample_stride_{name}": stride for name, (_, stride) in sizes.items()},
+        )
+        np.testing.assert_array_equal(decode(tiny32, latents), ours)
+    finally:
+        vars(vae).update(before)
+    assert not np.array_equal(ours, usual)
+
+
+@pytest.mark.parametrize(
+    "wrong, says",
+    [
+        ({"pixels": 60}, "pixels=60: must be a multiple of 8.*; 64 would work"),
+        ({"pixels": 0}, "pixels=0.*; 8 would work"),
+        ({"pixels": "64"}, "pixels='64'.*; 32 would work"),
+        ({"pixels": 64, "overlap": 12}, "overlap=12: must be a multiple of 8, at most half of pixels; 16 would work"),
+        ({"pixels": 64, "overlap": 40}, "overlap=40.*; 32 would work"),
+        ({"pixels": 64, "overlap": -8}, "overlap=-8.*; 0 would work"),
+        ({"frames": 6}, "frames=6: must be a multiple of 4.*; 8 would work"),
+        ({"frames": 8, "frame_overlap": 2.0}, "frame_overlap=2.0: must be a multiple of 4.*; 0 would work"),
+    ],
+)
+def test_tiles_that_do_not_come_out_whole_are_refused(tiny32, wrong, says):
+    before = dict(vars(tiny32.pipe.vae))
+    with pytest.raises(UserError, match=says), tiles(tiny32, **wrong):
+        pass
+    assert vars(tiny32.pipe.vae) == before
+
+
+def test_psnr_is_that_of_its_definition():
+    black = np.zeros((2, 4, 4, 3), np.uint8)
+    assert psnr(black, black) == float("inf")
+    assert psnr(black, black + 255) == 0  # no wrapping round in 8 bits
+    assert psnr(black, black + 10) == pytest.approx(28.13, abs=0.01)
+    assert psnr(black, black + 5) - psnr(black, black + 10) == pytest.approx(6.02, abs=0.01)
+    with pytest.raises(UserError, match=r"\(2, 4, 4, 3\) and \(1, 4, 4, 3\): must have the same shape"):
+        psnr(black, black[:1])
+
+
 def test_pocket_carries_a_picture_through(pocket):
     """A cartoon comes back as itself: scale, shift, order of channels. evaluation.json has the PSNR over many."""
     scene = toyland.random_scene(0)
     clip = toyland.render(scene, height=112, width=192, num_frames=9)
     back = decode(pocket, encode(pocket, clip))
-    error = np.mean((back.astype(float) - clip.astype(float)) ** 2)
-    assert back.shape == clip.shape and 10 * np.log10(255**2 / error) > 20
+    assert back.shape == clip.shape and psnr(back, clip) > 20
