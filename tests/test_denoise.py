@@ -1,16 +1,25 @@
 """The staged loop is the pipeline's, bit for bit, and can be watched, stopped and taken up again."""
 
+import contextlib
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from conftest import PROMPT
-from diffusers import FirstBlockCacheConfig, HunyuanVideoPipeline
+from diffusers import (
+    FasterCacheConfig,
+    FirstBlockCacheConfig,
+    HunyuanVideoPipeline,
+    MagCacheConfig,
+    PyramidAttentionBroadcastConfig,
+    SeaCacheConfig,
+    TaylorSeerCacheConfig,
+)
 from diffusers.models.transformers.transformer_hunyuan_video import HunyuanVideoAttnProcessor2_0
 from safetensors.torch import load_file, save_file
 
-from t2v_kit.denoise import denoise
+from t2v_kit.denoise import count_work, denoise, velocity
 from t2v_kit.latents import add_noise, initial_latents, sigma_schedule
 from t2v_kit.models import POCKET, load
 from t2v_kit.prompt import PromptEncoding, encode_prompt
@@ -124,6 +133,21 @@ def test_steps_tell_sigma_clean_and_time(tiny32, settings):
     torch.testing.assert_close(steps[-1].predicted_clean, steps[-1].latents)
 
 
+def test_velocity_is_what_a_step_follows(tiny32, settings):
+    prompt, noise = encode_prompt(tiny32, PROMPT), initial_latents(tiny32, settings)
+    first, second, _ = denoise(tiny32, prompt, noise, settings)
+    told = velocity(tiny32, prompt, first.latents, second.sigma)
+    torch.testing.assert_close(first.latents - second.sigma * told, second.predicted_clean)
+    assert not told.requires_grad
+    assert not torch.equal(told, velocity(tiny32, prompt, first.latents, second.sigma, guidance_scale=1.0))
+
+
+@pytest.mark.parametrize("sigma", [0, -0.5, 1.5, float("nan")])
+def test_velocity_needs_a_noise_level(tiny32, settings, sigma):
+    with pytest.raises(UserError, match=f"sigma={sigma}: must be above 0"):
+        velocity(tiny32, encode_prompt(tiny32, PROMPT), initial_latents(tiny32, settings), sigma)
+
+
 def test_saved_prompt_and_latents_go_on_to_the_same_video(tiny, settings, tmp_path):
     prompt = encode_prompt(tiny, PROMPT)
     steps, video = our_run(tiny, settings, prompt)
@@ -160,18 +184,139 @@ def test_two_runs_side_by_side_do_not_disturb_each_other(tiny32, settings):
         assert_same_bits(together, [step.latents for step in steps])
 
 
-def test_a_step_cache_is_forgotten_between_runs_and_refuses_to_resume(tiny32, settings):
-    settings = replace(settings, num_inference_steps=4)
-    prompt, transformer = encode_prompt(tiny32, PROMPT), tiny32.pipe.transformer
-    exact = our_run(tiny32, settings, prompt)[0][-1].latents
-    transformer.enable_cache(FirstBlockCacheConfig(threshold=10.0))
+# Each makes the tiny model skip something within four steps; `pipe` tells pyramid broadcast the timestep.
+CACHES = {
+    "first block": lambda pipe: FirstBlockCacheConfig(threshold=10.0),
+    "mag": lambda pipe: MagCacheConfig(10.0, 3, 0.25, 4, mag_ratios=[1.0] * 4),
+    "taylor": lambda pipe: TaylorSeerCacheConfig(3, 2, taylor_factors_dtype=torch.float32),
+    "taylor lite": lambda pipe: TaylorSeerCacheConfig(3, 2, taylor_factors_dtype=torch.float32, use_lite_mode=True),
+    "pyramid": lambda pipe: PyramidAttentionBroadcastConfig(
+        spatial_attention_block_skip_range=2,
+        spatial_attention_timestep_skip_range=(0, 1000),
+        current_timestep_callback=lambda: pipe.current_timestep,
+    ),
+    "faster": lambda pipe: FasterCacheConfig(
+        spatial_attention_timestep_skip_range=(0, 1000),
+        current_timestep_callback=lambda: pipe.current_timestep,
+        is_guidance_distilled=True,
+        tensor_format="BCFHW",
+    ),
+}
+FOUR_STEPS = {"num_inference_steps": 4}
+
+
+@contextlib.contextmanager
+def cached(pipe, name):
+    pipe.transformer.enable_cache(CACHES[name](pipe) if isinstance(name, str) else name)
     try:
-        first, second = (our_run(tiny32, settings, prompt)[0][-1].latents for _ in range(2))
-        with pytest.raises(UserError, match=r"start=1: a step cache forgets"):
-            next(denoise(tiny32, prompt, initial_latents(tiny32, settings), settings, start=1))
+        yield
     finally:
-        transformer.disable_cache()
-    assert torch.equal(first, second) and not torch.equal(first, exact)
+        pipe.transformer.disable_cache()
+
+
+@pytest.mark.parametrize("name", CACHES)
+def test_with_a_step_cache_it_is_the_pipelines_cached_run(tiny, plain, settings, name):
+    """The same bits as diffusers with the same cache, other bits than without, and the same once more."""
+    settings = replace(settings, **FOUR_STEPS).check(tiny)
+    prompt = encode_prompt(tiny, PROMPT, padded=True)
+    exact, _ = our_run(tiny, settings, prompt)
+    with cached(tiny.pipe, name), cached(plain, name):
+        first, second = (our_run(tiny, settings, prompt)[0] for _ in range(2))
+        latents, _ = pipeline_run(plain, settings, prompt=PROMPT)
+    assert_same_bits(first, latents)
+    assert_same_bits(second, latents)
+    assert not torch.equal(first[-1].latents, exact[-1].latents)
+    assert_same_bits(our_run(tiny, settings, prompt)[0], [step.latents for step in exact])
+
+
+@pytest.mark.parametrize("name", ["first block", "mag", "taylor"])
+def test_true_guidance_keeps_two_memories(tiny, plain, settings, name, recwarn):
+    settings = replace(settings, true_cfg_scale=3.0, negative_prompt="", padded_prompt=True, **FOUR_STEPS).check(tiny)
+    with cached(tiny.pipe, name), cached(plain, name):
+        steps, _ = our_run(tiny, settings, encode_prompt(tiny, PROMPT, padded=True))
+        latents, _ = pipeline_run(plain, settings, prompt=PROMPT, negative_prompt="")
+    assert_same_bits(steps, latents)
+    assert not recwarn.list
+
+
+def test_pyramid_broadcast_mixes_the_two_prompts_and_says_so(tiny32, settings):
+    """It counts the calls of both prompts in one row, here as in the pipeline."""
+    settings = replace(settings, true_cfg_scale=3.0, negative_prompt="", **FOUR_STEPS)
+    with cached(tiny32.pipe, "pyramid"), pytest.warns(UserWarning, match="one memory for both prompts"):
+        next(denoise(tiny32, encode_prompt(tiny32, PROMPT), initial_latents(tiny32, settings), settings))
+
+
+def test_a_step_cache_begins_empty_in_the_middle_and_says_so(tiny32, settings):
+    with cached(tiny32.pipe, "first block"), pytest.warns(UserWarning, match="start=1: the step cache begins empty"):
+        next(denoise(tiny32, encode_prompt(tiny32, PROMPT), initial_latents(tiny32, settings), settings, start=1))
+
+
+def test_an_abandoned_run_leaves_nothing_in_the_cache(tiny32, settings):
+    """Dropped half-way, kept alive half-way, or closed while the next one goes on: the next is undisturbed."""
+    settings = replace(settings, **FOUR_STEPS)
+    prompt, noise = encode_prompt(tiny32, PROMPT), initial_latents(tiny32, settings)
+    with cached(tiny32.pipe, "first block"):
+        whole = [step.latents for step in denoise(tiny32, prompt, noise, settings)]
+        for step in denoise(tiny32, prompt, noise + 1, settings):
+            if step.index == 1:
+                break
+        assert_same_bits(list(denoise(tiny32, prompt, noise, settings)), whole)
+
+        held, older = (denoise(tiny32, prompt, noise + 1, settings) for _ in range(2))
+        next(older)
+        next(held)
+        run = denoise(tiny32, prompt, noise, settings)
+        steps = [next(run)]
+        held.close()
+        with pytest.raises(UserError, match="a later run holds the step cache"):
+            next(older)
+        assert_same_bits([*steps, *run], whole)
+
+
+def test_a_cache_is_not_switched_within_a_run(tiny32, settings):
+    run = denoise(tiny32, encode_prompt(tiny32, PROMPT), initial_latents(tiny32, settings), settings)
+    next(run)
+    with cached(tiny32.pipe, "first block"), pytest.raises(UserError, match="switched on, off or over"):
+        next(run)
+
+
+def test_velocity_does_not_answer_from_a_cache(tiny32, settings):
+    with cached(tiny32.pipe, "first block"), pytest.raises(UserError, match="velocity with a step cache on"):
+        velocity(tiny32, encode_prompt(tiny32, PROMPT), initial_latents(tiny32, settings), 0.5)
+
+
+def test_a_cache_for_another_number_of_steps_is_refused(tiny32, settings):
+    wrong = MagCacheConfig(num_inference_steps=28, mag_ratios=[1.0] * 28)
+    with cached(tiny32.pipe, wrong), pytest.raises(UserError, match=r"steps=28\).*num_inference_steps=3 would work"):
+        next(denoise(tiny32, encode_prompt(tiny32, PROMPT), initial_latents(tiny32, settings), settings))
+
+
+def test_work_is_counted_with_attention():
+    """Two FLOPs for each product that is summed: (5, 6) by (6, 7), and 3 queries by 4 keys by 8 numbers, twice."""
+    q, k = torch.randn(1, 2, 3, 8), torch.randn(1, 2, 4, 8)
+    with count_work() as work:
+        torch.randn(5, 6) @ torch.randn(6, 7)
+        assert work.get_total_flops() == 2 * 5 * 6 * 7
+        torch.nn.functional.scaled_dot_product_attention(q, k, k)
+    assert work.get_total_flops() == 2 * 5 * 6 * 7 + 2 * (2 * 2 * 3 * 4 * 8)
+
+
+def test_sea_cache_learns_where_in_the_schedule_it_is(tiny32, settings, monkeypatch):
+    """It skips the blocks of a step only when it is told the step and its sigma; else it computes them all."""
+    settings, prompt = replace(settings, **FOUR_STEPS), encode_prompt(tiny32, PROMPT)
+    calls = []
+    forward = HunyuanVideoAttnProcessor2_0.__call__
+    monkeypatch.setattr(
+        HunyuanVideoAttnProcessor2_0,
+        "__call__",
+        lambda self, *args, **kw: calls.append(1) or forward(self, *args, **kw),
+    )
+    list(denoise(tiny32, prompt, initial_latents(tiny32, settings), settings))
+    whole = len(calls)
+    sea = SeaCacheConfig(10.0, 0, raw_vision_callback=lambda module, args, told: list(told["hidden_states"].unbind(0)))
+    with cached(tiny32.pipe, sea):
+        list(denoise(tiny32, prompt, initial_latents(tiny32, settings), settings))
+    assert len(calls) - whole == whole // 2  # the first and the last of four steps are computed
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,15 @@ import pytest
 import torch
 from conftest import PROMPT
 
-from t2v_kit.latents import add_noise, fit_rgb, initial_latents, make_scheduler, preview_rgb, sigma_schedule
+from t2v_kit.latents import (
+    add_noise,
+    fit_rgb,
+    initial_latents,
+    make_scheduler,
+    preview_rgb,
+    sigma_schedule,
+    tile_channels,
+)
 from t2v_kit.settings import Settings, UserError
 
 
@@ -58,6 +66,37 @@ def test_the_preview_finds_a_linear_map_again():
     np.testing.assert_array_equal(preview_rgb(latents, fit_rgb(latents, video)), frames)
 
 
+def test_a_map_fitted_for_noise_is_the_one_that_noise_itself_would_give():
+    """Against plain least squares on many noisy copies; and noisy latents then look more like the clean ones."""
+    generator = torch.Generator().manual_seed(0)
+    frames = np.random.default_rng(0).integers(0, 256, (1, 8, 12, 3), dtype=np.uint8)
+    video = frames.repeat(8, axis=1).repeat(8, axis=2)
+    latents = torch.randn(1, 6, 1, 8, 12, generator=generator)
+    copies = latents.repeat(1, 1, 1, 1, 400)
+    noisy = copies + 0.5 * torch.randn(copies.shape, generator=generator)
+    found = fit_rgb(latents, video, noise=0.5)
+    torch.testing.assert_close(found, fit_rgb(noisy, np.tile(video, (1, 1, 400, 1))), atol=0.005, rtol=0)
+    assert (found - fit_rgb(latents, video)).abs().max() > 0.01
+
+
 def test_the_preview_of_a_single_frame():
     latents, video = torch.randn(1, 4, 1, 2, 3), np.zeros((1, 16, 24, 3), np.uint8)
     assert preview_rgb(latents, fit_rgb(latents, video)).shape == (1, 2, 3, 3)
+
+
+def test_the_channels_stand_side_by_side():
+    """Each channel is found again where it belongs, frame by frame; the lines and the empty places are white."""
+    latents = torch.linspace(-2, 2, 3)[None, :, None, None, None].expand(1, 3, 2, 4, 5).clone()
+    latents[0, 0, 1] = -9  # beyond the spread
+    film = tile_channels(latents, columns=2, spread=2)
+    assert film.shape == (2, 9, 11, 3) and film.dtype == np.uint8
+    np.testing.assert_array_equal(film[0, :4, :5], 0)
+    np.testing.assert_array_equal(film[1, :4, :5], 0)
+    np.testing.assert_array_equal(film[0, :4, 6:], 128)
+    assert film[0, 4].min() == film[0, :, 5].min() == film[0, 5:, :].min() == 255
+
+
+@pytest.mark.parametrize("columns", [0, -1])
+def test_channels_need_a_column(columns):
+    with pytest.raises(UserError, match=f"columns={columns}: must be at least 1"):
+        tile_channels(torch.zeros(1, 4, 1, 2, 2), columns)
