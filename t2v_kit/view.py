@@ -4,6 +4,7 @@ A video is `(T, H, W, 3)` uint8 everywhere, as in mediapy.
 """
 
 import base64
+import contextlib
 import html
 import io
 import json
@@ -32,11 +33,45 @@ def save_video(path: str | Path, video: np.ndarray, fps: float, metadata: dict |
     Every frame is written once, at `fps` frames a second. `metadata` is stored as one JSON in the file's
     comment, the one field that MP4 keeps whatever is in it; `read_metadata` gives it back.
     """
-    comment = ["-metadata", f"comment={json.dumps(metadata)}"] if metadata else []
-    _mediapy().write_video(
-        path, _checked(video), fps=fps, crf=16, encoded_format="yuv420p", ffmpeg_args=[*_MP4_ARGS, *comment]
-    )
+    height, width = _checked(video).shape[1:3]
+    with video_writer(path, (height, width), fps, metadata) as writer:
+        for frame in video:
+            writer.add_image(frame)
     return Path(path)
+
+
+def video_writer(path: str | Path, shape: tuple[int, int], fps: float, metadata: dict | None = None):
+    """`save_video` for frames that come one by one: `with video_writer(...) as writer: writer.add_image(frame)`.
+
+    shape: (height, width), even.  A frame is `(H, W, 3)` uint8, or `(H, W)` grey.
+    """
+    comment = ["-metadata", f"comment={json.dumps(metadata)}"] if metadata else []
+    arguments = {"crf": 16, "encoded_format": "yuv420p", "ffmpeg_args": [*_MP4_ARGS, *comment]}
+    return _mediapy().VideoWriter(path, shape, fps=fps, **arguments)
+
+
+@contextlib.contextmanager
+def video_reader(path: str | Path):
+    """A video file's frames one by one, `(H, W, 3)` uint8, as they are stored: none dropped or doubled.
+
+    What it yields can be iterated once, and has `shape` (height, width), `fps` and `num_images`.
+    Raises UserError when the file is missing or is no video.
+    """
+    try:
+        reader = _mediapy().VideoReader(path)
+        reader.__enter__()
+    except RuntimeError as error:
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        raise UserError(f"cannot read {str(path)!r} as a video: {lines[-1].strip()}") from error
+    with contextlib.closing(reader):
+        reader.fps = _whole_rate(reader.fps)
+        yield reader
+
+
+def _whole_rate(fps: float) -> float:
+    """Broadcasting's rates, which ffmpeg tells to two digits only: 23.98 is 24000/1001, 29.97 is 30000/1001."""
+    broadcast = round(fps * 1.001) * 1000 / 1001
+    return broadcast if fps % 1 and abs(fps - broadcast) < 0.006 else fps
 
 
 def read_metadata(path: str | Path) -> dict:
@@ -113,11 +148,11 @@ def animation(video: np.ndarray, fps: float, width: int = 384, quality: int = 60
     return file.getvalue()
 
 
-def show_video(video: np.ndarray, fps: float, title: str = "", width: int = 768) -> None:
+def show_video(video: np.ndarray, fps: float, title: str = "", width: int = 768, page_width: int = 384) -> None:
     """Play a video inside the notebook, at most `width` pixels wide.
 
     Two faces of one output: a live notebook shows the H.264 player; pages that block players (a notebook
-    on GitHub) show an animated WebP, which browsers accept in the place of a PNG.
+    on GitHub) show an animated WebP, at most `page_width` wide, which browsers accept in the place of a PNG.
     """
     from IPython.display import display
 
@@ -126,7 +161,7 @@ def show_video(video: np.ndarray, fps: float, title: str = "", width: int = 768)
     encoded = "yuv420p" if height % 2 == shown_width % 2 == 0 else "yuv444p"
     mp4 = mediapy.compress_video(frames, fps=fps, crf=18, encoded_format=encoded, ffmpeg_args=_MP4_ARGS)
     player = mediapy.html_from_compressed_video(mp4, shown_width, height, title=html.escape(title) or None)
-    webp = base64.b64encode(animation(video, fps)).decode()
+    webp = base64.b64encode(animation(video, fps, page_width)).decode()
     words = f"{title or 'video'}: {len(video)} frames of {video.shape[2]}x{video.shape[1]} at {fps:g} fps"
     display({"text/html": player, "image/png": webp, "text/plain": words}, raw=True)
 
@@ -171,9 +206,18 @@ def _panel(name: str, video: np.ndarray, height: int) -> np.ndarray:
     """One named film of `side_by_side`: `(T, height + 28, W, 3)`."""
     width = round(video.shape[2] * height / video.shape[1] / 2) * 2
     label = Image.new("RGB", (width, 28), _PAPER)
-    ImageDraw.Draw(label).text((2, 3), name, fill=_INK, font=_font(16))
+    ImageDraw.Draw(label).text((2, 3), _shortened(name, _font(16), width - 4), fill=_INK, font=_font(16))
     film = [Image.fromarray(frame).resize((width, height), Image.Resampling.NEAREST) for frame in video]
     return np.stack([np.concatenate([np.asarray(label), np.asarray(frame)]) for frame in film])
+
+
+def _shortened(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    """The text, or as much of its beginning as fits into `width` pixels with an ellipsis."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(f"{text}…") > width:
+        text = text[:-1]
+    return f"{text.rstrip()}…"
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont:

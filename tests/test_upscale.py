@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import io
+import json
+import os
 import pickle
 import random
 import shutil
+import subprocess
+import sys
 import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import imageio_ffmpeg
+import mediapy
 import numpy as np
 import pytest
 import torch
@@ -18,14 +27,18 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from spandrel.architectures.Compact import Compact
 
-from t2v_kit import UserError, load_upscaler, toyland, upscale, upscale_frames
+from benchmarks.upscalers import POCKET, FrameLoop, official, weight_files
+from t2v_kit import UserError, load_upscaler, read_metadata, save_video, toyland, upscale, upscale_file, upscale_frames
 from t2v_kit.settings import tell_once
-from t2v_kit.upscale import _tiled
-from t2v_kit.upscaler_files import PUBLISHED, SHIPPED, Published
+from t2v_kit.upscale.files import PUBLISHED, SHIPPED, Published
+from t2v_kit.upscale.net import overlap, share_cores, tiled
 from training.degrade import KERNEL, Dice, blur, degrade, jpeg, kernels, sinc
 
 ROOM = importlib.import_module("t2v_kit.upscale")  # the attribute of this name is the function
+FILES = importlib.import_module("t2v_kit.upscale.files")
 quiet = dict(progress=False)
+ROOT = Path(__file__).parents[1]
+mediapy.set_ffmpeg(imageio_ffmpeg.get_ffmpeg_exe())
 
 
 def noise_video(*shape: int) -> np.ndarray:
@@ -62,11 +75,11 @@ def compact(tmp_path_factory):
     return path
 
 
-def rrdb(folder, scale: int):
+def rrdb(folder, scale: int, blocks: int = 1):
     """A small RRDBNet of random weights, in a .pth as Real-ESRGAN publishes them; and the network itself."""
     arch = pytest.importorskip("basicsr.archs.rrdbnet_arch")
     torch.manual_seed(scale)
-    net = arch.RRDBNet(3, 3, scale=scale, num_feat=16, num_block=1)
+    net = arch.RRDBNet(3, 3, scale=scale, num_feat=16, num_block=blocks)
     for weight in net.parameters():  # basicsr starts so small that everything comes out grey
         weight.data *= 2
     torch.save({"params_ema": net.state_dict()}, folder / f"x{scale}.pth")
@@ -112,6 +125,25 @@ def test_bfloat16_stays_near_float32():
     assert psnr(upscale(video, dtype="bfloat16", **quiet), upscale(video, dtype="float32", **quiet)) > 45
 
 
+def test_grey_stays_grey(compact):
+    """One channel in, one out: what the colours of the same frame in three equal channels come to, by BT.601."""
+    grey = noise_video(2, 9, 7)[..., :1]
+    enlarged = upscale(grey, compact, dtype="float32", **quiet)
+    assert enlarged.shape == (2, 36, 28, 1)
+    wanted = upscale(grey.repeat(3, axis=3), compact, dtype="float32", **quiet) @ [0.299, 0.587, 0.114]
+    assert np.abs(enlarged[..., 0] - wanted).max() <= 1
+
+
+def test_alpha_is_enlarged_beside_the_colours(compact):
+    """Colours are those of the opaque frame; alpha is what bicubic interpolation makes of it, and full stays full."""
+    video = noise_video(2, 9, 8)
+    for alpha in (np.full((2, 9, 8, 1), 255, np.uint8), noise_video(2, 9, 8)[..., 1:2] // 4 + 90):
+        enlarged = upscale(np.concatenate([video, alpha], 3), compact, dtype="float32", **quiet)
+        assert np.array_equal(enlarged[..., :3], upscale(video, compact, dtype="float32", **quiet))
+        wanted = [np.asarray(Image.fromarray(a[..., 0]).resize((32, 36), Image.Resampling.BICUBIC)) for a in alpha]
+        assert furthest(enlarged[..., 3], np.stack(wanted)) <= 2
+
+
 # ---- batches, streams, tiles ------------------------------------------------------------------------------
 
 
@@ -137,6 +169,30 @@ def test_a_stream_holds_one_batch_and_leaks_no_mode(compact):
     assert torch.is_grad_enabled()
 
 
+def test_cores_with_a_frame_each_change_nothing(compact):
+    """Four threads, three frames at a time: the single thread's frames, in order; PyTorch's setting stays as it was."""
+    video, before = noise_video(7, 12, 16), torch.get_num_threads()
+    torch.set_num_threads(1)
+    one = upscale(video, compact, dtype="float32", batch=3, **quiet)
+    try:
+        torch.set_num_threads(4)
+        with share_cores(3) as workers:
+            assert list(workers.map(lambda _: torch.get_num_threads(), range(3))) == [1, 1, 1]
+            assert torch.get_num_threads() == 4
+        many = upscale(video, compact, dtype="float32", batch=3, **quiet)
+        with ThreadPoolExecutor(1) as other:
+            assert other.submit(torch.get_num_threads).result() == 4
+    finally:
+        torch.set_num_threads(before)
+    assert furthest(one, many) <= 1
+
+
+def test_auto_and_none_are_the_same(compact):
+    video = noise_video(3, 12, 16)
+    named = upscale(video, compact, tile="auto", batch="auto", dtype="auto", **quiet)
+    assert np.array_equal(named, upscale(video, compact, tile=None, batch=None, **quiet))
+
+
 def test_an_empty_stream_is_empty(compact):
     assert list(upscale_frames([], compact, **quiet)) == []
 
@@ -152,7 +208,31 @@ def test_tiles_give_the_untiled_frames():
     whole = upscale(video, dtype="float32", tile=0, **quiet)
     assert furthest(whole, upscale(video, dtype="float32", tile=32, **quiet)) <= 1
     net, pixels = load_upscaler(), torch.rand(1, 3, 40, 72)
-    assert (_tiled(net, pixels, 32) - net(pixels)).abs().max() < 1e-5
+    assert overlap(net) == 24
+    assert (tiled(net, pixels, 32) - net(pixels)).abs().max() < 1e-5
+
+
+def test_deeper_networks_see_further_around_tiles(tmp_path):
+    """34 convolutions, as many as general-x4v3 has, get an overlap of 40: still the untiled frames, on any weights."""
+    torch.manual_seed(0)
+    path = tmp_path / "deep.pth"
+    net = Compact(num_feat=8, num_conv=32, upscale=4)
+    for weight in net.parameters():
+        weight.data *= 1.5
+    torch.save({"params": net.state_dict()}, path)
+    net, pixels = load_upscaler(path), torch.rand(1, 3, 20, 100)
+    assert overlap(net) == 40
+    assert (tiled(net, pixels, 32) - net(pixels)).abs().max() < 1e-5
+
+
+def test_tiles_of_a_deep_rrdbnet_stay_near(tmp_path):
+    """96 convolutions could see further than the 64 pixels around a tile: at most 1 level of 255 comes of it."""
+    path, _ = rrdb(tmp_path, 4, blocks=6)
+    assert overlap(load_upscaler(path)) == 64
+    video = noise_video(1, 24, 120)
+    whole = upscale(video, path, dtype="float32", tile=0, **quiet)
+    assert whole.std() > 10
+    assert furthest(whole, upscale(video, path, dtype="float32", tile=24, **quiet)) <= 1
 
 
 def test_tiles_keep_step_with_pixel_unshuffle(tmp_path):
@@ -161,6 +241,87 @@ def test_tiles_keep_step_with_pixel_unshuffle(tmp_path):
     video = noise_video(1, 61, 75)
     assert furthest(upscale(video, path, 2, "float32", tile=0, **quiet),
                     upscale(video, path, 2, "float32", tile=24, **quiet)) <= 1  # fmt: skip
+
+
+# ---- files ------------------------------------------------------------------------------------------------
+
+
+def stream_of(path) -> str:
+    """What ffmpeg says of a file's frames: its time base in the first line, then a line a frame."""
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", str(path), "-f", "framecrc", "-"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize("fps", [8, 24000 / 1001, 30000 / 1001, 12.5, 60])
+def test_a_file_keeps_its_frames_and_rate(tmp_path, compact, fps):
+    """As many frames as before at exactly the same times, each the enlarged one to compression."""
+    video = drawn(1, 3).repeat(3, axis=0)
+    source = save_video(tmp_path / "small.mp4", video, fps)
+    target = upscale_file(source, tmp_path / "new folder" / "large.mp4", compact, dtype="float32", **quiet)
+    before, after = stream_of(source).splitlines(), stream_of(target).splitlines()
+    assert [line for line in before if "#tb" in line] == [line for line in after if "#tb" in line]
+    assert len([line for line in after if line[0] != "#"]) == 9
+    back = np.asarray(mediapy.read_video(target))
+    wanted = upscale(np.asarray(mediapy.read_video(source)), compact, dtype="float32", **quiet)
+    assert back.shape == wanted.shape == (9, 224, 384, 3)
+    assert min(psnr(a, b) for a, b in zip(back, wanted)) > 25  # of two different scenes it is below 20
+
+
+def test_a_file_still_says_how_it_was_made(tmp_path, compact):
+    """Prompt, seed and the rest are carried, with what was done; a video from elsewhere gets that alone."""
+    made = {"settings": {"prompt": "a red car", "seed": 7}}
+    done = {"enlarged": {"model": str(compact), "scale": 2}}
+    for metadata in (made, None):
+        source = save_video(tmp_path / "a.mp4", drawn(1, 1), 16, metadata)
+        target = upscale_file(source, tmp_path / "b.mp4", compact, 2, **quiet)
+        assert read_metadata(target) == (metadata or {}) | done
+
+
+def test_a_file_on_itself_and_a_failure_in_the_middle(tmp_path, compact, monkeypatch):
+    """Source and target may be one; what fails leaves the old file whole and no half one."""
+    path = save_video(tmp_path / "a.mp4", drawn(1, 3), 16)
+    assert upscale_file(path, path, compact, 2, **quiet) == path
+    assert mediapy.read_video(path).shape == (3, 112, 192, 3)
+    whole = path.read_bytes()
+    monkeypatch.setattr(ROOM, "enlarge_or_none", lambda *_: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        upscale_file(path, path, compact, 2, **quiet)
+    assert path.read_bytes() == whole and list(tmp_path.iterdir()) == [path]
+
+
+def test_mistakes_with_files_are_one_line(tmp_path, compact):
+    """No file, no video, a scale that makes odd sides, a wrong option: told before anything is written."""
+    source = save_video(tmp_path / "a.mp4", drawn(1, 1)[:, :, :90], 16)
+    (tmp_path / "b.mp4").write_text("no video")
+    for name, scale, message in (("b.mp4", 4, "b.mp4' as a video"), ("no.mp4", 4, "no.mp4' as a video"),
+                                 ("a.mp4", 1.5, "makes 135x84.*try 2"), ("a.mp4", "2", "scale='2'")):  # fmt: skip
+        with pytest.raises(UserError, match=message) as caught:
+            upscale_file(tmp_path / name, tmp_path / "out.mp4", compact, scale, **quiet)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="tile=7"):
+        upscale_file(source, tmp_path / "out.mp4", compact, tile=7, **quiet)
+    assert not (tmp_path / "out.mp4").exists()
+
+
+FLAT = """
+import resource, sys
+import numpy as np
+from t2v_kit import save_video, upscale_file
+frame = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+for length in (8, 120):
+    save_video("in.mp4", np.broadcast_to(frame, (length, *frame.shape)), 24)
+    upscale_file("in.mp4", "out.mp4", sys.argv[1], progress=False, batch=2)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the resource module is Unix's")
+def test_memory_stays_flat(tmp_path, compact):
+    """120 frames need no more memory than 8: the enlarged ones together would be 35 MB, the growth is below 12."""
+    command = [sys.executable, "-c", FLAT, str(compact)]
+    said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    short, long = (int(line) * (1 if sys.platform == "darwin" else 1024) for line in said.split())
+    assert long - short < 12e6
 
 
 # ---- published files --------------------------------------------------------------------------------------
@@ -218,7 +379,7 @@ def test_a_spoilt_cache_is_fetched_anew(tmp_path, release):
 def test_a_wrong_sha256_is_never_read(tmp_path, release, monkeypatch):
     """Neither loaded nor kept; one line names the address and the way out."""
     read = []
-    monkeypatch.setattr(ROOM, "read_tensors", read.append)
+    monkeypatch.setattr(FILES, "read_tensors", read.append)
     source = release("RealESRGAN_x4plus", sha256="0" * 64)
     with pytest.raises(UserError, match=r"not the published file.*give the path of that local file") as caught:
         load_upscaler("RealESRGAN_x4plus", **quiet)
@@ -314,6 +475,7 @@ def small_gpu(compact, monkeypatch):
         tell_once.cache_clear()
         net.model.register_forward_pre_hook(check)
         monkeypatch.setattr(ROOM, "load_upscaler", lambda *_: net)
+        monkeypatch.setattr(ROOM, "share_cores", lambda _: contextlib.nullcontext())  # a GPU takes whole batches
         return ran
 
     return limit
@@ -322,7 +484,7 @@ def small_gpu(compact, monkeypatch):
 @pytest.mark.parametrize(
     ("pixels", "tile", "ended"),
     [(2 * 192 * 200, None, "batch=2;"), (192 * 200, None, "batch=1;"), (200 * 200, 0, "batch=1;"),
-     (100 * 100, None, "batch=1 and tile=32;"), (160 * 160, 0, "batch=1 and tile=104;")],
+     (100 * 100, None, "batch=1 and tile=56;"), (160 * 160, 0, "batch=1 and tile=104;")],
 )  # fmt: skip
 def test_out_of_memory_goes_on_smaller(compact, small_gpu, pixels, tile, ended):
     """First fewer frames at once, then tiles; every frame comes once and unchanged; one warning for all of it."""
@@ -384,6 +546,35 @@ def test_frames_agree_with_realesrganer(tmp_path, kind):
     assert furthest(upscale(video, path, scale, "float32", **quiet), np.stack(wanted)) <= 1
 
 
+@pytest.mark.parametrize("size", [(16, 24), (13, 17)])
+def test_the_benchmarks_frame_loop_is_the_official_one(tmp_path, size):
+    """What the benchmark runs where realesrgan is missing gives the same frames, to the last level."""
+    pytest.importorskip("realesrgan")
+    path = weight_files(tmp_path)[POCKET]
+    frame = noise_video(*size)
+    theirs, which = official(POCKET, path, "cpu")
+    assert which == "realesrgan"
+    loop = FrameLoop(load_upscaler(path).model, "cpu", half=False)
+    assert np.array_equal(loop.enhance(frame)[0], theirs.enhance(frame)[0])
+
+
+def test_the_benchmark_runs(tmp_path):
+    """At toy size, the same lines as on a GPU: every part has its numbers, and they fit each other."""
+    out = tmp_path / "results" / "tiny.json"
+    command = [sys.executable, "-m", "benchmarks.upscaling", "--tiny", "--device", "cpu", "--out", str(out)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(out.read_text())
+    rows = {key: row for key, row in report.items() if isinstance(row, dict) and key != "versions"}
+    assert len(rows) == 3 + 4 and not [row for row in rows.values() if "error" in row or "not_run" in row]
+    pairs = rows["frames, pocket"]
+    assert len(pairs["times_faster"]) == len(pairs["ours_seconds_a_frame"]) == 9
+    parameters = [row["million_parameters"] for key, row in rows.items() if key.startswith("networks")]
+    assert parameters == [0.62, 1.21, 4.47, 16.7]  # as the published files have
+    assert report["command"].startswith("python -m benchmarks.upscaling --tiny")
+
+
 # ---- mistakes ---------------------------------------------------------------------------------------------
 
 
@@ -395,6 +586,7 @@ def test_frames_agree_with_realesrganer(tmp_path, kind):
      (dict(dtype="float16", device="cpu"), "float16.*needs a GPU.*bfloat16"),
      (dict(scale=0), "scale=0 .*1 to 16"), (dict(scale=float("nan")), "scale=nan"), (dict(scale="4"), "scale='4'"),
      (dict(scale=40), "scale=40 .*try 16"), (dict(tile=100), "tile=100 .*multiple of 8"), (dict(tile=-8), "tile=-8"),
+     (dict(tile="all"), "tile='all' .*'auto'"), (dict(batch="max"), "batch='max' .*'auto'"),
      (dict(batch=0), "batch=0"), (dict(batch=1.5), "batch=1.5"),
      (dict(denoise_strength=1.5), "denoise_strength=1.5 .*0 to 1: try 1"),
      (dict(denoise_strength=-1), "denoise_strength=-1 .*try 0"), (dict(denoise_strength=True), "denoise_strength=True"),
@@ -410,8 +602,8 @@ def test_wrong_options_are_named(wrong, message):
 
 @pytest.mark.parametrize(
     "video",
-    [noise_video(4, 4), noise_video(1, 4, 4)[..., :1], noise_video(1, 4, 4) / 255.0, noise_video(0, 4, 4), [1, 2]],
-    ids=["one frame", "grey", "float", "empty", "list"],
+    [noise_video(4, 4), noise_video(1, 4, 4)[..., :2], noise_video(1, 4, 4) / 255.0, noise_video(0, 4, 4), [1, 2]],
+    ids=["one frame", "two channels", "float", "empty", "list"],
 )
 def test_what_is_no_video_is_refused(compact, video):
     """The message tells the shape that is wanted and what came instead."""

@@ -1,5 +1,6 @@
 """Looking at videos: what is written can be played, is what was given, and says how it was made."""
 
+import base64
 import io
 import re
 import subprocess
@@ -20,6 +21,8 @@ from t2v_kit.view import (
     show_video,
     side_by_side,
     stills,
+    video_reader,
+    video_writer,
 )
 
 
@@ -101,6 +104,28 @@ def test_metadata_of_other_files(tmp_path):
             read_metadata(tmp_path / name)
 
 
+@pytest.mark.parametrize("fps", [8, 12.5, 24000 / 1001, 30000 / 1001, 60])
+def test_frames_one_by_one(tmp_path, fps):
+    """The writer's file is `save_video`'s, and the reader gives its frames and its exact rate back."""
+    video, path = film(), tmp_path / "a.mp4"
+    with video_writer(path, video.shape[1:3], fps, {"seed": 7}) as writer:
+        for frame in video:
+            writer.add_image(frame)
+    assert path.read_bytes() == save_video(tmp_path / "b.mp4", video, fps, {"seed": 7}).read_bytes()
+    with video_reader(path) as reader:
+        assert (reader.shape, reader.num_images) == ((48, 64), 9)
+        assert reader.fps == pytest.approx(fps, abs=1e-9)
+        assert np.array_equal(np.stack(list(reader)), mediapy.read_video(path))
+
+
+def test_a_reader_of_no_video_says_so(tmp_path):
+    (tmp_path / "b.mp4").write_text("not a video")
+    for name in ("b.mp4", "missing.mp4"):
+        with pytest.raises(UserError, match=f"cannot read .*{name}") as caught, video_reader(tmp_path / name):
+            pass
+        assert "\n" not in str(caught.value)
+
+
 def test_stills_are_frames_of_the_video():
     """First and last frame are in it, unchanged; asking for more stills than frames gives each frame once."""
     video = film(9)
@@ -141,6 +166,16 @@ def test_side_by_side_shows_small_pixels_as_they_are():
     assert (both[0, :28, :256] < 100).any(), "the name is written above"
 
 
+def test_a_long_name_is_shortened_to_its_film():
+    """It ends in an ellipsis inside the panel; two names with one beginning are still two films."""
+    one, other = "a name much longer than the film is wide", "a name much longer than the film is high"
+    both = side_by_side({one: film(1), other: film(1), "short": film(1)})
+    assert both.shape[2] == 3 * 64 + 2 * 8
+    np.testing.assert_array_equal(both[0, :28, :64], both[0, :28, 72:136])
+    assert (both[0, :28, 50:62] < 200).any(), "it is used to the end"
+    assert (both[0, :28, 62:72] == 255).all(), "but no further"
+
+
 def test_side_by_side_refuses_different_lengths():
     """Films that do not run together are not cut in silence."""
     with pytest.raises(UserError, match="'a': 3, 'b': 4"):
@@ -172,8 +207,9 @@ def test_show_video_has_two_faces(shown):
 
 def test_show_video_is_no_wider_than_asked(shown):
     """A large film is made smaller before it is put into the notebook."""
-    show_video(film(3, 96, 128), 16, width=64)
+    show_video(film(3, 96, 128), 16, width=64, page_width=32)
     assert 'width="64" height="48"' in shown[0]["text/html"]
+    assert Image.open(io.BytesIO(base64.b64decode(shown[0]["image/png"]))).size == (32, 24)
 
 
 def test_show_image_stores_one_jpeg(shown):

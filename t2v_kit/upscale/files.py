@@ -1,4 +1,8 @@
-"""Where an upscaler's weights lie: pocket's beside this file, Real-ESRGAN's in its releases, any other on disk."""
+"""Where an upscaler's weights lie: pocket's beside this file, Real-ESRGAN's in its releases, any other on disk.
+
+spandrel reads them: it recognises Real-ESRGAN's two architectures by their keys, RRDBNet (x4plus, x2plus, anime_6B) and
+the compact SRVGGNet (animevideov3, general-x4v3, pocket).
+"""
 
 from __future__ import annotations
 
@@ -7,15 +11,18 @@ import sys
 from http.client import HTTPException
 from numbers import Real
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from .settings import UserError
+from ..settings import UserError
+
+if TYPE_CHECKING:
+    from spandrel import ImageModelDescriptor
 
 FILE = "Real-ESRGAN file (.pth, .safetensors)"
 
-_SHIPPED = Path(__file__).parent / "pocket" / "upscaler"
+_SHIPPED = Path(__file__).parents[1] / "pocket" / "upscaler"
 #: Weights that come with the package, by name.
 SHIPPED = {"pocket": _SHIPPED / "pocket_x4.safetensors", "pocket-wdn": _SHIPPED / "pocket_wdn_x4.safetensors"}
 
@@ -43,6 +50,38 @@ PUBLISHED = {
 
 #: Networks that take noise away, each with the one of the same shape that keeps it (wdn: weak denoising).
 PAIRS = {"pocket": "pocket-wdn", "realesr-general-x4v3": "realesr-general-wdn-x4v3"}
+
+
+def load_upscaler(
+    model: str | Path = "pocket", denoise_strength: float | None = None, progress: bool = True
+) -> ImageModelDescriptor:
+    """Read an upscaler: spandrel's descriptor (`.model`, `.scale`, `.architecture`), float32 on the CPU.
+
+    model and denoise_strength are those of `upscale`. Only tensors are read from a .pth (`weights_only=True`):
+    a file can never run code; a published file is not read at all unless its SHA-256 is right. It is kept in
+    `torch.hub.get_dir()/checkpoints`.
+
+    Raises UserError when the name is unknown or can't be fetched, denoise_strength is not from 0 to 1 or the
+    model has no pair for it, and when a file is damaged or holds no network that enlarges RGB pictures.
+    """
+    import spandrel  # over a second: only who enlarges waits for it
+
+    files = weight_files(model, denoise_strength, progress)
+    names = " or ".join(repr(str(path)) for path, _ in files)
+    try:
+        parts = [(spandrel.canonicalize_state_dict(read_tensors(path)), share) for path, share in files]
+        keys = parts[0][0].keys()
+        net = spandrel.MAIN_REGISTRY.load({key: sum(w[key].float() * share for w, share in parts) for key in keys})
+    except Exception as error:  # sizes are inferred from the keys: a wrong file can fail anywhere in there
+        raise UserError(f"{names} is damaged or no upscaler: give a {FILE}") from error
+    if not isinstance(net, spandrel.ImageModelDescriptor) or net.scale < 2 or net.input_channels != 3:
+        what = f"{net.architecture.name} x{net.scale}"
+        raise UserError(f"{names} holds {what}, which enlarges no RGB video: give a {FILE}")
+    if factor := getattr(net.model, "shuffle_factor", None):
+        # RealESRGANer pads a frame to whole pixel-unshuffled cells, spandrel further: other edges on odd sizes.
+        net.size_requirements = spandrel.SizeRequirements(minimum=2, multiple_of=factor)
+    net.model.eval().requires_grad_(False)
+    return net
 
 
 def weight_files(
