@@ -1,0 +1,134 @@
+"""Two runs laid side by side: in step, wiped, subtracted, and what differs between them in words and in decibels."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import ipywidgets as widgets
+import numpy as np
+
+from ..settings import UserError
+from ..vae import psnr
+from ..view import animation, save_video, side_by_side
+from .look import failure, heading, show_if, table, tip
+
+if TYPE_CHECKING:
+    from .history import Entry
+
+GAIN = 4  # of the difference film: a difference of a quarter of the range is shown at full strength
+_TALL = 256  # pixels: smaller films are enlarged to this height, so that their names are not larger than they are
+
+
+def mp4(video: np.ndarray, fps: float) -> bytes:
+    """`(T, H, W, 3)` uint8 as the bytes of an H.264 file."""
+    with tempfile.TemporaryDirectory() as folder:
+        return save_video(Path(folder) / "video.mp4", video, fps).read_bytes()
+
+
+def together(a: np.ndarray, b: np.ndarray, names: tuple[str, str]) -> np.ndarray:
+    """Both in one film `(T, H, W, 3)`, so that they cannot fall out of step; the shorter one holds its last frame."""
+    frames = max(len(a), len(b))
+    films = {name: np.concatenate([v, v[-1:].repeat(frames - len(v), 0)]) for name, v in zip(names, (a, b))}
+    return side_by_side(films, max(a.shape[1], b.shape[1], _TALL))
+
+
+def difference(a: np.ndarray, b: np.ndarray, gain: float = GAIN) -> np.ndarray:
+    """|a - b| times `gain`, `(T, H, W, 3)` uint8: black where two videos of one shape are the same."""
+    _same_shape(a, b)
+    apart = np.abs(a.astype(np.int16) - b)
+    return np.minimum(apart * gain, 255).astype(np.uint8)
+
+
+def wiped(a: np.ndarray, b: np.ndarray, percent: int) -> np.ndarray:
+    """`a` left of the white line that stands at `percent` of the width, `b` right of it; `(T, H, W, 3)` uint8."""
+    _same_shape(a, b)
+    at = round(a.shape[2] * percent / 100)
+    both = np.concatenate([a[:, :, :at], b[:, :, at:]], axis=2)
+    both[:, :, max(at - 1, 0) : at + 1] = 255
+    return both
+
+
+def differing(a: dict, b: dict) -> list[tuple[str, object, object]]:
+    """The rows (name, value in a, value in b) in which two settings differ."""
+    return [(name, a.get(name), b.get(name)) for name in a | b if a.get(name) != b.get(name)]
+
+
+def _same_shape(a: np.ndarray, b: np.ndarray) -> None:
+    if a.shape != b.shape:
+        said = [f"{v.shape[0]}x{v.shape[1]}x{v.shape[2]}" for v in (a, b)]
+        raise UserError(f"{said[0]} and {said[1]} (frames x height x width): only videos of one size can be compared")
+
+
+class Comparison:
+    """What is shown of two picked runs; `.box` is hidden until `show` is called."""
+
+    VIEWS = ("In step", "Wipe", "Difference")
+
+    def __init__(self) -> None:
+        self.view = widgets.ToggleButtons(options=self.VIEWS, style={"button_width": "104px"})
+        self.view.add_class("t2v-view")
+        self.at = widgets.IntSlider(
+            50, min=0, max=100, step=5, description="wipe", continuous_update=False, layout={"width": "100%"}
+        )
+        tip(self.at, "Left of the line is the first run, right of it the second.").add_class("t2v-wipe")
+        self.film = widgets.Video(format="mp4", autoplay=True, loop=True, layout={"width": "100%"})
+        self.film.add_class("t2v-compare-video")
+        self.picture = widgets.Image(format="webp", layout={"width": "100%"})
+        self.picture.add_class("t2v-compare-picture")
+        self.trouble, self.words = widgets.HTML(), widgets.HTML()
+        self.words.add_class("t2v-differences")
+        self.view.observe(self._draw, "value")
+        self.at.observe(self._draw, "value")
+        screen = widgets.VBox([self.film, self.picture])
+        screen.add_class("t2v-screen")
+        left = widgets.VBox([self.view, self.at, screen, self.trouble], layout={"flex": "2 1 420px", "min_width": "0"})
+        right = widgets.VBox([self.words], layout={"flex": "1 1 260px"})
+        columns = widgets.HBox([left, right], layout={"flex_flow": "row wrap"})
+        columns.add_class("t2v-columns")
+        self.box = widgets.VBox([heading("Compare"), columns], layout={"margin": "14px 0 0"})
+        self.box.add_class("t2v-compare")
+        self.pair: tuple[Entry, Entry] | None = None
+        show_if(self.box, False)
+
+    def show(self, a: Entry | None, b: Entry | None) -> None:
+        """Lay two runs of the history side by side; None takes the comparison away."""
+        self.pair = (a, b) if a is not None and b is not None else None
+        show_if(self.box, self.pair is not None)
+        if self.pair:
+            self.words.value = self._told()
+            self._draw()
+
+    def _told(self) -> str:
+        """The settings that differ and how far the frames are apart."""
+        a, b = self.pair
+        rows = differing(a.settings, b.settings)
+        if a.video.shape == b.video.shape:
+            decibels = psnr(a.video, b.video)
+            same = "the same frames" if math.isinf(decibels) else f"{decibels:.1f} dB between the two"
+        else:
+            same = "not for videos of two sizes"
+        told = table(("", a.name, b.name), [*rows, ("seconds", f"{a.seconds:.1f}", f"{b.seconds:.1f}")])
+        return f'{told}<p class="t2v-psnr"><b>PSNR</b> {same}</p>' + ("" if rows else "<p>No setting differs.</p>")
+
+    def _draw(self, _=None) -> None:
+        if self.pair is None:
+            return
+        a, b = self.pair
+        show_if(self.at, self.view.value == "Wipe")
+        show_if(self.picture, self.view.value == "Wipe")
+        show_if(self.film, self.view.value != "Wipe")
+        self.trouble.value = ""
+        try:
+            if self.view.value == "In step":
+                self.film.value = mp4(together(a.video, b.video, (a.name, b.name)), a.fps)
+            elif self.view.value == "Difference":
+                self.film.value = mp4(difference(a.video, b.video), a.fps)
+            else:
+                self.picture.value = animation(wiped(a.video, b.video, self.at.value), a.fps, width=640)
+        except UserError as error:
+            show_if(self.film, False)
+            show_if(self.picture, False)
+            self.trouble.value = failure(str(error))

@@ -1,0 +1,119 @@
+"""The strip of this session's runs: look at one again, pick two."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import ipywidgets as widgets
+import numpy as np
+from PIL import Image
+
+from .controls import WHY
+from .look import button, show_if, soft, tip
+
+if TYPE_CHECKING:
+    from ..run import Run
+
+_THUMB = 200  # pixels
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """A finished run as the panel keeps it: its frames in memory, what is enlarged only on disk.
+
+    video: (T, H, W, 3) uint8.  settings: `generate`'s keywords.  seconds: of all stages.  folder: its files.
+    """
+
+    number: int
+    video: np.ndarray
+    settings: dict
+    seconds: float
+    folder: Path
+
+    @classmethod
+    def of(cls, number: int, run: Run) -> Entry:
+        return cls(number, run.video, run.record["settings"], sum(run.seconds.values()), run.folder)
+
+    @property
+    def name(self) -> str:
+        return f"run {self.number}"
+
+    @property
+    def fps(self) -> float:
+        return self.settings["fps"]
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """The players' files by what they are: 'Video' and, where there is one, 'Enlarged'."""
+        named = {"Video": self.folder / "video.mp4", "Enlarged": self.folder / "upscaled.mp4"}
+        return {name: path for name, path in named.items() if path.exists()}
+
+
+class History:
+    """Cards of the runs, newest first; `.box` is what is shown.
+
+    show: called with the Entry to look at.  use: called with settings to be put back.
+    compare: called with two Entries, or with None twice when not two are picked.
+    """
+
+    def __init__(self, show: Callable[[Entry], None], use: Callable, compare: Callable) -> None:
+        self._show, self._use, self._compare = show, use, compare
+        self.entries: list[Entry] = []
+        self.picked: list[Entry] = []
+        self.toggles: list[widgets.ToggleButton] = []
+        self.strip = widgets.HBox([], layout={"overflow": "auto", "align_items": "stretch", "padding": "2px"})
+        self.box = widgets.VBox(
+            [widgets.HTML("<h4>This session's runs</h4>"), self.strip], layout={"margin": "14px 0 0"}
+        )
+        self.box.add_class("t2v-history")
+        show_if(self.box, False)
+
+    def add(self, run: Run) -> Entry:
+        """A card for a finished run."""
+        entry = Entry.of(len(self.entries) + 1, run)
+        self.entries.append(entry)
+        self.strip.children = (self._card(entry), *self.strip.children)
+        show_if(self.box, True)
+        return entry
+
+    def _card(self, entry: Entry) -> widgets.VBox:
+        known = entry.settings
+        picture = widgets.Image(
+            value=_thumb(entry.video), format="jpeg", layout={"width": f"{_THUMB}px", "margin": "0"}
+        )
+        size = f"{known['num_frames']}x{known['height']}x{known['width']}"
+        lines = (known["prompt"], f"{size}, {known['num_inference_steps']} steps", f"seed {known['seed']}")
+        text = widgets.HTML(f"<b>{entry.name}</b>" + "".join(soft(line) for line in lines))
+        look = button("Show", "t2v-show", f"Look at {entry.name} again.", "70px")
+        look.on_click(lambda _: self._show(entry))
+        back = button("", "t2v-use", "Put these settings back into the controls.", "36px", icon="sliders")
+        back.on_click(lambda _: self._use(**{name: known[name] for name in WHY}))
+        toggle = widgets.ToggleButton(False, description="Compare", layout={"width": "80px"})
+        tip(toggle, "Pick two runs to compare them.").add_class("t2v-pick")
+        toggle.observe(lambda change: self._pick(entry, change["new"]), "value")
+        self.toggles.append(toggle)
+        card = widgets.VBox(
+            [picture, text, widgets.HBox([look, toggle, back])], layout={"flex": "0 0 auto", "margin": "0 10px 0 0"}
+        )
+        card.add_class("t2v-card")
+        return card
+
+    def _pick(self, entry: Entry, wanted: bool) -> None:
+        """At most two are picked: a third takes the place of the one picked first."""
+        self.picked = [each for each in self.picked if each is not entry] + ([entry] if wanted else [])
+        if len(self.picked) > 2:
+            self.toggles[self.picked[0].number - 1].value = False  # comes back here and takes it out
+        else:
+            pair = sorted(self.picked, key=lambda each: each.number)
+            self._compare(*(pair if len(pair) == 2 else (None, None)))
+
+
+def _thumb(video: np.ndarray) -> bytes:
+    """The middle frame as a JPEG of twice the card's width, for sharp screens."""
+    picture, file = Image.fromarray(video[len(video) // 2]), io.BytesIO()
+    picture.resize((2 * _THUMB, round(2 * _THUMB * picture.height / picture.width))).save(file, "JPEG", quality=85)
+    return file.getvalue()

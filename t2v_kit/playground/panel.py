@@ -1,0 +1,233 @@
+"""The panel itself: what stands where, and the thread in which a run is made."""
+
+from __future__ import annotations
+
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import ipywidgets as widgets
+
+from ..models import Models, load
+from ..run import Run, generate, resume
+from ..run.folder import CHECKPOINT, read_record
+from ..run.progress import Stopped
+from ..run.recipe import reproducing
+from ..settings import UserError
+from .bars import StageBars
+from .compare import Comparison
+from .controls import Controls
+from .engine import Engine
+from .history import Entry, History
+from .look import STYLE, button, failure, note, show_if
+from .preview import Preview
+from .screen import Screen
+
+if TYPE_CHECKING:
+    from ..denoise import Step
+
+
+class Playground(widgets.VBox):
+    """The panel: `Playground(models)` as the last line of a cell shows it.
+
+    models: what `load` gave, or a name it takes.  out: the folder in which every run gets a folder of its own.
+    What the buttons do can be called as well: `.generate()`, `.stop()`, `.resume()`, `.code()`; `.wait()` waits for
+    the run; `.controls.set(seed=3)` moves controls; `.history.entries` are the finished runs, `.unfinished` the folder
+    that `.resume` would go on with, `.preview.share` what previews cost.
+    Raises UserError as `load` does.
+    """
+
+    def __init__(self, models: Models | str = "pocket", out: str | Path = "runs/playground") -> None:
+        models = models if isinstance(models, Models) else load(models)
+        self.out, self.running = Path(out), False
+        self._thread: threading.Thread | None = None
+        self._stop = threading.Event()
+        self.preview: Preview | None = None
+        self.engine = Engine(models, self._check)
+        self.controls = Controls(models, self._check)
+        self.bars, self.screen, self.comparison = StageBars(), Screen(), Comparison()
+        self.history = History(self.show, self.controls.set, self.comparison.show)
+        self._buttons()
+        super().__init__(self._layout())
+        self.add_class("t2v")
+        self.unfinished = _unfinished(self.out)
+        if self.unfinished:
+            self._say(note(f"{self.unfinished} was not finished; Resume goes on with it."))
+        self._free()
+
+    def generate(self) -> None:
+        """Begin a run with the settings of the panel, unless one runs or they are wrong; then the panel says why."""
+        if self.running:
+            return
+        self.controls.roll()
+        if not self._check():
+            self._say(note("A setting needs another value; the line under it says which would work.", "error"))
+            return
+        settings = self.controls.values() | {"upscale": self.engine.upscale}
+        folder = self.out / datetime.now().strftime("%Y%m%d-%H%M%S-%f")[:-3]
+        every = self.controls.checkpoint_every.value
+        self._begin(lambda **told: generate(**settings, out=folder, checkpoint_every=every, **told), folder, settings)
+
+    def resume(self, folder: str | Path | None = None) -> None:
+        """Go on with the run that was stopped or failed, or with the one in `folder`."""
+        folder = self.unfinished if folder is None else Path(folder)
+        if folder is not None and not self.running:
+            self._begin(lambda **told: resume(folder, **told), folder, read_record(folder)["settings"])
+
+    def stop(self) -> None:
+        """Stop within one step; what was made is kept for `resume`."""
+        if self.running:
+            self._stop.set()
+            self.stop_button.disabled = True
+            self._say(note("Stopping after this step …"))
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Return when nothing runs any more, at the latest after `timeout` seconds."""
+        if self._thread is not None:
+            self._thread.join(timeout)
+
+    def show(self, entry: Entry) -> None:
+        """Put a run of the history on the screen."""
+        told = f"{entry.name}: {entry.settings['prompt']}"
+        self.screen.play(entry.files, told, entry)
+        self._show_code()
+
+    def code(self) -> str:
+        """The cell that reproduces the run on the screen; before there is one, the cell of the settings as they are."""
+        if self.screen.entry is not None:
+            return reproducing(self.screen.entry.settings)
+        return reproducing(self.controls.values() | {"model": self.engine.name, "upscale": self.engine.upscale})
+
+    def _buttons(self) -> None:
+        primary = {"button_style": "primary", "icon": "play"}
+        self.generate_button = button("Generate", "t2v-generate", "Make this video.", "124px", **primary)
+        stop, go_on = "Stop within one step; the run can be resumed.", "Go on behind the last finished step."
+        self.stop_button = button("Stop", "t2v-stop", stop, "88px", icon="stop")
+        self.resume_button = button("Resume", "t2v-resume", go_on, "104px", icon="forward")
+        self.generate_button.on_click(lambda _: self.generate())
+        self.stop_button.on_click(lambda _: self.stop())
+        self.resume_button.on_click(lambda _: self.resume())
+        self.code_button = widgets.ToggleButton(False, description="Show code", icon="code", layout={"width": "120px"})
+        self.code_button.add_class("t2v-show-code")
+        self.code_button.observe(self._show_code, "value")
+        self.code_text = widgets.Textarea(rows=17, layout={"width": "100%"})
+        self.code_text.add_class("t2v-code")
+        self.status = widgets.HTML(layout={"margin": "8px 0"})
+        self.status.add_class("t2v-status")
+        self._show_code()
+
+    def _layout(self) -> list[widgets.Widget]:
+        buttons = [self.generate_button, self.stop_button, self.resume_button, self.code_button]
+        row = widgets.HBox(buttons, layout={"flex_flow": "row wrap", "margin": "10px 0 0"})
+        side = widgets.VBox([self.controls.box, self.engine.box], layout={"flex": "1 1 340px", "max_width": "430px"})
+        side.add_class("t2v-side")
+        main = [self.screen.box, row, self.status, self.code_text, self.bars.box, self.history.box]
+        stage = widgets.VBox(main, layout={"flex": "1 1 460px", "min_width": "0"})
+        stage.add_class("t2v-stage")
+        columns = widgets.HBox([side, stage], layout={"flex_flow": "row wrap"})
+        columns.add_class("t2v-columns")
+        return [widgets.HTML(STYLE), columns, self.comparison.box]
+
+    def _check(self) -> bool:
+        """Look at all settings; say what is wrong where it stands. True when a run could begin."""
+        rules = self.engine.rules()
+        if rules.name != self.controls.models.name:
+            self.controls.adopt(rules)
+        settings = self.controls.check()
+        ready = self.engine.check(settings) and settings is not None
+        self.generate_button.disabled = self.running or not ready
+        return ready
+
+    def _begin(self, make: Callable[..., Run], folder: Path, settings: dict) -> None:
+        """Start `make` in a thread: the notebook and this panel stay alive."""
+        self._stop.clear()
+        self.running, self.unfinished, self._folder, self._making = True, None, folder, settings
+        self.bars.reset(upscale=settings["upscale"] != "none")
+        self.screen.clear()
+        self._say(note("Working …"))
+        self._free()
+        self._thread = threading.Thread(target=self._work, args=(make,), daemon=True)
+        self._thread.start()
+
+    def _work(self, make: Callable[..., Run]) -> None:
+        """The thread. Whichever way it ends, the panel is ready for the next run."""
+        try:
+            told = {"on_step": self._on_step, "on_stage": self._on_stage, "stop": self._stop.is_set}
+            self._finished(make(model=self._load(), progress=False, **told))
+        except Stopped as stopped:
+            self._ended(note(f"Stopped in {stopped.stage} after {stopped.done} of {stopped.total}."))
+        except UserError as error:
+            self._ended(failure(str(error)))
+        except Exception as error:  # whatever it was, the person at the panel has to see it
+            line = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            self._ended(failure(line, traceback.format_exc()))
+        finally:
+            self.running = False
+            self._free()
+
+    def _load(self) -> Models:
+        """The model, and the map for its previews."""
+        self.bars.tell("load", 0, 1)
+        models = self.engine.load()
+        if self.preview is None or self.preview.models is not models:
+            self.preview = Preview(models)
+        self.preview.begin()
+        self.bars.tell("load", 1, 1)
+        return models
+
+    def _on_step(self, step: Step) -> None:
+        seconds = self._making["num_frames"] / self._making["fps"]
+        began = time.perf_counter()
+        picture = self.preview.draw(step, seconds, noisy=self.controls.noisy.value)
+        if picture is not None:
+            cost = f"previews take {self.preview.share:.1%} of the time"
+            self.screen.preview(picture, f"step {step.index + 1}, noise level {step.sigma:.2f} · {cost}")
+            self.preview.count(time.perf_counter() - began)
+
+    def _on_stage(self, name: str, done: int, total: int) -> None:
+        if name == "load":
+            return  # told by _load
+        self.bars.tell(name, done, total)
+        if name == "upscale" and done == 0:
+            self.screen.play({"Video": self._folder / "video.mp4"}, "being enlarged …")
+
+    def _finished(self, run: Run) -> None:
+        entry = self.history.add(run)
+        self.show(entry)
+        reused = f" Latents reused from {run.reused}." if run.reused else ""
+        self._say(note(f"Done in {entry.seconds:.1f} s: {run.folder}.{reused}", "good"))
+
+    def _ended(self, told: str) -> None:
+        """Stopped or failed: say it, and offer to go on where something was saved."""
+        self.bars.halt()
+        self.unfinished = self._folder if _can_go_on(self._folder) else None
+        self._say(told)
+
+    def _free(self) -> None:
+        """Buttons as they fit to what happens."""
+        self._check()
+        self.stop_button.disabled = not self.running
+        show_if(self.resume_button, not self.running and self.unfinished is not None)
+
+    def _say(self, told: str) -> None:
+        self.status.value = told
+
+    def _show_code(self, _=None) -> None:
+        show_if(self.code_text, self.code_button.value)
+        if self.code_button.value:
+            self.code_text.value = self.code()
+
+
+def _can_go_on(folder: Path) -> bool:
+    """Whether something of a run is saved and not all of it."""
+    saved = any((folder / name).exists() for name in (CHECKPOINT, "latents.safetensors"))
+    return saved and not (folder / "contact_sheet.png").exists()
+
+
+def _unfinished(out: Path) -> Path | None:
+    """The newest run under `out` that can be gone on with: after a crash, or a kernel that was restarted."""
+    return max(filter(_can_go_on, out.glob("*/")), key=lambda folder: folder.name, default=None)
