@@ -38,6 +38,7 @@ from diffusers import (
 from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import DEFAULT_PROMPT_TEMPLATE
 from transformers import CLIPTextConfig, CLIPTextModel, LlamaConfig, LlamaModel
 
+from t2v_kit.memory.weights import CLIP, LLAMA
 from training.tokenizers import clip_tokenizer, llama_tokenizer
 
 PROMPT = "Sunny day, freedom and adventure, high motion. A man with a beard riding a motorcycle on the street."
@@ -45,29 +46,12 @@ GIB = 2**30
 GROWTH = 32  # num_grow_ch of all of Real-ESRGAN's RRDBNets
 
 # transformer, vae: the defaults of diffusers' classes are HunyuanVideo's configurations.
-# llama: config of the text_encoder of hunyuanvideo-community/HunyuanVideo, a Llama 3 8B with llava's vocabulary.
-# clip: openai/clip-vit-large-patch14. upscaler: RealESRGAN_x4plus.
+# upscaler: RealESRGAN_x4plus.
 FULL = {
     "transformer": {},
     "vae": {},
-    "llama": {
-        "vocab_size": 128_320,
-        "hidden_size": 4096,
-        "intermediate_size": 14_336,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-    },
-    "clip": {
-        "vocab_size": 49_408,
-        "hidden_size": 768,
-        "intermediate_size": 3072,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-        "projection_dim": 768,
-        "bos_token_id": 0,
-        "eos_token_id": 2,
-    },
+    "llama": LLAMA,
+    "clip": CLIP,
     "upscaler": {"features": 64, "blocks": 23},
     "video": {"height": 320, "width": 512, "num_frames": 61},
 }

@@ -53,6 +53,12 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="pocket (the default), none, a Real-ESRGAN weight file, or the name of a published one, which is fetched",
     )
+    made.add_argument(
+        "--memory",
+        metavar="GB",
+        help="auto, or GB of GPU memory to get along with (default: all on the device, or its networks in turn)",
+    )
+    made.add_argument("--revision", metavar="NAME", help="branch, tag or commit of --model hunyuan on the hub")
     made.add_argument("--out", metavar="DIR", help="folder for the files (default: a new one in runs/)")
     return made
 
@@ -72,16 +78,16 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         folder = options["out"]
-        kept = f"finished stages are kept in {folder}" if os.path.exists(folder) else "nothing was written"
+        kept = f"the same with --out {folder} goes on" if os.path.exists(folder) else "nothing was written"
         print(f"\nt2v_kit: stopped; {kept}", file=sys.stderr)
         return 130
     _report(run, time.perf_counter() - started)
     return 0
 
 
-def _generate(model: str, upscale: str, out: str | Path, **settings):
+def _generate(model: str, upscale: str, out: str | Path, memory=None, revision=None, **settings):
     """`generate`, behind everything that can be checked before torch is loaded."""
-    settings_from(**settings)
+    wanted = settings_from(**settings)
     print(f"loading {model}", flush=True)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on a CPU it recommends a package at every import
     from . import _torchvision  # noqa: F401, I001  (before diffusers)
@@ -92,6 +98,10 @@ def _generate(model: str, upscale: str, out: str | Path, **settings):
 
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()  # one bar a stage, and they are ours
+    if memory or revision:
+        from .models import load
+
+        model = load(model, memory, revision, video=wanted)
     return generate(model=model, upscale=upscale, out=out, **settings)
 
 
@@ -138,6 +148,8 @@ def _report(run, total: float) -> None:
     """Seconds a stage and the files written."""
     stages = "  ".join(f"{stage} {seconds:.1f}" for stage, seconds in run.seconds.items())
     print(f"seconds  {stages}  in all, with imports, {total:.1f}")
+    if run.reused:
+        print(f"reused   latents from {run.reused}")
     print(f"written  {run.folder}{os.sep}")
     for file in run.files:
         print(f"         {file.name:20} {file.stat().st_size / 1000:8.1f} kB")

@@ -16,8 +16,12 @@ from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError, safe_open
 
 from .denoise import skip_full_masks
+from .memory import Plan, as_plan
+from .memory.machine import Machine
+from .memory.residence import Residence
+from .memory.rules import check
 from .prompt import load_tokenizer
-from .settings import UserError
+from .settings import Settings, UserError
 
 POCKET = Path(__file__).parent / "pocket"
 HUB_ID = "hunyuanvideo-community/HunyuanVideo"
@@ -45,6 +49,7 @@ class Models:
     revision: the hub's commit that was loaded, else None.  defaults: what None means in Settings.
     template: prompt_template for pipe.encode_prompt.  trained_sizes: (frames, height, width), may be
     empty.  vocabulary: the words a toy model has seen, None when it does not list them.
+    memory: the memory plan, None when it was loaded without one.
     """
 
     pipe: HunyuanVideoPipeline
@@ -57,6 +62,13 @@ class Models:
     revision: str | None = None
     trained_sizes: tuple[tuple[int, int, int], ...] = ()
     vocabulary: frozenset[str] | None = field(default=None, repr=False)
+    memory: Plan | None = None
+    residence: Residence | None = field(default=None, repr=False)
+
+    def bring(self, network: str) -> torch.nn.Module:
+        """A network of the pipeline, ready to be changed or called: where a plan keeps one stage in memory
+        at a time, it is read now and those of other stages go. 'text_encoder', 'transformer' or 'vae'."""
+        return self.residence.bring(network) if self.residence else getattr(self.pipe, network)
 
     @functools.cached_property
     def weights_hash(self) -> str:
@@ -73,39 +85,56 @@ class Models:
 
 def load(
     name: str | Path = "pocket",
-    memory: str | None = None,
+    memory: Plan | dict | str | float | None = None,
     revision: str | None = None,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | dict | None = None,
+    video: Settings | None = None,
 ) -> Models:
     """Load a text-to-video model.
 
     name: 'pocket' (shipped, offline), 'hunyuan' (13B, downloaded from the hub) or a folder in the
     layout of HunyuanVideoPipeline.save_pretrained.  memory: None, everything on the device (or, where
-    it does not fit, the library's model offload).  revision: a branch, tag or commit of the hub.
+    it does not fit, the library's model offload); a `Plan` or its dict; 'auto', the best plan of this
+    machine; or the GB of GPU memory to get along with. The latter two are for the size of `video`, what
+    is left open there being the model's default.  With a plan, dtypes
+    are the plan's, and one that has a single stage in memory reads each network anew: what is changed on
+    models.pipe.transformer lasts until the next stage.  revision: a branch, tag or commit of the hub.
     device: 'cuda' if there is one, else 'cpu'.  dtype: one for all, or a dict by component as
     diffusers takes it; by default float32 on the CPU, and on CUDA bfloat16 for the transformer and
     float16 for the rest (what HunyuanVideo's documentation recommends) unless the model says otherwise.
     Raises UserError for an unknown name, a missing, incomplete or corrupt file, a tokenizer that
     does not read text back, or a prompt template whose prefix is not what would be cropped.
     """
-    if memory is not None:
-        raise UserError(f"memory={memory!r}: only memory=None (everything on the device) is known.")
+    if memory is not None and dtype is not None:
+        raise UserError(f"dtype={dtype!r}: with memory=, the plan has the dtypes; dtype=None works.")
     device = _device(device)
+    plan = _plan(memory, name, HUNYUAN_DEFAULTS, video, device) if name == "hunyuan" else None  # before the download
     folder, source, commit = _locate(name, revision)
     extra = _read_json(folder / "t2v_kit.json") if (folder / "t2v_kit.json").exists() else {}
     check_folder(folder)
+    defaults = HUNYUAN_DEFAULTS | extra.get("defaults", {})
+    plan = plan or _plan(memory, folder, defaults, video, device)
     tokenizer, template = load_tokenizer(folder / "tokenizer", _template(extra), folder)
     dtype = _dtype(dtype or extra.get("dtype"), device)
     try:
+        residence = None if plan is None else Residence(folder, plan, device)
         pipe = HunyuanVideoPipeline.from_pretrained(
-            folder, tokenizer=tokenizer, dtype=dtype, use_safetensors=True, local_files_only=True
+            folder,
+            tokenizer=tokenizer,
+            dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            **(residence.parts if residence else {}),
         )
     except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
         raise UserError(f"{folder}: cannot be loaded as a HunyuanVideoPipeline: {_one_line(error)}") from error
     _check_complete(pipe, folder)
-    _place(pipe, device)
-    skip_full_masks(pipe.transformer)
+    if residence:
+        residence.start()
+    else:
+        _place(pipe, device)
+        skip_full_masks(pipe.transformer)
     words = folder / "vocabulary.txt"
     return Models(
         pipe=pipe,
@@ -113,11 +142,13 @@ def load(
         source=source,
         folder=folder,
         revision=commit,
-        defaults=HUNYUAN_DEFAULTS | extra.get("defaults", {}),
+        defaults=defaults,
         template=template,
         device=device,
         trained_sizes=tuple(tuple(size) for size in extra.get("trained_sizes", ())),
         vocabulary=frozenset(words.read_text("utf-8").lower().split()) if words.exists() else None,
+        memory=plan,
+        residence=residence,
     )
 
 
@@ -232,6 +263,15 @@ def _dtype(dtype: str | torch.dtype | dict | None, device: torch.device) -> torc
     if found not in (torch.float32, torch.bfloat16, torch.float16):
         raise UserError(f"dtype={dtype!r}: must be float32, bfloat16 or float16; 'float32' would work.")
     return found
+
+
+def _plan(memory, model: str | Path, defaults: dict, video: Settings | None, device: torch.device) -> Plan | None:
+    """load's `memory` as a Plan that this machine can carry out; model: 'hunyuan' or its folder."""
+    if memory is None:
+        return None
+    machine = Machine.here(device)
+    size = {name: getattr(video, name, None) or defaults[name] for name in ("height", "width", "num_frames")}
+    return check(as_plan(memory, model, machine, **size), machine, model=model)
 
 
 def _place(pipe: HunyuanVideoPipeline, device: torch.device) -> None:

@@ -1,10 +1,19 @@
 """The benchmarks run: at toy size, the same lines that ran on the GPU."""
 
+import t2v_kit  # noqa: F401, I001  (first: it makes torchvision importable)
+
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+
+from benchmarks import table
+from benchmarks.fit import fit_memory
+from benchmarks.rows import ROWS, SET_ASIDE_SIZES
+from benchmarks.timeline import busy, lanes
 
 ROOT = Path(__file__).parents[1]
 
@@ -40,3 +49,95 @@ def test_full_size_keeps_what_it_measured_when_time_is_over(tmp_path):
     status, report = full_size(tmp_path, "--seconds", "0.01")
     assert status == 1 and not report["finished"]
     assert [row["stage"] for row in report["stages"]] == ["make weights"]
+
+
+def run(module: str, *options: str) -> subprocess.CompletedProcess:
+    """`python -m benchmarks.MODULE` on the CPU."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-m", f"benchmarks.{module}", *options]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+def test_memory_runs_rows_in_their_own_processes(tmp_path):
+    """Ours finishes with peaks beside what was predicted; diffusers' recipe, which needs a GPU, fails alone."""
+    out = tmp_path / "memory.json"
+    done = run("memory", "--tiny", "--rows", "8-544x960x61", "--weights", str(tmp_path / "w"), "--out", str(out))
+    rows = json.loads(out.read_text())["rows"]
+    ours, recipe = rows["ours-8-544x960x61"], rows["diffusers-8-544x960x61"]
+    assert done.returncode == 0 and ours["finished"], done.stderr
+    assert list(ours["stages"]) == ["load", "encode", "denoise", "decode"] and ours["step_seconds"] > 0
+    assert [row["stage"] for row in ours["predicted"]] == ["encode", "denoise", "decode"]
+    assert "No GPU found" in recipe["error"] and "ours-8-544x960x61" in done.stdout
+
+
+def test_speed_compares_every_way_of_calling(tmp_path):
+    """The same result to 1e-4, whatever way; what was measured is written, also what the time did not suffice for."""
+    out = tmp_path / "speed.json"
+    assert run("speed", "--tiny", "--sizes", "544x960x61", "--seconds", "20", "--out", str(out)).returncode == 0
+    report = json.loads(out.read_text())
+    for kind in ("no padding, no mask", "in chunks"):
+        assert report[f"544x960x61, {kind}"]["relative_difference"] < 1e-4
+    skipped = [
+        row for row in report.values() if isinstance(row, dict) and ({"seconds", "not_run", "kernels"} & set(row))
+    ]
+    assert len(skipped) >= 5
+
+
+def test_rows_are_set_aside_before_anything_is_fitted():
+    """Sizes and caps on both sides, and no row of the T4's or of diffusers' among those to fit on."""
+    fit = [row for row in ROWS if not row.set_aside]
+    aside = [row for row in ROWS if row.set_aside and row.kind == "ours"]
+    assert len(fit) >= 4 and len(aside) >= 4 and {row.kind for row in fit} == {"ours"}
+    assert not {row.size for row in fit} & set(SET_ASIDE_SIZES) and len({row.name for row in ROWS}) == len(ROWS)
+
+
+def test_fitting_finds_the_line_and_never_stays_below():
+    """Work 1, 2, 4 GiB with a factor of 1.5 and half a GiB on top; then one point above, and one point alone."""
+    points = [{"work_gb": w, "weights_gb": 10, "measured": {"gpu_gib": 10.5 + 1.5 * w}} for w in (1, 2, 4)]
+    assert fit_memory(points) == {"factor": 1.5, "gib": 0.5}
+    points[1]["measured"]["gpu_gib"] += 0.2
+    found = fit_memory(points)
+    told = [p["weights_gb"] + found["factor"] * p["work_gb"] + found["gib"] for p in points]
+    assert all(t >= p["measured"]["gpu_gib"] - 0.001 for t, p in zip(told, points))
+    assert fit_memory(points[:1]) == {"factor": 1.0, "gib": 1.0}
+
+
+def test_lanes_join_what_is_near_and_keep_what_overlaps():
+    """Copies to the GPU and kernels, from 0; copies back and fills are left out; a pause under 0.1 ms is none."""
+    events = [
+        ("Memcpy HtoD (Pinned -> Device)", 10.0, 5.0),
+        ("gemm", 12.0, 1.0),
+        ("gemm", 13.05, 1.0),
+        ("softmax", 20.0, 2.0),
+        ("Memcpy DtoH (Device -> Pageable)", 30.0, 1.0),
+        ("Memset (Device)", 31.0, 1.0),
+    ]
+    assert lanes(events) == {"copy": [[0.0, 5.0]], "compute": [[2.0, 4.05], [10.0, 12.0]]}
+    assert busy(lanes(events)["compute"]) == pytest.approx(4.05)
+
+
+ROW = {
+    "size": "544x960x61", "cap": 8, "kind": "ours", "finished": True, "plan": {"name": "streamed"}, "context_gib": 0.5,
+    "bus_gb_a_second": 50, "step_seconds": 3.0, "predicted": [{"vram_gb": 6.1}],
+    "stages": {"denoise": {"gpu_gib": 6.0, "ram_gib": 30.0}, "decode": {"gpu_gib": 5.0, "seconds": 12.0}},
+}  # fmt: skip
+REPORT = {"device": "a GPU", "date": "2026-01-02", "ram_gib": 100, "versions": {"torch": "2", "diffusers": "3"}}
+
+
+def test_a_stale_table_is_refused(tmp_path):
+    """Missing place, other numbers, the right table: only the last one passes, and writing brings it about."""
+    text = "# Title\n<!-- benchmarks: memory -->\n<!-- end -->\nafter\n"
+    uncapped = ROW | {"cap": None, "step_seconds": 2.0}
+    (tmp_path / "memory.json").write_text(json.dumps(REPORT | {"rows": {"a": uncapped, "b": ROW}}))
+    assert "no place for memory" in table.stale("# Title\n", tmp_path)
+    assert "other numbers" in table.stale(text, tmp_path)
+    new = table.renewed(text, tmp_path)
+    assert table.stale(new, tmp_path) is None and table.renewed(new, tmp_path) == new
+    assert "| 8 GB | 544 x 960 x 61 | streamed | 6.1 → 6.0 | 30.0 | 3.00 | 1.50x | 12 s | 2.5 min |" in new
+    assert new.startswith("# Title") and new.endswith("after\n")
+    (tmp_path / "memory.json").write_text(json.dumps(REPORT | {"rows": {"b": ROW | {"step_seconds": 3.5}}}))
+    assert "other numbers" in table.stale(new, tmp_path)
+
+
+def test_the_readme_has_todays_tables():
+    assert table.stale((ROOT / "README.md").read_text("utf-8")) is None

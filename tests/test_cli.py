@@ -183,15 +183,15 @@ def test_the_command_itself(tiny_folder, here):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for one process")
 def test_ctrl_c_keeps_what_is_finished(tiny_folder, tmp_path):
-    """Stopped while denoising: exit 130, one line that says where the finished files are, none half-written."""
+    """Stopped while denoising: exit 130, one line that says how to go on, no file half-written."""
     out = tmp_path / "run"
     argv = [*COMMAND, PROMPT, "--model", str(tiny_folder), "--upscale", "none", "--num-inference-steps", "1000"]
     with subprocess.Popen([*argv, "--out", str(out)], cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         deadline = time.monotonic() + 120
-        while not (out / "prompt.safetensors").exists() and time.monotonic() < deadline:
+        while not (out / "checkpoint.safetensors").exists() and time.monotonic() < deadline:
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
         told = process.communicate(timeout=60)[1]
     assert process.returncode == 130
-    assert told.splitlines()[-1] == f"t2v_kit: stopped; finished stages are kept in {out}" and "Traceback" not in told
-    assert contents(out) == {"settings.json", "prompt.safetensors"}
+    assert told.splitlines()[-1] == f"t2v_kit: stopped; the same with --out {out} goes on" and "Traceback" not in told
+    assert contents(out) == {"settings.json", "prompt.safetensors", "checkpoint.safetensors", "log.jsonl"}

@@ -1,0 +1,124 @@
+"""Fits the estimate's coefficients to what was measured, and judges it on the rows that were set aside.
+
+    python -m benchmarks.fit            # the judgement
+    python -m benchmarks.fit --write    # new coefficients, from rows that are not set aside, then the judgement
+
+Reads benchmarks/results/memory.json. GPU memory of a stage is weights + factor x counted work + constant; the factor
+and the constant are fitted by least squares, and the constant is then raised until no row is told too little.
+"""
+
+from __future__ import annotations
+
+import t2v_kit  # first: it makes torchvision importable
+
+# isort: split
+import argparse
+import json
+import statistics
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.common import RESULTS
+from benchmarks.rows import ROWS, SIZES, TINY_SIZE
+from t2v_kit.memory import Plan, Size
+from t2v_kit.memory.estimate import coefficients, estimate
+
+COEFFICIENTS = Path(t2v_kit.__file__).parent / "memory" / "coefficients.json"
+OVER, UNDER = 0.10, 0.03  # how far an estimate may be over, and under, what was measured
+STAGES = ("encode", "denoise", "decode")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--results", type=Path, default=RESULTS / "memory.json")
+    parser.add_argument("--write", action="store_true", help="write t2v_kit/memory/coefficients.json")
+    args = parser.parse_args()
+    report = json.loads(args.results.read_text())
+    if args.write:
+        found = fitted(points(report, set_aside=False), coefficients(), report)
+        COEFFICIENTS.write_text(json.dumps(found, indent=2) + "\n")
+        coefficients.cache_clear()
+    judged = judgement(points(report, set_aside=True))
+    print(f"{'row, stage':40} {'measured':>9} {'estimate':>9}  difference  (GPU GiB; all of these were set aside)")
+    for name, measured, told, fine in judged:
+        print(f"{name:40} {measured:9.2f} {told:9.2f}  {told / measured - 1:+10.1%}  {'' if fine else 'outside'}")
+    return 0 if all(fine for *_, fine in judged) else 1
+
+
+def points(report: dict, set_aside: bool) -> list[dict]:
+    """Every measured stage of our own rows, with what is counted for it now."""
+    aside = {row.name: row.set_aside for row in ROWS}
+    found = []
+    for name, result in report["rows"].items():
+        if "plan" not in result or aside.get(name, True) != set_aside:
+            continue
+        size = Size(*(TINY_SIZE if report["sizes"] == "tiny" else SIZES[result["size"]]))
+        rows = {row["stage"]: row for row in estimate(Plan(**result["plan"]), size).rows}
+        for stage in STAGES:
+            if "gpu_gib" in result["stages"].get(stage, {}):
+                found.append({"row": name, "result": result, "measured": result["stages"][stage]} | rows[stage])
+    return found
+
+
+def fitted(known: list[dict], old: dict, report: dict) -> dict:
+    """The coefficients, where there are rows to fit them on; elsewhere the old ones."""
+    new = json.loads(json.dumps(old))
+    rows = sorted({point["row"] for point in known})
+    source = f"fitted on {', '.join(rows)} ({report['device']}, {report['date'][:10]}, benchmarks/results/memory.json)"
+    for stage in STAGES:
+        here = [point for point in known if point["stage"] == stage]
+        if here:
+            new["vram"][stage] = fit_memory(here)
+            new["sources"][f"vram.{stage}"] = source
+    here = [point for point in known if point["stage"] == "decode" and point["pflop"]["decode"]]
+    if here:
+        rates = [point["measured"]["seconds"] / point["pflop"]["decode"] for point in here]
+        new["seconds"]["decode_a_pflop"] = round(statistics.median(rates), 4)
+        new["ram"]["process_gib"] = round(
+            statistics.median(p["measured"]["ram_gib"] - p["ram_gb"] + old["ram"]["process_gib"] for p in known), 2
+        )
+        new["vram"]["context_gib"] = round(statistics.median(p["result"]["context_gib"] for p in known), 2)
+        new["sources"] |= {"seconds.decode_a_pflop": source, "ram": source, "vram.context_gib": source}
+    encodes = [point["measured"]["seconds"] for point in known if point["stage"] == "encode"]
+    if encodes:
+        new["seconds"]["encode"] = round(statistics.median(encodes), 2)
+        new["sources"]["seconds.encode"] = source
+    whole = {
+        p["row"]: p
+        for p in known
+        if p["stage"] == "denoise" and p["result"]["cap"] is None and "step_seconds" in p["result"]
+    }
+    if len(whole) >= 2:
+        pflop = np.array([[p["pflop"]["linear"], p["pflop"]["attention"]] for p in whole.values()])
+        seconds = np.array([p["result"]["step_seconds"] for p in whole.values()])
+        rates = np.linalg.lstsq(pflop / seconds[:, None], np.ones(len(seconds)), rcond=None)[0]
+        new["seconds"]["linear_a_pflop"], new["seconds"]["attention_a_pflop"] = (round(float(r), 4) for r in rates)
+        new["sources"]["seconds.linear, seconds.attention"] = source + "; the compiled rate as before"
+    return new
+
+
+def fit_memory(here: list[dict]) -> dict:
+    """factor and constant of one stage's GPU memory, never below what was measured."""
+    work = np.array([point["work_gb"] for point in here])
+    rest = np.array([point["measured"]["gpu_gib"] - point["weights_gb"] for point in here])
+    if np.ptp(work) > 0.05:
+        factor, gib = np.linalg.lstsq(np.stack([work, np.ones_like(work)], axis=1), rest, rcond=None)[0]
+    else:
+        factor, gib = 1.0, float(np.mean(rest - work))
+    gib += max(0.0, float(np.max(rest - factor * work - gib)))
+    return {"factor": round(float(factor), 4), "gib": round(float(gib), 3)}
+
+
+def judgement(points: list[dict]) -> list[tuple[str, float, float, bool]]:
+    """(row and stage, measured, estimate, within bounds) of each point."""
+    found = []
+    for point in points:
+        measured, told = point["measured"]["gpu_gib"], point["vram_gb"]
+        fine = -UNDER <= told / measured - 1 <= OVER
+        found.append((f"{point['row']}, {point['stage']}", measured, told, bool(fine)))
+    return found
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

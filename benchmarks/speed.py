@@ -1,0 +1,259 @@
+"""Where do the seconds go? The transformer and the VAE at full size with random weights, alone on an uncapped GPU.
+
+    python -m benchmarks.speed --seconds 560 --out benchmarks/results/speed.json
+
+For each size: a step in diffusers as it is (padded prompt, mask), without padding and mask as `load` sets it up, in
+chunks, and with compiled blocks (warm-up and recompilations by prompt length beside it), each with the relative
+difference of its result; what a skipped step of each step cache costs; where a step's time goes (profile); and the
+VAE's decoding, by tile size and memory format. Random weights say nothing about pictures, nor how often a cache skips.
+"""
+
+from __future__ import annotations
+
+import t2v_kit  # noqa: F401  (first: it makes torchvision importable)
+
+# isort: split
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from diffusers import (
+    AutoencoderKLHunyuanVideo,
+    FirstBlockCacheConfig,
+    HunyuanVideoTransformer3DModel,
+    MagCacheConfig,
+    PyramidAttentionBroadcastConfig,
+    TaylorSeerCacheConfig,
+)
+
+from benchmarks.common import GIB, guarded, header, measured
+from benchmarks.full_size import FULL, TINY
+from benchmarks.rows import SIZES, TINY_SIZE
+from t2v_kit.denoise import skip_full_masks
+from t2v_kit.memory.footprint import set_tiles
+from t2v_kit.memory.frugal import use_chunks
+
+PADDED, WORDS, OTHER_WORDS = 256, 40, (17, 23, 61, 88, 120)  # tokens of a prompt
+STEPS = 50
+TILES = ((512, 448), (384, 320), (256, 192), (192, 144), (128, 96))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seconds", type=float, default=560, help="begin nothing after this long")
+    parser.add_argument("--sizes", nargs="+", default=["544x960x61", "720x1280x129"], choices=SIZES)
+    parser.add_argument("--tiny", action="store_true", help="toy sizes, on any machine")
+    args = parser.parse_args()
+    deadline = time.perf_counter() + args.seconds
+    report = header("speed", sizes="tiny" if args.tiny else "full")
+    sizes = TINY if args.tiny else FULL
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    for name in args.sizes:
+        bench = Transformer(sizes["transformer"], TINY_SIZE if args.tiny else SIZES[name], device)
+        for kind, run in bench.kinds().items():
+            guarded(report, f"{name}, {kind}", run, args.out, deadline)
+        del bench
+        if device == "cuda":
+            torch.cuda.empty_cache()
+    for name in args.sizes:
+        for tile in TILES if name == args.sizes[-1] else ((256, 192),):
+            for last in (False, True) if tile == (256, 192) else (False,):
+                size = TINY_SIZE if args.tiny else SIZES[name]
+                key = f"{name}, decode, tile {tile}" + (", channels last" if last else "")
+                decode = partial(decoding, sizes["vae"], size, tile, last, device)
+                guarded(report, key, decode, args.out, deadline)
+    print("\n".join(["", *(f"{key:48} {value}" for key, value in table(report))]))
+    return 0
+
+
+class Transformer:
+    """One random transformer, one video size, and every way of calling it that is compared."""
+
+    def __init__(self, config: dict, size: tuple[int, int, int], device: str) -> None:
+        torch.manual_seed(0)
+        self.device = device
+        dtype = torch.float32 if device == "cpu" else torch.bfloat16
+        with torch.device(device):
+            self.model = torch.nn.Module.to(HunyuanVideoTransformer3DModel(**config), dtype).eval()
+        height, width, frames = size
+        shape = (1, self.model.config.in_channels, (frames - 1) // 4 + 1, height // 8, width // 8)
+        place = {"device": device, "dtype": dtype}
+        self.latents = torch.randn(shape, **place)
+        self.prompt = torch.randn(1, PADDED, self.model.config.text_embed_dim, **place)
+        self.pooled = torch.randn(1, self.model.config.pooled_projection_dim, **place)
+        self.first = {}
+
+    @torch.no_grad()
+    def step(self, words: int = WORDS, padded: bool = False, index: int = 0) -> torch.Tensor:
+        length = PADDED if padded else words
+        mask = torch.zeros(1, length, device=self.device, dtype=self.prompt.dtype)
+        mask[:, :words] = 1
+        with self.model.cache_context("cond"):
+            return self.model(
+                hidden_states=self.latents,
+                timestep=torch.tensor([1000.0 - index], device=self.device).to(self.prompt.dtype),
+                encoder_hidden_states=self.prompt[:, :length],
+                encoder_attention_mask=mask,
+                pooled_projections=self.pooled,
+                guidance=torch.tensor([6000.0], device=self.device, dtype=self.prompt.dtype),
+                return_dict=False,
+            )[0]
+
+    def seconds(self, times: int = 2, in_turn: bool = False, **how) -> list[float]:
+        """Of so many calls, each asked about the same timestep or about the next one."""
+        found = []
+        for index in range(times) if in_turn else [0] * times:
+            began = time.perf_counter()
+            self.last = self.step(index=index, **how)
+            if self.device == "cuda":
+                torch.cuda.synchronize()
+            found.append(round(time.perf_counter() - began, 4))
+        return found
+
+    def kinds(self) -> dict[str, Callable[[], dict]]:
+        """What is measured, in this order: each leaves the model as the next one needs it."""
+        kinds = {
+            "as it is": self.as_it_is,
+            "no padding, no mask": self.no_padding_no_mask,
+            "in chunks": self.in_chunks,
+            "step caches": self.step_caches,
+            "profile": self.profile,
+            "compiled": self.compiled,
+            "profile, compiled": self.profile,
+        }
+        return {kind: partial(self.row, run) for kind, run in kinds.items()}
+
+    def row(self, run: Callable[[dict], None]) -> dict:
+        row = {}
+        run(row)
+        return row
+
+    def timed(self, row: dict, **how) -> None:
+        """One call to warm up, two that count, and how far its result is from diffusers' own."""
+        row["warm_up"] = self.seconds(1, **how)[0]
+        with measured(row):
+            row["step_seconds"] = self.seconds(2, **how)
+        row["seconds"] = statistics.median(row["step_seconds"])
+        if "gpu_gib" in row:
+            weights = sum(p.numel() * p.element_size() for p in self.model.parameters())
+            row["gpu_gib_beside_weights"] = round(row["gpu_gib"] - weights / GIB, 3)
+        if self.first:
+            plain = self.first["result"].float()
+            row["relative_difference"] = float((self.last.float() - plain).norm() / plain.norm())
+            row["times_faster"] = round(self.first["seconds"] / row["seconds"], 3)
+
+    def as_it_is(self, row: dict) -> None:
+        self.timed(row, padded=True)
+        self.first = {"result": self.last, "seconds": row["seconds"]}
+
+    def no_padding_no_mask(self, row: dict) -> None:
+        skip_full_masks(self.model)
+        self.timed(row)
+
+    def in_chunks(self, row: dict) -> None:
+        """Instance attributes alone are changed, and taken back, so that what follows is not in chunks."""
+        blocks = [*self.model.transformer_blocks, *self.model.single_transformer_blocks]
+        before = [block.attn.processor for block in blocks]
+        use_chunks(self.model, 8192)
+        self.timed(row)
+        for block, processor in zip(blocks, before):
+            block.attn.set_processor(processor)
+            for name in ("ff", "proj_mlp", "act_mlp", "proj_out"):
+                getattr(block, name, self.model).__dict__.pop("forward", None)
+
+    def compiled(self, row: dict) -> None:
+        """Warm-up is compilation; the other prompt lengths show whether it ends."""
+        from torch._dynamo.utils import counters
+
+        counters.clear()
+        self.model.compile_repeated_blocks(backend="eager" if self.device == "cpu" else "inductor")
+        self.timed(row)
+        row["by_prompt_length"] = {words: self.seconds(1, words=words)[0] for words in OTHER_WORDS}
+        row["again"] = {words: self.seconds(1, words=words)[0] for words in OTHER_WORDS[:2]}
+        row["graphs"] = counters["stats"].get("unique_graphs")
+
+    def step_caches(self, row: dict) -> None:
+        """A computed and a skipped step: the largest threshold skips whatever it may."""
+        caches = {
+            "first-block cache": FirstBlockCacheConfig(threshold=1e9),
+            "MagCache": MagCacheConfig(
+                threshold=1e9,
+                max_skip_steps=3,
+                retention_ratio=0.0,
+                num_inference_steps=STEPS,
+                mag_ratios=[1.0] * STEPS,
+            ),
+            "TaylorSeer": TaylorSeerCacheConfig(cache_interval=4, disable_cache_before_step=1, max_order=1),
+            "pyramid broadcast": PyramidAttentionBroadcastConfig(
+                spatial_attention_block_skip_range=2,
+                spatial_attention_timestep_skip_range=(-1, 2000),
+                spatial_attention_block_identifiers=("transformer_blocks", "single_transformer_blocks"),
+                current_timestep_callback=lambda: 500,
+            ),
+        }
+        for name, config in caches.items():
+            try:
+                self.model.enable_cache(config)
+                found = self.seconds(4, in_turn=True)
+                row[name] = {"seconds": found, "computed": max(found), "skipped": min(found)}
+            except Exception as error:
+                row[name] = {"error": f"{type(error).__name__}: {str(error)[:200]}"}
+            finally:
+                self.model.disable_cache()
+
+    def profile(self, row: dict) -> None:
+        """The kernels that a step spends its time in."""
+        from torch.profiler import ProfilerActivity, profile
+
+        activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (self.device == "cuda")
+        with profile(activities=activities) as watched:
+            self.seconds(1)
+        key = "self_device_time_total" if self.device == "cuda" else "self_cpu_time_total"
+        events = sorted(watched.key_averages(), key=lambda event: -getattr(event, key))
+        total = sum(getattr(event, key) for event in events) or 1
+        row["kernels"] = [
+            {"name": event.key[:90], "ms": round(getattr(event, key) / 1e3, 2), "calls": event.count}
+            for event in events[:15]
+        ]
+        row["total_ms"] = round(total / 1e3, 1)
+
+
+@torch.no_grad()
+def decoding(config: dict, size: tuple[int, int, int], tile: tuple[int, int], channels_last: bool, device: str) -> dict:
+    """Seconds and peak of one whole decode in float16 (on a CPU float32), a first tile decoded before."""
+    torch.manual_seed(0)
+    dtype = torch.float32 if device == "cpu" else torch.float16
+    with torch.device(device):
+        vae = torch.nn.Module.to(AutoencoderKLHunyuanVideo(**config), dtype).eval()
+    if channels_last:
+        vae = vae.to(memory_format=torch.channels_last_3d)
+    set_tiles(vae, tile)
+    height, width, frames = size
+    shape = (1, vae.config.latent_channels, (frames - 1) // 4 + 1, height // 8, width // 8)
+    latents = torch.randn(shape, device=device, dtype=dtype)
+    small = min(tile[0] // 8, shape[3]), min(tile[0] // 8, shape[4])
+    vae.decode(latents[:, :, :5, : small[0], : small[1]])
+    row = {"weights_gib": round(sum(p.numel() for p in vae.parameters()) * latents.element_size() / GIB, 3)}
+    with measured(row):
+        vae.decode(latents)
+    return row
+
+
+def table(report: dict):
+    for key, row in report.items():
+        if isinstance(row, dict) and {"seconds", "error", "not_run"} & set(row):
+            extra = [
+                f"{n} {row[n]}"
+                for n in ("times_faster", "relative_difference", "gpu_gib", "warm_up", "graphs")
+                if n in row
+            ]
+            yield key, f"{row.get('seconds', '')} s  {'  '.join(extra)}{row.get('error', '')}{row.get('not_run', '')}"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,223 @@
+"""Memory plans: what is quantised, where it waits, how it is cut up. Data to read, chosen for a card or by hand.
+
+    plan(vram_gb=12, ram_gb=32, height=544, width=960, num_frames=129)    # needs neither GPU nor weights
+    load("hunyuan", memory=plan(vram_gb=12, ram_gb=32))                   # or memory="auto", which looks at the machine
+
+`t2v_kit.estimate` says what a plan needs, `rules` what cannot work, and `residence` carries a plan out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from ..settings import UserError
+from .machine import Machine, machine_with
+
+PARTS = ("text_encoder", "transformer", "vae")  # CLIP, 0.2 GiB, goes with the text encoder
+QUANTISATIONS = {  # bytes a number of the linear layers takes, and what it is
+    "none": (None, "as the dtype says"),
+    "fp8": (1.0, "kept in 8-bit floats, computed in the dtype: layerwise casting of diffusers"),
+    "int8": (1.0, "LLM.int8() of bitsandbytes (arXiv:2208.07339): weights and activations in 8 bits"),
+    "nf4": (0.5 + 4 / 64, "NF4 of bitsandbytes (arXiv:2305.14314): 16 levels, a scale for 64 numbers"),
+}
+OFFLOADS = {
+    "none": "on the device from its first use on",
+    "model": "on the device while it works, in RAM before and after",
+    "group": "block by block from pinned RAM: one is copied while the one before it computes",
+    "disk": "block by block out of the model's own files, which the system maps: next to no RAM",
+    "sequential": "layer by layer, waiting for every copy: the least memory, and very slow",
+}
+DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes
+# (size, distance) of the VAE's tiles in pixels, from the fewest seams to the least memory; (256, 192) is diffusers'
+# default. None: no tiles in height and width.
+UNTILED = 512 * 512  # pixels; the attention in the VAE's middle takes tokens^2, 10 GiB of mask at 720x1280
+TILES = (None, (512, 448), (384, 320), (256, 192), (192, 144), (128, 96))
+CHUNKS = (None, 8192)  # tokens; fewer save nothing more where there are many tokens
+
+
+@dataclass(frozen=True)
+class Part:
+    """How one network is kept: dtype, quantisation and offload are keys of DTYPES, QUANTISATIONS and OFFLOADS."""
+
+    dtype: str = "bfloat16"
+    quantisation: str = "none"
+    offload: str = "none"
+
+    def __post_init__(self) -> None:
+        for name, known in (("dtype", DTYPES), ("quantisation", QUANTISATIONS), ("offload", OFFLOADS)):
+            if getattr(self, name) not in known:
+                raise UserError(
+                    f"{name}={getattr(self, name)!r}: must be one of {', '.join(known)}; {next(iter(known))!r} works."
+                )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a model is kept and computed. `print` shows it; dataclasses.replace changes it.
+
+    text_encoder, transformer, vae: a Part each (CLIP goes with the text encoder).
+    one_stage: a network is read from disk when its stage begins and gone when the next one begins.
+    tile: (size, distance) of the VAE's tiles in pixels; None decodes whole pictures, in time tiles as always.
+    slicing: the VAE takes a batch one by one.  chunk: tokens that feed-forward layers and projections take at a
+    time; None is diffusers' own, all at once.  attention: a backend of diffusers.  compile: the transformer's
+    blocks are compiled at their first step.
+    Raises UserError for a value of the wrong kind; `rules.check` tells what cannot work together.
+    """
+
+    name: str = "by hand"
+    text_encoder: Part = Part("float16")
+    transformer: Part = Part()
+    vae: Part = Part("float16")
+    one_stage: bool = False
+    tile: tuple[int, int] | None = None
+    slicing: bool = False
+    chunk: int | None = None
+    attention: str = "native"
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        for part in PARTS:
+            if isinstance(getattr(self, part), dict):
+                object.__setattr__(self, part, Part(**getattr(self, part)))
+        if self.tile is not None:
+            size, distance = self.tile
+            if not 0 < distance <= size or size % 16 or distance % 16:
+                raise UserError(f"tile={self.tile}: must be (size, distance), multiples of 16; (256, 192) would work.")
+            object.__setattr__(self, "tile", (size, distance))
+        if self.chunk is not None and self.chunk < 1:
+            raise UserError(f"chunk={self.chunk}: must be at least 1 token; 8192 would work.")
+
+    def parts(self) -> dict[str, Part]:
+        return {name: getattr(self, name) for name in PARTS}
+
+    def as_dict(self) -> dict:
+        """The plan as JSON can hold it; Plan(**it) is the same plan."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    def __str__(self) -> str:
+        lines = [f"plan {self.name!r}" + (", one stage in memory at a time" if self.one_stage else "")]
+        for name, part in self.parts().items():
+            lines.append(f"  {name:13} {part.dtype:9} {part.quantisation:5} {part.offload:6}  {OFFLOADS[part.offload]}")
+        tiles = f"{self.tile[0]} pixels wide and high, every {self.tile[1]}" if self.tile else "in time only"
+        chunk = f"{self.chunk} tokens at a time" if self.chunk else "all tokens at once"
+        lines.append(f"  VAE tiles     {tiles}{', batch sliced' if self.slicing else ''}")
+        lines.append(f"  feed-forward  {chunk}")
+        lines.append(f"  attention     {self.attention}{', blocks compiled' if self.compile else ''}")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Size:
+    """Height and width in pixels, number of frames: what decides a plan besides the machine."""
+
+    height: int = 720
+    width: int = 1280
+    num_frames: int = 129
+    num_inference_steps: int = field(default=50, compare=False)
+
+
+def plan(
+    vram_gb: float | None = None,
+    ram_gb: float | None = None,
+    height: int = 720,
+    width: int = 1280,
+    num_frames: int = 129,
+    model="hunyuan",
+    lossless: bool = False,
+    machine: Machine | None = None,
+) -> Plan:
+    """The plan that runs fastest among those that fit, by `estimate`; without it, those of this machine.
+
+    vram_gb, ram_gb: GiB of the card and of RAM; None is what this machine has.  height, width, num_frames: of the
+    video.  model: 'hunyuan', whose configuration is known without its files, or loaded Models.
+    lossless: only plans that change nothing of the result but its rounding.  machine: instead of the first two.
+    Raises UserError when nothing fits, naming a length that would.
+    """
+    machine = machine or machine_with(vram_gb, ram_gb)
+    size = Size(height, width, num_frames)
+    if not machine.vram_gb:
+        return Plan("CPU", *(Part("float32"),) * 3)
+    for found in fitting(machine, size, model, lossless):
+        return found
+    fewer = next((n for n in (61, 17) if n < num_frames and any(fitting(machine, Size(height, width, n)))), 0)
+    hint = f"num_frames={fewer} would work." if fewer else "a smaller height and width may work."
+    raise UserError(
+        f"{height}x{width}x{num_frames} (height x width x frames): no plan fits {machine.vram_gb:g} GB of GPU memory "
+        f"and {machine.ram_gb:g} GB of RAM; {hint}"
+    )
+
+
+def fitting(machine: Machine, size: Size, model="hunyuan", lossless: bool = False) -> Iterator[Plan]:
+    """The plans that fit, from the fastest to the most frugal, each with the largest chunks and tiles that fit."""
+    from .estimate import estimate
+    from .rules import broken
+
+    for base in ladder(machine.capability >= (8, 0)):
+        quantised = any(part.quantisation != "none" for part in base.parts().values())
+        if (lossless and quantised) or next(broken(base, machine, model=model), None):
+            continue
+        for change, choices, stage in (("chunk", CHUNKS, "denoise"), ("tile", TILES, "decode")):
+            for choice in choices:
+                if choice is None and change == "tile" and size.height * size.width > UNTILED:
+                    continue
+                base = dataclasses.replace(base, **{change: choice})
+                if estimate(base, size, model, stages=(stage,)).fits(machine):
+                    break
+        if estimate(base, size, model).fits(machine):
+            yield base
+
+
+def ladder(bfloat16: bool = True) -> list[Plan]:
+    """The kinds of plan, from the fastest to those that get along with the least."""
+    dtype = "bfloat16" if bfloat16 else "float16"
+
+    def kind(name, text, transformer, vae="none", quantisation=("none", "none"), **more) -> Plan:
+        texts = Part("float16", quantisation[0], text)
+        return Plan(name, texts, Part(dtype, quantisation[1], transformer), Part("float16", "none", vae), **more)
+
+    return [
+        kind("resident", "none", "none"),
+        kind("one at a time", "model", "model", "model"),
+        kind("one stage at a time", "none", "none", one_stage=True),
+        kind("streamed", "disk", "group", "model"),
+        kind("streamed, one stage at a time", "disk", "group", one_stage=True),
+        kind("streamed in 8 bits", "disk", "group", quantisation=("none", "fp8"), one_stage=True),
+        kind("4-bit", "none", "none", quantisation=("nf4", "nf4"), one_stage=True),
+        kind("streamed from disk", "disk", "disk", one_stage=True),
+    ]
+
+
+def cheaper(made: Plan, size: Size, model="hunyuan") -> Plan | None:
+    """The next plan of the ladder that needs less GPU memory for this size; None when there is none."""
+    from .estimate import estimate
+
+    now = estimate(made, size, model).vram_gb
+    for base in ladder(made.transformer.dtype != "float16"):
+        for change in ({"chunk": made.chunk, "tile": made.tile}, *({"chunk": 8192, "tile": t} for t in TILES[3:])):
+            other = dataclasses.replace(base, **change)
+            if estimate(other, size, model).vram_gb < 0.95 * now:
+                return other
+    return None
+
+
+def as_plan(memory, model="hunyuan", machine: Machine | None = None, **size) -> Plan:
+    """What `load(memory=...)` takes, as a Plan: a Plan, its dict, 'auto', or a card's memory as in '12' or '12GB'."""
+    if isinstance(memory, Plan):
+        return memory
+    if isinstance(memory, dict):
+        return Plan(**memory)
+    machine = machine or Machine.here()
+    if isinstance(memory, str) and memory.strip().lower() == "auto":
+        return plan(machine=machine, model=model, **size)
+    try:
+        vram = float(str(memory).lower().removesuffix("gb"))
+    except ValueError:
+        vram = 0
+    if not 0 < vram < float("inf"):
+        raise UserError(f"memory={memory!r}: must be a plan, 'auto' or GB of GPU memory; 'auto' would work.")
+    if not machine.vram_gb:
+        raise UserError(f"memory={memory!r}: this machine has no GPU whose memory could be planned; 'auto' would work.")
+    return plan(machine=dataclasses.replace(machine, vram_gb=min(vram, machine.vram_gb)), model=model, **size)

@@ -1,0 +1,243 @@
+"""What a memory plan needs, stage by stage, before anything is downloaded: GPU memory, RAM, disk, seconds.
+
+Counted from the configurations (`footprint`), then brought to what was measured by a handful of coefficients in
+`coefficients.json`, where each has its source; `python -m benchmarks.fit` makes them anew from measurements.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..settings import Settings, UserError
+from . import DTYPES, QUANTISATIONS, Part, Plan, Size
+from .footprint import attention_flops, decoding_cost, denoising_bytes, linear_flops, reading_bytes
+from .machine import Machine
+from .weights import Configs, Weights, weights
+
+GIB = 2**30
+STAGES = {"encode": ("text_encoder", "text_encoder_2"), "denoise": ("transformer",), "decode": ("vae",)}
+WORDS = 40  # tokens of a prompt without its padding
+# Dense 16-bit tensor-core TFLOP/s, summed in float32, from NVIDIA's data sheets and architecture white papers.
+TFLOPS = {
+    "NVIDIA H200": 989,
+    "NVIDIA H100 80GB HBM3": 989,
+    "NVIDIA A100-SXM4-80GB": 312,
+    "NVIDIA GeForce RTX 4090": 165,
+    "NVIDIA L4": 121,
+    "NVIDIA GeForce RTX 3090": 71,
+    "Tesla T4": 65,
+}
+
+
+@functools.cache
+def coefficients() -> dict:
+    """What was measured and fitted, as coefficients.json has it."""
+    return json.loads((Path(__file__).parent / "coefficients.json").read_text("utf-8"))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What `plan` needs for a video of `size`.
+
+    rows: a dict a stage: stage, vram_gb (peak of PyTorch's allocator), ram_gb (peak of the process, without the
+    files that the system maps), disk_gb (files read), seconds (None where nothing was measured); and what that is
+    made of: weights_gb and work_gb on the GPU, pflop (by kind; 1e15 operations, of one step). GB are GiB.
+    """
+
+    plan: Plan
+    size: Size
+    rows: list[dict] = field(repr=False)
+    seconds_are: str = ""
+
+    @property
+    def vram_gb(self) -> float:
+        return max(row["vram_gb"] for row in self.rows)
+
+    @property
+    def ram_gb(self) -> float:
+        return max(row["ram_gb"] for row in self.rows)
+
+    @property
+    def disk_gb(self) -> float:
+        return sum(row["disk_gb"] for row in self.rows)
+
+    def fits(self, machine: Machine) -> bool:
+        """Does it fit the card, with its context, and the RAM?"""
+        room = machine.vram_gb - coefficients()["vram"]["context_gib"]
+        return self.vram_gb <= room and self.ram_gb <= machine.ram_gb
+
+    def __str__(self) -> str:
+        size = f"{self.size.height}x{self.size.width}x{self.size.num_frames}"
+        lines = [f"{self.plan.name}, {size}", "stage      GPU GiB   RAM GiB  read GiB   seconds"]
+        for row in self.rows:
+            seconds = "   unknown" if row["seconds"] is None else f"{row['seconds']:10.1f}"
+            lines.append(f"{row['stage']:8} {row['vram_gb']:9.1f} {row['ram_gb']:9.1f} {row['disk_gb']:9.1f}{seconds}")
+        return "\n".join([*lines, f"seconds: {self.seconds_are}"])
+
+    def picture(self, vram_gb: float, ram_gb: float | None = None) -> np.ndarray:
+        """The stages as bars against the card's line, and against that of the RAM: (H, W, 3) uint8."""
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(8, 2.6), dpi=80, layout="constrained")
+        axes = figure.subplots(1, 2, sharey=True)
+        sides = (("vram_gb", "GPU memory", vram_gb), ("ram_gb", "RAM", ram_gb))
+        for ax, (key, title, limit) in zip(axes, sides):
+            needs = [row[key] for row in self.rows]
+            colours = ["#c0392b" if limit is not None and need > limit else "#2e86ab" for need in needs]
+            ax.barh([row["stage"] for row in self.rows], needs, color=colours)
+            if limit is not None:
+                ax.axvline(limit, color="#222222", linestyle="--", label=f"{limit:g} GB")
+                ax.legend(loc="lower right", fontsize=8)
+            ax.set_xlim(0, 1.15 * max([*needs, limit or 0]))
+            ax.set(title=title, xlabel="GiB")
+        axes[0].invert_yaxis()
+        figure.suptitle(f"{self.plan.name}: {self.size.height}x{self.size.width}x{self.size.num_frames}")
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def estimate(
+    plan: Plan,
+    settings: Size | Settings | None = None,
+    model="hunyuan",
+    gpu: str = "NVIDIA H200",
+    step_seconds: float | None = None,
+    stages: Sequence[str] = tuple(STAGES),
+) -> Estimate:
+    """What a plan needs for a video, stage by stage.
+
+    settings: Size or Settings with height, width and num_frames; None is HunyuanVideo's 720x1280x129.
+    model: 'hunyuan', a folder, or loaded Models.  gpu: a name of TFLOPS, whose data sheet scales the seconds
+    measured on an H200; step_seconds: one measured step of this very plan and size instead.
+    stages: only these.  Needs no GPU and no weights.
+    Raises UserError for a GPU that is not in the table.
+    """
+    if gpu not in TFLOPS:
+        raise UserError(
+            f"gpu={gpu!r}: is not in the table ({', '.join(TFLOPS)}); step_seconds= of a measured step works."
+        )
+    settings = settings or Size()
+    size = Size(settings.height, settings.width, settings.num_frames, settings.num_inference_steps or 50)
+    needs = _Needs(plan, size, Configs.of(model), coefficients()["gpu"], gpu, step_seconds)
+    known = coefficients()["gpu"]
+    if step_seconds is not None:
+        how = "from one measured step"
+    else:
+        how = f"measured coefficients of an {known}" + ("" if gpu == known else f", scaled to {gpu}'s data sheet")
+    return Estimate(plan, size, [needs.row(stage) for stage in stages], how)
+
+
+@dataclass(frozen=True)
+class _Needs:
+    """The arithmetic of one estimate."""
+
+    plan: Plan
+    size: Size
+    configs: Configs
+    known_gpu: str
+    gpu: str
+    step_seconds: float | None
+
+    def row(self, stage: str) -> dict:
+        work, seconds, pflop = getattr(self, stage)()
+        fitted = coefficients()["vram"][stage]
+        elsewhere = () if self.plan.one_stage else [part for name in STAGES if name != stage for part in STAGES[name]]
+        on_gpu = sum(self.on_gpu(part) for part in STAGES[stage])
+        on_gpu += sum(self.weights(part).largest for part in STAGES[stage] if self.part(part).quantisation != "none")
+        on_gpu += sum(self.weights(part).total for part in elsewhere if self.part(part).offload == "none")
+        ram = sum(self.in_ram(part) for part in (*STAGES[stage], *elsewhere))
+        if stage == "decode":
+            pixels = 3 * self.size.height * self.size.width * self.size.num_frames
+            ram += 4 * pixels * coefficients()["ram"]["video_copies"]
+        return {
+            "stage": stage,
+            "vram_gb": on_gpu / GIB + fitted["factor"] * work / GIB + fitted["gib"],
+            "ram_gb": ram / GIB + coefficients()["ram"]["process_gib"],
+            "disk_gb": sum(self.weights(part, stored=True).total for part in STAGES[stage]) / GIB,
+            "seconds": seconds,
+            "weights_gb": on_gpu / GIB,
+            "work_gb": work / GIB,
+            "pflop": pflop,
+        }
+
+    def encode(self) -> tuple[float, float | None, dict]:
+        """Bytes of work on the GPU, seconds, operations; as the two stages below."""
+        dtype = getattr(torch, self.plan.text_encoder.dtype)
+        seconds = self.scaled(coefficients()["seconds"]["encode"])
+        return reading_bytes(dict(self.configs.text_encoder), dtype), seconds, {}
+
+    def denoise(self) -> tuple[float, float | None, dict]:
+        config, (t, h, w) = dict(self.configs.transformer), self.latents()
+        dtype = getattr(torch, self.plan.transformer.dtype)
+        video = t * h * w // (config["patch_size"] ** 2 * config["patch_size_t"])
+        mask, tokens = False, video + WORDS  # one prompt without its padding
+        work = denoising_bytes(self.configs.transformer, video, WORDS, self.plan.chunk, mask, dtype)
+        if self.plan.compile:
+            width = config["num_attention_heads"] * config["attention_head_dim"]
+            angles = 8 * tokens * sum(config["rope_axes_dim"])  # cosines and sines in float32
+            whole = coefficients()["vram"]["compiled_tensors"] * tokens * width * dtype.itemsize
+            work = min(work, whole + angles)
+        pflop = {"linear": linear_flops(config, tokens) / 1e15, "attention": attention_flops(config, tokens) / 1e15}
+        return work, self.denoise_seconds(pflop), pflop
+
+    def denoise_seconds(self, pflop: dict) -> float:
+        if self.step_seconds is not None:
+            return self.step_seconds * self.size.num_inference_steps
+        rate = coefficients()["seconds"]
+        linear = rate["linear_a_pflop_compiled" if self.plan.compile else "linear_a_pflop"]
+        step = self.scaled(linear * pflop["linear"] + rate["attention_a_pflop"] * pflop["attention"])
+        streamed = self.weights("transformer").total / 1e9
+        if self.plan.transformer.offload == "group":
+            step = max(step, streamed / rate["bus_gb_a_second"])
+        elif self.plan.transformer.offload == "disk":
+            step += streamed / rate["disk_gb_a_second"]
+        return step * self.size.num_inference_steps
+
+    def decode(self) -> tuple[float, float | None, dict]:
+        dtype = getattr(torch, self.plan.vae.dtype)
+        work, flops = decoding_cost(self.configs.vae, self.latents(), self.plan.tile, dtype)
+        rate = coefficients()["seconds"]["decode_a_pflop"]
+        return work, None if rate is None else self.scaled(rate * flops / 1e15), {"decode": flops / 1e15}
+
+    def scaled(self, seconds: float | None) -> float | None:
+        """Seconds of the GPU that was measured as those of the GPU that is asked about."""
+        return None if seconds is None else seconds * TFLOPS[self.known_gpu] / TFLOPS[self.gpu]
+
+    def latents(self) -> tuple[int, int, int]:
+        vae = dict(self.configs.vae)
+        space, time = vae["spatial_compression_ratio"], vae["temporal_compression_ratio"]
+        return (self.size.num_frames - 1) // time + 1, self.size.height // space, self.size.width // space
+
+    def part(self, network: str) -> Part:
+        """CLIP follows the text encoder, whole: it is too small to stream or to quantise."""
+        if network != "text_encoder_2":
+            return getattr(self.plan, network)
+        text = self.plan.text_encoder
+        return Part(text.dtype, "none", "none" if text.offload == "none" else "model")
+
+    def weights(self, network: str, stored: bool = False) -> Weights:
+        """As the plan keeps them, or as they are stored: in 16 bits."""
+        part = self.part(network)
+        if stored:
+            return weights(self.configs, network, 2)
+        skip = ("x_embedder", "context_embedder", "norm") if part.quantisation == "fp8" else ()
+        return weights(self.configs, network, DTYPES[part.dtype], QUANTISATIONS[part.quantisation][0], skip)
+
+    def on_gpu(self, network: str) -> int:
+        found, offload = self.weights(network), self.part(network).offload
+        return found.streamed if offload in ("group", "disk", "sequential") else found.total
+
+    def in_ram(self, network: str) -> int:
+        found, offload = self.weights(network), self.part(network).offload
+        if offload == "disk":  # two blocks, pinned for the way; PyTorch rounds pinned memory up to powers of two
+            return found.rest + 2 * (found.streamed - found.rest)
+        return 0 if offload == "none" else found.total

@@ -1,0 +1,64 @@
+"""What a memory plan has to get along with: the GPU, its memory, the RAM."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import psutil
+import torch
+
+from ..settings import UserError
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a plan has to get along with. vram_gb, ram_gb: GiB, as cards and memory are sold; vram_gb 0: no GPU.
+
+    capability: CUDA's compute capability, (8, 0) and above computes in bfloat16.
+    bitsandbytes: its version, None when it is not installed.  gpu: its name.
+    """
+
+    vram_gb: float
+    ram_gb: float
+    capability: tuple[int, int] = (8, 0)
+    bitsandbytes: str | None = "0.48"
+    gpu: str = ""
+
+    @classmethod
+    def here(cls, device=None) -> Machine:
+        """This machine: its card's whole memory, and the RAM it has, or that its container may use."""
+        try:
+            bitsandbytes = version("bitsandbytes")
+        except PackageNotFoundError:
+            bitsandbytes = None
+        ram = min(psutil.virtual_memory().total, _container_limit()) / 2**30
+        if not torch.cuda.is_available() or (device is not None and torch.device(device).type == "cpu"):
+            return cls(0, round(ram, 1), (0, 0), bitsandbytes)
+        card = torch.cuda.get_device_properties(device)
+        # Of what the driver reports as total, a process may have been given a fraction; PyTorch keeps that to itself.
+        total = card.total_memory * torch.cuda.get_per_process_memory_fraction(device)
+        return cls(round(total / 2**30, 1), round(ram, 1), (card.major, card.minor), bitsandbytes, card.name)
+
+
+def machine_with(vram_gb: float | None, ram_gb: float | None) -> Machine:
+    """This machine, with other numbers where they are given. Raises UserError for what is no amount of memory."""
+    for name, value in (("vram_gb", vram_gb), ("ram_gb", ram_gb)):
+        if value is not None and (isinstance(value, (bool, str)) or not 0 <= value < float("inf")):
+            raise UserError(f"{name}={value!r}: must be a number of GB; 16 would work.")
+    if vram_gb is not None and ram_gb is not None:
+        return Machine(vram_gb, ram_gb)
+    here = Machine.here()
+    if vram_gb is not None:
+        return Machine(vram_gb, here.ram_gb)
+    return here if ram_gb is None else dataclasses.replace(here, ram_gb=ram_gb)
+
+
+def _container_limit() -> float:
+    """Bytes that the control group of this process may use."""
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        if Path(path).exists() and (text := Path(path).read_text().strip()).isdigit():
+            return float(text)
+    return float("inf")
