@@ -12,12 +12,17 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "notebooks"))
 from regenerate import clean, regenerate  # noqa: E402
 
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = sorted((ROOT / "notebooks").rglob("[0-9]*.ipynb"))
+TAUGHT = [path for path in NOTEBOOKS if path.parent.name == "notebooks"]
 SIZE = 1_500_000  # bytes; GitHub gives up on much larger ones
 MACHINE_PATH = re.compile(r"(?<![\w.:/])/(?:home|root|Users|tmp|var|mnt|opt)/\w|[A-Z]:\\\\?Users")
 
 
-@pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.name)
+def name(path: Path) -> str:
+    return path.relative_to(ROOT / "notebooks").as_posix()
+
+
+@pytest.fixture(params=NOTEBOOKS, ids=name)
 def notebook(request):
     return nbformat.read(request.param, as_version=4)
 
@@ -33,7 +38,7 @@ def texts(output) -> list[str]:
     return [*said, output.get("text", ""), *output.get("traceback", [])]
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
 def test_is_valid_and_small(path):
     """The file follows the format and is no larger than a page may be."""
     nbformat.validate(nbformat.read(path, as_version=4))
@@ -77,12 +82,19 @@ def test_cells_are_short_and_numbers_are_compared(notebook):
     assert [cell for cell in code_cells(notebook) if "nbval-check-output" in cell.metadata.get("tags", [])]
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
 def test_relative_links_lead_somewhere(path):
     """A link to a file of the repository names one that is there."""
     prose = "\n".join(cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "markdown")
     targets = re.findall(r"\]\((?!https?:|#)([^)#]+)", prose)
     assert not [target for target in targets if not (path.parent / target).exists()]
+
+
+@pytest.mark.parametrize("path", TAUGHT, ids=name)
+def test_answers_are_there_for_every_exercise(path):
+    """A notebook that sets exercises has its answers in solutions/, under the same name."""
+    prose = "".join(cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "markdown")
+    assert "**Exercise" not in prose or (path.parent / "solutions" / path.name).exists()
 
 
 def test_the_quickstart_is_ten_cells_or_fewer():
