@@ -281,7 +281,8 @@ class TestRuns:
         panel.code_button.value = True
         made = {}
         exec(panel.code_text.value, made)
-        assert np.array_equal(made["run"].video, entry.video)
+        # The code loads the model again; weights elsewhere in memory may round sums differently, once in many runs.
+        assert np.abs(made["run"].video.astype(int) - entry.video).max() <= 1
 
 
 class TestHistoryAndComparison:
