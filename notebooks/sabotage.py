@@ -27,7 +27,11 @@ def _broken(*args, **kwargs):
 t2v.load = _broken
 """
 BREAKS = {
-    "the flow shift, twice the model's": ("03_noisy_latents", "models.defaults['flow_shift'] *= 2"),
+    "the flow shift, doubled on the way to the scheduler": (
+        "03_noisy_latents",
+        "from dataclasses import replace; import t2v_kit.latents as room; make = room.make_scheduler; "
+        "room.make_scheduler = lambda models, s: make(models, replace(s, flow_shift=2 * s.flow_shift))",
+    ),
     "the prompt's crop, one token short": ("01_prompt_encoding", "models.template['crop_start'] -= 1"),
     "one block of the transformer, which adds nothing": (
         "05_denoising",
