@@ -48,7 +48,7 @@ def _kept(output: nbformat.NotebookNode) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("files", nargs="*", type=Path, help="notebooks (default: all, solutions too)")
-    for path in parser.parse_args().files or sorted(HERE.rglob("[0-9]*.ipynb")):
+    for path in parser.parse_args().files or sorted([*HERE.glob("*.ipynb"), *HERE.glob("solutions/*.ipynb")]):
         regenerate(path)
         print(f"{path.name}: {path.stat().st_size / 1000:.0f} kB")
 

@@ -12,8 +12,8 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "notebooks"))
 from regenerate import clean, regenerate  # noqa: E402
 
-NOTEBOOKS = sorted((ROOT / "notebooks").rglob("[0-9]*.ipynb"))
-TAUGHT = [path for path in NOTEBOOKS if path.parent.name == "notebooks"]
+TAUGHT = sorted((ROOT / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = [*TAUGHT, *sorted((ROOT / "notebooks/solutions").glob("*.ipynb"))]
 SIZE = 1_500_000  # bytes; GitHub gives up on much larger ones
 MACHINE_PATH = re.compile(r"(?<![\w.:/])/(?:home|root|Users|tmp|var|mnt|opt)/\w|[A-Z]:\\\\?Users")
 
