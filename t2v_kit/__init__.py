@@ -13,7 +13,7 @@ if not (sys.argv[:1] == ["-m"] and __name__ in sys.orig_argv):
     from .denoise import Step, count_work, denoise, velocity
     from .diagram import show_diagram
     from .latents import add_noise, fit_rgb, initial_latents, preview_rgb, sigma_schedule, tile_channels
-    from .measure import flicker, ssim, still_pixels
+    from .measure import flicker, psnr, ssim, still_pixels
     from .memory import Part, Plan, plan
     from .memory.estimate import estimate
     from .memory.machine import Machine
@@ -27,7 +27,7 @@ if not (sys.argv[:1] == ["-m"] and __name__ in sys.orig_argv):
     from .sweep import Sweep, sweep
     from .upscale import load_upscaler, upscale, upscale_file, upscale_frames
     from .upscale.steady import steady
-    from .vae import decode, encode, frozen_norms, psnr, tiles
+    from .vae import decode, encode, frozen_norms, tiles
     from .view import (
         animation,
         contact_sheet,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -122,17 +121,6 @@ def _freezing(norm: torch.nn.GroupNorm):
         return scaled * norm.weight.view(channels) + norm.bias.view(channels)
 
     return forward
-
-
-def psnr(video: np.ndarray, other: np.ndarray) -> float:
-    """How near two videos or frames of 0 to 255 are, in dB: 10 log10(255^2 / mean squared difference).
-
-    Twice the difference is 6 dB less; infinite when nothing differs. Raises UserError if shapes differ.
-    """
-    if video.shape != other.shape:
-        raise UserError(f"psnr of {video.shape} and {other.shape}: must have the same shape.")
-    error = float(np.mean((video.astype(np.float64) - other.astype(np.float64)) ** 2))
-    return 10 * math.log10(255**2 / error) if error else math.inf
 
 
 def _stride(name: str, size: int | None, overlap_name: str, overlap: int, unit: int) -> int:

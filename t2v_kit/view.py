@@ -136,6 +136,14 @@ def side_by_side(videos: dict[str, np.ndarray], height: int | None = None) -> np
     return np.concatenate([part for panel in panels for part in (gap, panel)][1:], axis=2)
 
 
+def split_at(a: np.ndarray, b: np.ndarray, percent: float) -> np.ndarray:
+    """`a` left of a white line at `percent` of the width, `b` right of it: `(T, H, W, 3)` uint8, all of one shape."""
+    at = round(a.shape[2] * percent / 100)
+    both = np.concatenate([a[:, :, :at], b[:, :, at:]], axis=2)
+    both[:, :, max(at - 1, 0) : at + 1] = 255
+    return both
+
+
 def animation(video: np.ndarray, fps: float, width: int = 384, quality: int = 60) -> bytes:
     """An animated WebP that repeats for ever, at most `width` pixels wide: for pages that block MP4."""
     frames = [_fitted(frame, width) for frame in _checked(video)]

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from .settings import UserError
-from .view import animation, show_image, side_by_side
+from .view import animation, show_image, side_by_side, split_at
 
 if TYPE_CHECKING:
     import ipywidgets
@@ -84,14 +84,8 @@ def wipe(a: np.ndarray, b: np.ndarray, names: tuple[str, str] = ("before", "afte
     size = max(a.shape[2], b.shape[2]), max(a.shape[1], b.shape[1])
     a, b = (np.stack([_sized(frame, *size) for frame in frames]) for frames in (a, b))
 
-    def drawn(percent: int) -> np.ndarray:
-        at = round(size[0] * percent / 100)
-        both = np.concatenate([a[:, :, :at], b[:, :, at:]], axis=2)
-        both[:, :, max(at - 1, 0) : at + 1] = 255
-        return both
-
-    explore(lambda wipe: drawn(wipe), strip=0, fps=fps, wipe=(0, 100, 5))
-    panels = {names[0]: a, f"{names[0]} | {names[1]}": drawn(50), names[1]: b}
+    explore(lambda wipe: split_at(a, b, wipe), strip=0, fps=fps, wipe=(0, 100, 5))
+    panels = {names[0]: a, f"{names[0]} | {names[1]}": split_at(a, b, 50), names[1]: b}
     _show_strip({name: _strip_panel(frames, 3) for name, frames in panels.items()}, fps)
 
 

@@ -201,7 +201,7 @@ def last(self, x):  # a decoder's or encoder's last norm: its activation is in h
 
 
 def speed_up(vae):
-    """Same parameters, same results to rounding; about 2.5 times faster. In place; returns the VAE."""
+    """Same parameters, same results to rounding. In place; returns the VAE."""
     vae.to(memory_format=torch.channels_last_3d)
     for module in vae.modules():
         for kind, forward in ((hunyuan.HunyuanVideoResnetBlockCausal3D, resnet),

@@ -1,8 +1,8 @@
 """HunyuanVideo's blocks with smaller intermediate results: the same mathematics, a few thousand tokens at a time.
 
 diffusers' blocks hold up to 18 tensors of the size (tokens, width) at once, 12 GiB at 720x1280x129; so done it is
-about 7. Nothing of the model is copied or forked: attention is a processor of diffusers' own kind, and in the
-feed-forward layers only `forward` of single modules is replaced.
+about 7, 5 GiB (both counted, not measured). Nothing of the model is copied or forked: attention is a processor of
+diffusers' own kind, and in the feed-forward layers only `forward` of single modules is replaced.
 """
 
 from __future__ import annotations

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import ipywidgets as widgets
 import numpy as np
 
+from ..measure import psnr
 from ..settings import UserError
-from ..vae import psnr
-from ..view import animation, save_video, side_by_side
+from ..view import animation, save_video, side_by_side, split_at
 from .look import failure, heading, show_if, table, tip
 
 if TYPE_CHECKING:
@@ -45,10 +45,7 @@ def difference(a: np.ndarray, b: np.ndarray, gain: float = GAIN) -> np.ndarray:
 def wiped(a: np.ndarray, b: np.ndarray, percent: int) -> np.ndarray:
     """`a` left of the white line that stands at `percent` of the width, `b` right of it; `(T, H, W, 3)` uint8."""
     _same_shape(a, b)
-    at = round(a.shape[2] * percent / 100)
-    both = np.concatenate([a[:, :, :at], b[:, :, at:]], axis=2)
-    both[:, :, max(at - 1, 0) : at + 1] = 255
-    return both
+    return split_at(a, b, percent)
 
 
 def differing(a: dict, b: dict) -> list[tuple[str, object, object]]:
