@@ -79,7 +79,7 @@ def fitted(known: list[dict], old: dict, report: dict) -> dict:
             statistics.median(p["measured"]["ram_gib"] - p["ram_gb"] + old["ram"]["process_gib"] for p in known), 2
         )
         new["vram"]["context_gib"] = round(statistics.median(p["result"]["context_gib"] for p in known), 2)
-        new["sources"] |= {"seconds.decode_a_pflop": source, "ram": source, "vram.context_gib": source}
+        new["sources"] |= {"seconds.decode_a_pflop": source, "ram.process_gib": source, "vram.context_gib": source}
     encodes = [point["measured"]["seconds"] for point in known if point["stage"] == "encode"]
     if encodes:
         new["seconds"]["encode"] = round(statistics.median(encodes), 2)
@@ -102,7 +102,7 @@ def fit_memory(here: list[dict]) -> dict:
     """factor and constant of one stage's GPU memory, never below what was measured."""
     work = np.array([point["work_gb"] for point in here])
     rest = np.array([point["measured"]["gpu_gib"] - point["weights_gb"] for point in here])
-    if np.ptp(work) > 0.05:
+    if np.ptp(work) > 0.3 * work.max():  # from points that are near each other a line leads anywhere
         factor, gib = np.linalg.lstsq(np.stack([work, np.ones_like(work)], axis=1), rest, rcond=None)[0]
     else:
         factor, gib = 1.0, float(np.mean(rest - work))

@@ -4,9 +4,10 @@
     python -m benchmarks.memory --rows 'ours-(8|all)-544' ...     # some of benchmarks/rows.py, added to what is there
 
 The cap is PyTorch's own (torch.cuda.set_per_process_memory_fraction), less what the CUDA context takes. A row loads
-the folder by `t2v_kit.load(memory=plan(...))`, encodes, takes three denoising steps of a schedule of 50 (the first
-warms up), decodes, and writes its peaks and seconds beside what `estimate` said. A capped H200 is no small card: its
-bus and its host are larger, so both are written down too. Rows that were measured before are kept and not repeated.
+the folder by `t2v_kit.load(memory=plan(...))`, encodes two prompts (true classifier-free guidance needs a second one),
+takes three denoising steps of a schedule of 50 (the first warms up), decodes, and writes its peaks and seconds. A
+capped H200 is no small card: its bus and its host are larger, so both are written down too. Rows that were measured
+before are kept and not repeated.
 """
 
 from __future__ import annotations
@@ -51,7 +52,6 @@ def main() -> int:
     parser.add_argument("--weights", type=Path, help="folder of the weights, made when missing, and kept")
     parser.add_argument("--tiny", action="store_true", help="toy sizes, on any machine")
     parser.add_argument("--again", action="store_true", help="measure rows again that are there")
-    parser.add_argument("--expandable", action="store_true", help="PyTorch's expandable segments")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.weights = args.weights or Path(room_for(0 if args.tiny else 45)) / "t2v_kit-weights"
@@ -62,42 +62,58 @@ def main() -> int:
     report = header("memory", sizes="tiny" if args.tiny else "full") | {"rows": report["rows"]}
     if not (args.weights / "model_index.json").exists():
         print("making weights", flush=True)
-        run_child("weights", args, deadline - time.perf_counter())
-    for row in ROWS:
-        if not re.search(args.rows, row.name) or (_done(report["rows"].get(row.name)) and not args.again):
-            continue
+        Child("weights", args).result(deadline - time.perf_counter())
+    waiting = [row for row in ROWS if re.search(args.rows, row.name) and (args.again or not _done(report, row))]
+    standby = None
+    for row, following in itertools.zip_longest(waiting, waiting[1:]):
         left = deadline - time.perf_counter()
         if left < (1 if args.tiny else row.expected):
             report["rows"].setdefault(row.name, {"not_run": f"needs about {row.expected} s, {left:.0f} were left"})
             continue
-        report["rows"][row.name] = run_child(row.name, args, min(left, 3 * row.expected))
+        process = standby if standby and standby.row == row.name else Child(row.name, args)
+        standby = Child(following.name, args) if following else None
+        report["rows"][row.name] = process.result(min(left, 3 * row.expected))
         write(args.out, report)
         print(line(row.name, report["rows"][row.name]), flush=True)
+    if standby:
+        standby.process.kill()
     write(args.out, report)
     print("\n".join(["", TITLE, *(line(name, result) for name, result in report["rows"].items())]))
     return 0
 
 
-def run_child(name: str, args, seconds: float) -> dict:
-    """What a row's own process wrote before it ended, was killed, or ran out of time."""
-    path = args.out.with_name(f".{args.out.name}.{name}")
-    path.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "benchmarks.memory", "--child", name, "--out", str(path)]
-    command += ["--weights", str(args.weights), *(["--tiny"] if args.tiny else [])]
-    environment = os.environ | ({"PYTORCH_ALLOC_CONF": "expandable_segments:True"} if args.expandable else {})
-    try:
-        done = subprocess.run(command, env=environment, timeout=max(seconds, 5), stderr=subprocess.PIPE, text=True)
-        last = done.stderr.strip().splitlines()[-1:] if done.returncode else []
-        ended = {"error": f"exit status {done.returncode}: {' '.join(last)[:300]}"} if done.returncode else {}
-    except subprocess.TimeoutExpired:
-        ended = {"error": f"stopped after {seconds:.0f} s"}
-    found = json.loads(path.read_text()) if path.exists() else {}
-    path.unlink(missing_ok=True)
-    return ended | found
+class Child:
+    """A row's own process. It imports at once, and begins when its result is asked for: importing takes as long as
+    a short row, and costs the row before it nothing."""
+
+    def __init__(self, row: str, args) -> None:
+        self.row, self.path = row, args.out.with_name(f".{args.out.name}.{row}")
+        self.path.unlink(missing_ok=True)
+        command = [sys.executable, "-m", "benchmarks.memory", "--child", row, "--out", str(self.path)]
+        command += ["--weights", str(args.weights), *(["--tiny"] if args.tiny else [])]
+        environment = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"} | os.environ  # as `load(memory=)` has it
+        pipes = {"stdin": subprocess.PIPE, "stderr": subprocess.PIPE}
+        self.process = subprocess.Popen(command, env=environment, text=True, **pipes)
+
+    def result(self, seconds: float) -> dict:
+        """What the process wrote before it ended, was killed, or ran out of time."""
+        try:
+            _, told = self.process.communicate("begin\n", timeout=max(seconds, 5))
+            status, last = self.process.returncode, told.strip().splitlines()[-1:]
+            ended = {"error": f"exit status {status}: {' '.join(last)[:300]}"} if status else {}
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.communicate()
+            ended = {"error": f"stopped after {seconds:.0f} s"}
+        found = json.loads(self.path.read_text()) if self.path.exists() else {}
+        self.path.unlink(missing_ok=True)
+        return ended | found
 
 
 def child(args) -> int:
     """One row, in a process of its own: a peak, a cap or a crash of one row is nobody else's."""
+    if not sys.stdin.readline():  # nobody is left to tell it to begin
+        return 1
     torch.manual_seed(0)
     if args.child == "weights":
         partial = args.weights.with_name(args.weights.name + ".part")
@@ -108,7 +124,6 @@ def child(args) -> int:
     row = next(row for row in ROWS if row.name == args.child)
     result = dataclasses.asdict(row) | {
         "set_aside": row.set_aside,
-        "expandable_segments": args.expandable,
         "stages": {},
     }
     result |= cap(row.cap)
@@ -170,6 +185,7 @@ def ours(row: Row, size: Size, folder: Path, result: dict) -> None:
     settings = t2v_kit.Settings(PROMPT, num_inference_steps=50, **sides).check(models)
     with measured(stages.setdefault("encode", {})):
         prompt = t2v_kit.encode_prompt(models, settings.prompt)
+        t2v_kit.encode_prompt(models, "", allow_empty=True)
     with measured(stages.setdefault("denoise", {})) as told:
         told["step_seconds"] = []
         for step in t2v_kit.denoise(models, prompt, t2v_kit.initial_latents(models, settings), settings):
@@ -235,8 +251,8 @@ def line(name: str, result: dict) -> str:
     return f"{name:28} {plan_name:24} {numbers} {trouble[:90]}"
 
 
-def _done(result: dict | None) -> bool:
-    return bool(result and result.get("finished"))
+def _done(report: dict, row: Row) -> bool:
+    return bool(report["rows"].get(row.name, {}).get("finished"))
 
 
 if __name__ == "__main__":

@@ -9,12 +9,18 @@ A mark is a line `<!-- benchmarks: NAME -->`, its end `<!-- end -->`; NAME is me
 
 from __future__ import annotations
 
+import t2v_kit  # noqa: F401  (first: it makes torchvision importable)
+
+# isort: split
 import argparse
 import json
 import re
 from pathlib import Path
 
 from benchmarks.common import RESULTS
+from benchmarks.rows import SIZES
+from t2v_kit.memory import Plan, Size
+from t2v_kit.memory.estimate import estimate
 
 README = Path(__file__).parents[1] / "README.md"
 MARKED = re.compile(r"(<!-- benchmarks: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -66,7 +72,7 @@ def stale(text: str, results: Path = RESULTS) -> str | None:
 
 
 def memory(report: dict) -> str:
-    """A row a cap and size: did it run, peaks, seconds, and the same row by diffusers' recipe."""
+    """A row a cap and size: did it run, peaks and what `estimate` says now, seconds; the same by diffusers' recipe."""
     rows = report["rows"]
     free = {
         row["size"]: row["step_seconds"] for row in rows.values() if row.get("cap", 0) is None and "step_seconds" in row
@@ -92,7 +98,7 @@ def memory(report: dict) -> str:
 def _memory_cells(row: dict, free: float | None) -> list[str]:
     peaks = [row["stages"][name]["gpu_gib"] for name in STAGES if "gpu_gib" in row["stages"].get(name, {})]
     ram = max((stage.get("ram_gib", 0) for stage in row["stages"].values()), default=0)
-    said = max((stage["vram_gb"] for stage in row.get("predicted", [])), default=None)
+    said = estimate(Plan(**row["plan"]), Size(*SIZES[row["size"]])).vram_gb if "plan" in row else None
     step = row.get("step_seconds")
     decode = row["stages"].get("decode", {}).get("seconds") or row["stages"].get("whole", {}).get("decode_seconds")
     name = "diffusers' recipe" if row["kind"] == "diffusers" else row.get("plan", {}).get("name", row["kind"])
@@ -136,7 +142,8 @@ def speed(report: dict) -> str:
 
 def _spread(rows: dict, key: str) -> str:
     values = [row[key] for row in rows.values() if key in row]
-    return f"{min(values):g} to {max(values):g}" if values else "unknown"
+    ends = dict.fromkeys((min(values, default=0), max(values, default=0)))
+    return " to ".join(f"{end:g}" for end in ends) if values else "unknown"
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ def main() -> int:
     )
     skip_full_masks(bench.model)
     use_chunks(bench.model, 8192)
-    buffers = pin(bench.model, torch.device("cuda"))
+    pinned = pin(bench.model, torch.device("cuda"))
     apply_group_offloading(bench.model, torch.device("cuda"), num_blocks_per_group=1, use_stream=True)
     seconds = bench.seconds(2)
     with profile(activities=[ProfilerActivity.CUDA]) as watched:
@@ -56,7 +56,7 @@ def main() -> int:
     ]
     report = header("timeline", sizes="tiny" if args.tiny else "full", size=args.size, plan="streamed")
     weights = sum(p.numel() * p.element_size() for p in bench.model.parameters())
-    report |= {"step_seconds": seconds, "weights_gb": round(weights / 1e9, 2), "pinned_buffers": len(buffers)}
+    report |= {"step_seconds": seconds, "weights_gb": round(weights / 1e9, 2), "pinned_blocks": pinned}
     write(args.out, report | {"lanes_ms": lanes(events)})
     told = ", ".join(f"{name} {busy(lane):.0f} ms" for name, lane in lanes(events).items())
     print(f"{len(events)} events: {told}; steps {seconds}")

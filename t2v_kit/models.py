@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -108,6 +109,8 @@ def load(
     """
     if memory is not None and dtype is not None:
         raise UserError(f"dtype={dtype!r}: with memory=, the plan has the dtypes; dtype=None works.")
+    if memory is not None:  # of no effect once CUDA is in use: blocks that come and go leave no gaps behind
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     device = _device(device)
     plan = _plan(memory, name, HUNYUAN_DEFAULTS, video, device) if name == "hunyuan" else None  # before the download
     folder, source, commit = _locate(name, revision)
@@ -243,13 +246,11 @@ def _template(extra: dict) -> dict:
 
 
 def _device(device: str | torch.device | None) -> torch.device:
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        torch.empty(0, device=device)  # says whether this torch build and machine have it
+        # Says whether this torch build and machine have it, and which GPU "cuda" is: some calls want its number.
+        return torch.empty(0, device=device or ("cuda" if torch.cuda.is_available() else "cpu")).device
     except (RuntimeError, AssertionError, TypeError) as error:
         raise UserError(f"device={device!r}: cannot be used ({_one_line(error)}); 'cpu' would work.") from error
-    return torch.device(device)
 
 
 def _dtype(dtype: str | torch.dtype | dict | None, device: torch.device) -> torch.dtype | dict:

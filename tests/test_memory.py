@@ -1,6 +1,7 @@
 """Memory plans: chosen without GPU and weights, refused early, predicted as measured, carried out to the same bits."""
 
 import dataclasses
+import gc
 import json
 
 import numpy as np
@@ -24,6 +25,7 @@ from t2v_kit.memory.footprint import (
 from t2v_kit.memory.frugal import check_mask, use_chunks
 from t2v_kit.memory.machine import Machine
 from t2v_kit.memory.quantise import code_book, layer_errors, linear, quantised, round_trip
+from t2v_kit.memory.residence import pin
 from t2v_kit.memory.rules import RULES, OutOfMemory, as_markdown, broken, check, out_of_memory
 from t2v_kit.memory.weights import Configs, weights
 from t2v_kit.settings import UserError
@@ -166,7 +168,49 @@ def test_the_count_is_what_an_h200_measured(tokens, measured):
     """README's three peaks of the transformer in diffusers as it is (bfloat16, padded prompt, mask), within 1 %."""
     configs = Configs.of("hunyuan")
     work = denoising_bytes(configs.transformer, tokens, 256, None, True, torch.bfloat16)
-    assert (weights(configs, "transformer", 2).total + work) / GIB == pytest.approx(measured, rel=0.01)
+    assert (weights(configs, "transformer", 2).total + max(work)) / GIB == pytest.approx(measured, rel=0.01)
+
+
+@pytest.mark.parametrize(("frames", "tile", "measured"), [(61, 512, 52.94), (129, 512, 53.26)])
+def test_the_count_knows_what_convolutions_take_beside_their_tensors(frames, tile, measured):
+    """Decoding 544x960 on an H200 with 38.62 GiB of weights and workspace there: within 1 %."""
+    latents = (frames - 1) // 4 + 1, 68, 120
+    work, _ = decoding_cost(Configs.of("hunyuan").vae, latents, (tile, 448), torch.float16)
+    assert 38.62 + work / GIB == pytest.approx(measured, rel=0.01)
+
+
+@pytest.mark.parametrize(("frames", "measured"), [(61, 4.65), (129, 8.27)])
+def test_streamed_blocks_are_counted_where_they_work(frames, measured):
+    """The single-stream blocks make the most and weigh the least: two peaks of an H200, within 2 %."""
+    streamed = next(made for made in ladder() if made.name == "streamed")
+    (row,) = estimate(streamed, Size(544, 960, frames), stages=("denoise",)).rows
+    assert row["vram_gb"] == pytest.approx(measured, rel=0.02)
+
+
+def test_pinned_memory_is_given_back_with_the_last_weight(monkeypatch):
+    """CUDA is told the address before the RAM is anybody else's; what it copies from is what was there."""
+    calls = []
+
+    class Cuda:
+        cudaHostRegister = staticmethod(lambda address, size, flags: calls.append((address, size)) or 0)
+        cudaHostUnregister = staticmethod(lambda address: calls.remove(next(c for c in calls if c[0] == address)) or 0)
+
+    monkeypatch.setattr(torch.cuda, "cudart", Cuda)
+
+    def one_bias() -> torch.Tensor:
+        network = torch.nn.Module()
+        network.blocks = torch.nn.ModuleList(torch.nn.Linear(6, 5) for _ in range(3))
+        before = [weight.clone() for weight in network.parameters()]
+        assert pin(network, torch.device("cuda")) == len(calls) == 3
+        for weight, old in zip(network.parameters(), before):
+            assert torch.equal(weight, old) and any(a <= weight.data_ptr() < a + size for a, size in calls)
+        return network.blocks[1].bias.data
+
+    kept = one_bias()
+    gc.collect()
+    assert len(calls) == 1
+    del kept
+    assert not calls
 
 
 def test_operations_are_those_counted_before():
@@ -189,15 +233,16 @@ def test_the_weights_are_those_of_the_published_model():
     """12.8 billion parameters in the transformer, 7.5 in Llama without its head, and 60 blocks that stream in pairs."""
     configs = Configs.of("hunyuan")
     found = weights(configs, "transformer", 2)
-    assert found.total / 2e9 == pytest.approx(12.82, abs=0.01) and len(found.blocks) == 60
+    assert found.total / 2e9 == pytest.approx(12.82, abs=0.01) and list(map(len, found.stacks)) == [20, 40]
     assert weights(configs, "text_encoder", 2).total / 2e9 == pytest.approx(7.5, abs=0.02)
-    assert found.streamed < 2.5 * GIB < weights(configs, "transformer", 2, 0.5625).total < 0.32 * found.total
+    assert found.rest < found.streamed[1] < found.streamed[0] < 2.5 * GIB
+    assert 2.5 * GIB < weights(configs, "transformer", 2, 0.5625).total < 0.32 * found.total
 
 
 def test_chunks_and_tiles_save_memory():
     configs = Configs.of("hunyuan")
     whole, chunked = (
-        denoising_bytes(configs.transformer, 118_800, 40, chunk, False, torch.bfloat16) for chunk in (None, 8192)
+        max(denoising_bytes(configs.transformer, 118_800, 40, chunk, False, torch.bfloat16)) for chunk in (None, 8192)
     )
     assert chunked < 0.45 * whole
     costs = [decoding_cost(configs.vae, (16, 68, 120), tile, torch.float16)[0] for tile in ((384, 320), (128, 96))]
@@ -213,7 +258,7 @@ def test_the_count_is_what_really_lives(tiny_folder):
     with torch.no_grad(), LiveBytes(model) as live:
         model(torch.zeros(1, 4, 3, 8, 12), torch.zeros(1), torch.zeros(1, 7, 32), torch.ones(1, 7), torch.zeros(1, 24),
               torch.zeros(1))  # fmt: skip
-    assert live.peak == pytest.approx(told, rel=0.1)  # attention on a CPU is not the GPU's
+    assert live.peak == pytest.approx(max(told), rel=0.1)  # attention on a CPU is not the GPU's
 
 
 def test_an_estimate_reads_and_draws():

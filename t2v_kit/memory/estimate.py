@@ -148,12 +148,17 @@ class _Needs:
     step_seconds: float | None
 
     def row(self, stage: str) -> dict:
-        work, seconds, pflop = getattr(self, stage)()
+        works, seconds, pflop = getattr(self, stage)()
         fitted = coefficients()["vram"][stage]
         elsewhere = () if self.plan.one_stage else [part for name in STAGES if name != stage for part in STAGES[name]]
-        on_gpu = sum(self.on_gpu(part) for part in STAGES[stage])
-        on_gpu += sum(self.weights(part).largest for part in STAGES[stage] if self.part(part).quantisation != "none")
-        on_gpu += sum(self.weights(part).total for part in elsewhere if self.part(part).offload == "none")
+        first, *others = STAGES[stage]
+        beside = sum(max(self.on_gpu(part)) for part in others)
+        beside += sum(self.weights(part).largest for part in STAGES[stage] if self.part(part).quantisation != "none")
+        beside += sum(self.weights(part).total for part in elsewhere if self.part(part).offload == "none")
+        # Not every block that is there together with the largest intermediate results is a large one.
+        held = [weights + beside for weights in self.on_gpu(first)]
+        pairs = zip(held, works) if len(works) == len(held) else [(max(held), max(works))]
+        on_gpu, work = max(pairs, key=lambda pair: pair[0] + fitted["factor"] * pair[1])
         ram = sum(self.in_ram(part) for part in (*STAGES[stage], *elsewhere))
         if stage == "decode":
             pixels = 3 * self.size.height * self.size.width * self.size.num_frames
@@ -169,25 +174,25 @@ class _Needs:
             "pflop": pflop,
         }
 
-    def encode(self) -> tuple[float, float | None, dict]:
-        """Bytes of work on the GPU, seconds, operations; as the two stages below."""
+    def encode(self) -> tuple[tuple[float, ...], float | None, dict]:
+        """Bytes of work on the GPU (while each stack of blocks works, or in all), seconds, operations."""
         dtype = getattr(torch, self.plan.text_encoder.dtype)
         seconds = self.scaled(coefficients()["seconds"]["encode"])
-        return reading_bytes(dict(self.configs.text_encoder), dtype), seconds, {}
+        return (reading_bytes(dict(self.configs.text_encoder), dtype),), seconds, {}
 
-    def denoise(self) -> tuple[float, float | None, dict]:
+    def denoise(self) -> tuple[tuple[float, ...], float | None, dict]:
         config, (t, h, w) = dict(self.configs.transformer), self.latents()
         dtype = getattr(torch, self.plan.transformer.dtype)
         video = t * h * w // (config["patch_size"] ** 2 * config["patch_size_t"])
         mask, tokens = False, video + WORDS  # one prompt without its padding
-        work = denoising_bytes(self.configs.transformer, video, WORDS, self.plan.chunk, mask, dtype)
+        works = denoising_bytes(self.configs.transformer, video, WORDS, self.plan.chunk, mask, dtype)
         if self.plan.compile:
             width = config["num_attention_heads"] * config["attention_head_dim"]
             angles = 8 * tokens * sum(config["rope_axes_dim"])  # cosines and sines in float32
             whole = coefficients()["vram"]["compiled_tensors"] * tokens * width * dtype.itemsize
-            work = min(work, whole + angles)
+            works = tuple(min(work, whole + angles) for work in works)
         pflop = {"linear": linear_flops(config, tokens) / 1e15, "attention": attention_flops(config, tokens) / 1e15}
-        return work, self.denoise_seconds(pflop), pflop
+        return works, self.denoise_seconds(pflop), pflop
 
     def denoise_seconds(self, pflop: dict) -> float:
         if self.step_seconds is not None:
@@ -202,11 +207,11 @@ class _Needs:
             step += streamed / rate["disk_gb_a_second"]
         return step * self.size.num_inference_steps
 
-    def decode(self) -> tuple[float, float | None, dict]:
+    def decode(self) -> tuple[tuple[float, ...], float | None, dict]:
         dtype = getattr(torch, self.plan.vae.dtype)
         work, flops = decoding_cost(self.configs.vae, self.latents(), self.plan.tile, dtype)
         rate = coefficients()["seconds"]["decode_a_pflop"]
-        return work, None if rate is None else self.scaled(rate * flops / 1e15), {"decode": flops / 1e15}
+        return (work,), None if rate is None else self.scaled(rate * flops / 1e15), {"decode": flops / 1e15}
 
     def scaled(self, seconds: float | None) -> float | None:
         """Seconds of the GPU that was measured as those of the GPU that is asked about."""
@@ -232,12 +237,13 @@ class _Needs:
         skip = ("x_embedder", "context_embedder", "norm") if part.quantisation == "fp8" else ()
         return weights(self.configs, network, DTYPES[part.dtype], QUANTISATIONS[part.quantisation][0], skip)
 
-    def on_gpu(self, network: str) -> int:
+    def on_gpu(self, network: str) -> tuple[int, ...]:
+        """Bytes of weights: while each of its stacks of blocks works, and while none does."""
         found, offload = self.weights(network), self.part(network).offload
-        return found.streamed if offload in ("group", "disk", "sequential") else found.total
+        return found.streamed if offload in ("group", "disk", "sequential") else (found.total,) * len(found.streamed)
 
     def in_ram(self, network: str) -> int:
         found, offload = self.weights(network), self.part(network).offload
-        if offload == "disk":  # two blocks, pinned for the way; PyTorch rounds pinned memory up to powers of two
-            return found.rest + 2 * (found.streamed - found.rest)
+        if offload == "disk":  # two blocks, pinned for the way
+            return max(found.streamed) - found.rest
         return 0 if offload == "none" else found.total

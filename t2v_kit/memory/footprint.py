@@ -35,6 +35,7 @@ class LiveBytes(TorchDispatchMode):
     def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()
         self.now = self.peak = 0
+        self.sections: dict[str, int] = {}
         weights = (*model.parameters(), *model.buffers())
         self.known = {tensor.untyped_storage()._cdata: 0 for tensor in weights}
 
@@ -43,6 +44,9 @@ class LiveBytes(TorchDispatchMode):
         for tensor in tree_iter(made):
             if isinstance(tensor, torch.Tensor):
                 self.add(tensor)
+        if function is torch.ops.aten.convolution.default and made.ndim == 5 and made.dtype.itemsize == 2:
+            # cuDNN's 16-bit 3D convolutions compute channels last: input and output are there twice.
+            self.peak = max(self.peak, self.now + args[0].nbytes + made.nbytes)
         return made
 
     def add(self, tensor: torch.Tensor) -> None:
@@ -56,6 +60,11 @@ class LiveBytes(TorchDispatchMode):
         self.now += size
         self.peak = max(self.peak, self.now)
         weakref.finalize(storage, self._freed, key)
+
+    def close(self, section: str) -> None:
+        """What was the peak since the last call is part of this section's peak, in `.sections`."""
+        self.sections[section] = max(self.sections.get(section, 0), self.peak)
+        self.peak = self.now
 
     def _freed(self, key: int) -> None:
         self.now -= self.known.pop(key)
@@ -77,8 +86,10 @@ def counted(model: torch.nn.Module):
         yield live
 
 
-def denoising_bytes(config: tuple, tokens: int, words: int, chunk: int | None, mask: bool, dtype: torch.dtype) -> float:
-    """Peak bytes of one transformer call beside its weights.
+def denoising_bytes(
+    config: tuple, tokens: int, words: int, chunk: int | None, mask: bool, dtype: torch.dtype
+) -> tuple[float, ...]:
+    """Peak bytes of one transformer call beside its weights: in its dual-stream, its single-stream and no block.
 
     config: the transformer's, as items.  tokens: of the video.  words: length of the prompt.  chunk: as of
     `use_chunks`, None for diffusers' own blocks.  mask: attention gets a mask, as diffusers' always does.
@@ -88,11 +99,13 @@ def denoising_bytes(config: tuple, tokens: int, words: int, chunk: int | None, m
     if chunk and tokens <= few:
         return _denoising_count(config, tokens, words, chunk, mask, dtype)
     low, high = (_denoising_count(config, n, words, chunk, mask, dtype) for n in (few, many))
-    return low + (high - low) * (tokens - few) / (many - few)
+    return tuple(a + (b - a) * (tokens - few) / (many - few) for a, b in zip(low, high))
 
 
 @functools.lru_cache(256)
-def _denoising_count(config: tuple, tokens: int, words: int, chunk: int | None, mask: bool, dtype: torch.dtype) -> int:
+def _denoising_count(
+    config: tuple, tokens: int, words: int, chunk: int | None, mask: bool, dtype: torch.dtype
+) -> tuple[int, ...]:
     """The same, counted. Blocks follow each other and free what they made: two of each kind tell what all need."""
     short = dict(config) | {"num_layers": 2, "num_single_layers": 2}
     model = parameters(lambda: HunyuanVideoTransformer3DModel(**short), dtype)
@@ -112,8 +125,13 @@ def _denoising_count(config: tuple, tokens: int, words: int, chunk: int | None, 
             "pooled_projections": torch.empty(1, short["pooled_projection_dim"], dtype=dtype),
             "guidance": torch.empty(1, dtype=dtype),
         }
+        for name, stack in (("dual", model.transformer_blocks), ("single", model.single_transformer_blocks)):
+            for block in stack:
+                block.register_forward_pre_hook(lambda *_: live.close("none"))
+                block.register_forward_hook(lambda *_, name=name: live.close(name))
         model(**known)
-    return live.peak
+        live.close("none")
+    return live.sections["dual"], live.sections["single"], live.sections["none"]
 
 
 @functools.lru_cache(256)

@@ -11,9 +11,11 @@ import functools
 import gc
 import importlib
 import json
+import weakref
 from pathlib import Path
 
 import accelerate
+import numpy as np
 import torch
 from diffusers import BitsAndBytesConfig as DiffusersQuantisation
 from diffusers import ModelMixin
@@ -38,7 +40,6 @@ class Residence:
     def __init__(self, folder: Path, plan: Plan, device: torch.device) -> None:
         self.folder, self.plan, self.device = folder, plan, device
         self.there: set[str] = set()
-        self.pinned: dict[str, list[torch.Tensor]] = {}
         self.rests: dict[str, ModuleGroup] = {}
         index = json.loads((folder / "model_index.json").read_text("utf-8"))
         self.kinds = {name: getattr(importlib.import_module(index[name][0]), index[name][1]) for name in STAGE}
@@ -73,8 +74,6 @@ class Residence:
             self._watch(name)
             self.there.discard(name)
             self.rests.pop(name, None)
-            for buffer in self.pinned.pop(name, []):
-                torch.cuda.cudart().cudaHostUnregister(buffer.data_ptr())
         elif self._part(name).offload == "model":
             self.parts[name].to("cpu")
         elif name in self.rests:
@@ -113,7 +112,7 @@ class Residence:
                 "load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype,
             }  # fmt: skip
             asked["quantization_config"] = (DiffusersQuantisation if ours else TransformersQuantisation)(**how)
-            asked["device_map"] = {"": torch.cuda.current_device() if self.device.index is None else self.device.index}
+            asked["device_map"] = {"": self.device.index}
         found = kind.from_pretrained(self.folder / name, use_safetensors=True, local_files_only=True, **asked)
         return found.eval()
 
@@ -147,7 +146,7 @@ class Residence:
         part, how = self.parts[name], self._part(name)
         if how.offload in ("group", "disk"):
             if how.offload == "group":
-                self.pinned[name] = pin(part, self.device)
+                pin(part, self.device)
             apply_group_offloading(
                 part,
                 onload_device=self.device,
@@ -193,28 +192,33 @@ class Residence:
         return watched
 
 
-def pin(network: torch.nn.Module, device: torch.device) -> list[torch.Tensor]:
-    """Put every block's weights into one buffer of pinned RAM, from which copies run beside computation.
+def pin(network: torch.nn.Module, device: torch.device) -> int:
+    """Put every block's weights into one piece of pinned RAM, from which copies run beside computation.
 
-    Returns the buffers. PyTorch's own pinning would round every tensor up to a power of two: half as much again.
+    Returns how many blocks were. PyTorch's own pinning would round every tensor up to a power of two: half as much
+    again. The RAM is given back when the last weight is gone.
     """
     if device.type != "cuda":
-        return []
-    buffers = []
+        return 0
+    pinned = 0
     for stack in (child for child in network.children() if isinstance(child, torch.nn.ModuleList)):
         for block in stack:
             weights = [*block.parameters(), *block.buffers()]
+            if any(weight.is_cuda for weight in weights):  # quantised while it was read: diffusers brings it to RAM
+                continue
             places = [0]
             for weight in weights:
                 places.append(places[-1] + -(-weight.numel() * weight.element_size() // ALIGN) * ALIGN)
-            buffer = torch.empty(places[-1], dtype=torch.uint8)
+            ram = np.empty(places[-1], np.uint8)
             for weight, place in zip(weights, places):
-                room = buffer[place : place + weight.numel() * weight.element_size()].view(weight.dtype)
+                room = torch.from_numpy(ram)[place : place + weight.numel() * weight.element_size()].view(weight.dtype)
                 weight.data = room.view(weight.shape).copy_(weight.data)
-            # Where this fails, diffusers pins the tensors itself.
-            if int(torch.cuda.cudart().cudaHostRegister(buffer.data_ptr(), buffer.numel(), 0)) == 0:
-                buffers.append(buffer)
-    return buffers
+            # Where this fails, diffusers pins the tensors itself. Freed RAM that CUDA still believes to be pinned
+            # breaks the copies of whoever gets it next, so it is unpinned right before.
+            if int(torch.cuda.cudart().cudaHostRegister(ram.ctypes.data, ram.nbytes, 0)) == 0:
+                weakref.finalize(ram, torch.cuda.cudart().cudaHostUnregister, ram.ctypes.data).atexit = False
+                pinned += 1
+    return pinned
 
 
 def ran_out(error: BaseException) -> bool:

@@ -44,20 +44,23 @@ def parameters(make: Callable[[], torch.nn.Module], dtype: torch.dtype) -> torch
 
 @dataclass(frozen=True)
 class Weights:
-    """Bytes of a network's weights: all of them, its blocks in the order they work, and what is in no block."""
+    """Bytes of a network's weights: all of them, its stacks of blocks in the order they work, what is in no block."""
 
     total: int
-    blocks: tuple[int, ...]
+    stacks: tuple[tuple[int, ...], ...]
     largest: int = 0  # of the linear layers, in the dtype it computes in: what a quantised one unpacks
 
     @property
     def rest(self) -> int:
-        return self.total - sum(self.blocks)
+        return self.total - sum(map(sum, self.stacks))
 
     @property
-    def streamed(self) -> int:
-        """What is on the GPU at most while blocks come and go: one that works, the next, and what is in no block."""
-        return self.rest + max(map(sum, zip(self.blocks, (*self.blocks[1:], 0))), default=0)
+    def streamed(self) -> tuple[int, ...]:
+        """What is on the GPU at most while blocks come and go: one that works, the next, and what is in no block.
+        While each of the stacks works, and while none does."""
+        blocks = [block for stack in self.stacks for block in stack]
+        pairs = iter(map(sum, zip(blocks, (*blocks[1:], 0))))
+        return *(self.rest + max(next(pairs) for _ in stack) for stack in self.stacks), self.rest
 
 
 @functools.lru_cache(64)
@@ -78,7 +81,7 @@ def weights(configs: Configs, network: str, number: float, linear: float | None 
         return total
 
     stacks = [(name, child) for name, child in model.named_children() if isinstance(child, torch.nn.ModuleList)]
-    blocks = tuple(size(name, block) for name, stack in stacks for block in stack)
+    blocks = tuple(tuple(size(name, block) for block in stack) for name, stack in stacks)
     linears = [layer.weight.numel() for layer in model.modules() if isinstance(layer, torch.nn.Linear)]
     return Weights(size("", model), blocks, int(number * max(linears, default=0)))
 
@@ -122,7 +125,7 @@ def _items(config: dict) -> tuple:
 
 @functools.lru_cache(16)
 def _made(network: str, config: tuple) -> torch.nn.Module:
-    config = dict(config)
+    config = {key: list(value) if isinstance(value, tuple) else value for key, value in config}
     kinds = {
         "text_encoder": lambda: LlamaModel(LlamaConfig.from_dict(config)),
         "text_encoder_2": lambda: CLIPTextModel(CLIPTextConfig.from_dict(config)),
