@@ -61,7 +61,9 @@ class PromptEncoding:
         """Read what `save` wrote, onto the CPU. Raises UserError if the file is missing or another."""
         try:
             with safe_open(path, framework="pt") as file:
-                tensors = {name: file.get_tensor(name) for name in ("prompt_embeds", "mask", "pooled")}
+                # Cloned to where PyTorch puts tensors: in a file one begins at any byte, and the last bits of a CPU's
+                # matrix products depend on where their operands begin.
+                tensors = {name: file.get_tensor(name).clone() for name in ("prompt_embeds", "mask", "pooled")}
                 notes = file.metadata()
                 return cls(**tensors, tokens=json.loads(notes["tokens"]), text=notes["text"])
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:

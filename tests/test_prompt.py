@@ -97,6 +97,7 @@ def test_a_saved_prompt_comes_back_whole(tiny, tmp_path):
     for name in ("prompt_embeds", "mask", "pooled"):
         assert torch.equal(getattr(saved, name), getattr(loaded, name))
         assert getattr(saved, name).dtype == getattr(loaded, name).dtype
+        assert getattr(loaded, name).data_ptr() % 64 == 0  # or matrix products differ in their last bits
     assert (loaded.tokens, loaded.text) == (saved.tokens, saved.text)
     assert [path.name for path in tmp_path.iterdir()] == ["prompt.safetensors"]
 

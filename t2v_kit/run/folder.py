@@ -164,8 +164,9 @@ def read_record(folder: str | os.PathLike) -> dict:
 
 def read_latents(path: Path) -> tuple[torch.Tensor, int]:
     """Latents (1, C, T, H, W) on the CPU and how many steps they are through. Raises UserError when damaged."""
+    # cloned for the same bits as in one go: see PromptEncoding.load
     with _opened(path) as file:
-        return file.get_tensor("latents"), int(file.metadata()["step"])
+        return file.get_tensor("latents").clone(), int(file.metadata()["step"])
 
 
 def read_notes(path: Path) -> dict:
