@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 import t2v_kit
+from benchmarks import shortcuts
 from t2v_kit import toyland
 from t2v_kit.toyland import Scene, caption, random_scene
 from t2v_kit.toyland.picture import draw
@@ -224,3 +225,29 @@ def test_every_measurement_runs_and_is_written(tiny_folder, probes, tmp_path, mo
     assert result["text"]["tokens A, pooled A"]["change"] == 0 < result["text"]["tokens B, pooled A"]["change"]
     assert result["by_hand"]["all but the project's own"]["prompts"] >= 3
     assert {f.name for f in tmp_path.iterdir()} == {"vae.png", "adherence.png", "by_hand.png"}
+
+
+def test_shortcuts_are_set_beside_the_plain_run(tiny_folder, probes, tmp_path, monkeypatch):
+    """Every way of leaving work out runs; the plain way is its own measure, fewer steps are less work."""
+    options = {"model": tiny_folder, "probes": probes[1], "prompts": 2, "out": tmp_path / "shortcuts.json"}
+    monkeypatch.setattr("sys.argv", ["shortcuts", *(f"--{name}={value}" for name, value in options.items())])
+    assert shortcuts.main() == 0
+    report = json.loads((tmp_path / "shortcuts.json").read_text("utf-8"))
+    rows = report["rows"]
+    assert report["prompts"] == 2 and {"int8", "nf4", "SeaCache 0.3", "first block 0.1"} <= set(rows)
+    assert (rows["plain"]["work"], rows["plain"]["psnr"]) == (1, 99)
+    assert all(row["work"] < 1 and row["times_faster"] > 0 for name, row in rows.items() if name.endswith("steps"))
+    assert all(0 <= value <= 1 for row in rows.values() for value in row["adherence"].values())
+
+
+def test_the_shipped_figures_are_of_the_shipped_weights():
+    """evaluation.json was written for them, and the model card says what it says."""
+    pocket = t2v_kit.load("pocket", device="cpu")
+    figures = json.loads((pocket.folder / "evaluation.json").read_text("utf-8"))
+    assert {figure["made_with"]["weights"] for figure in figures.values()} == {pocket.weights_hash}
+    card = (pocket.folder / "README.md").read_text("utf-8")
+    for name in ("psnr", "psnr_worst_tenth", "psnr_subject"):
+        assert f"{figures['vae'][name]:.1f} dB" in card
+    rates = figures["adherence"]["adherence"]
+    shown = " | ".join(f"{100 * rates[name]:.0f} %" for name in (*judge.ATTRIBUTES[:6], "all"))
+    assert f"| this version | {shown} |" in card
