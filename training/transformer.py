@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -49,6 +49,33 @@ class Text:
         short = self.tokenizer_2(texts, max_length=77, padding="max_length", truncation=True, return_tensors="pt")
         pooled = self.clip(short.input_ids.to(self.device)).pooler_output
         return states[:, CROP:].half(), tokens.attention_mask[:, CROP:].sum(1), pooled.half()
+
+
+@torch.no_grad()
+def tell_apart(model, text: Text, times: float, count: int = 256):
+    """Let the transformer hear `times` as clearly whether it was "left" or "right".
+
+    The language model's states of the two, in the same place of the same sentence, are three times as near each other
+    as those of two colours, and training listens to them last. What tells them apart is Fisher's linear discriminant;
+    the projection of the states gets longer along it alone. Other words hardly have a share in it, so a transformer
+    that has not listened yet answers nearly as before: at eight times 1 to 3 % of pocket's velocity changed.
+    """
+    rng = random.Random(0)
+    scenes = [(toyland.random_scene(rng, pair=.3, unseen=False), rng.getrandbits(30)) for _ in range(count)]
+    (left, long, _), (right, _, _) = (
+        text([toyland.caption(replace(scene, direction=way), seed) for scene, seed in scenes]) for way in
+        ("left", "right"))
+    left, right = left.float(), right.float()
+    states = torch.cat([sentence[:n] for sentence, n in zip(left, long)])
+    differ = left - right  # zero before the word, for the model reads from left to right
+    first = (differ.norm(dim=-1) > 1e-3).int().argmax(1)
+    along = differ[torch.arange(count), first].mean(0)
+    across = torch.linalg.solve(torch.cov(states.T) + 1e-3 * states.var() * torch.eye(len(along)).to(along), along)
+    across /= across @ along
+    layer = model.context_embedder.proj_in
+    longer = (times - 1) * (layer.weight @ along)
+    layer.weight += torch.outer(longer, across)
+    layer.bias -= longer * (states.mean(0) @ across)
 
 
 def noisy_caption(scene: toyland.Scene, rng: random.Random) -> str:
@@ -157,7 +184,8 @@ def velocity(model, noisy, sigma, embeds, lengths, pooled, guidance):
 
 def main():
     args = common.options(__doc__, batch=128, rate=6e-4, bundle=str(pocket.POCKET), pool=40_000, pool_seconds=80.0,
-                          renew_every=60, compile=True, graphs=True, decay=.2, save_every=150.0)
+                          renew_every=60, compile=True, graphs=True, decay=.2, save_every=150.0,
+                          tell_apart=1.0)
     cuda = args.device != "cpu"
     autocast = torch.autocast(args.device.split(":")[0], torch.bfloat16, enabled=cuda, cache_enabled=False)
     hunyuan.dispatch_attention_fn = mask_by_a_channel
@@ -166,8 +194,10 @@ def main():
     model = HunyuanVideoTransformer3DModel.from_pretrained(args.resume) if args.resume else pocket.transformer()
     torch.manual_seed(args.seed * 1000 + args.rank)
     model.to(args.device, torch.float32).train()
-    average = common.Average(model, .9995)
     maker = Maker(Path(args.bundle), args.device, args.seed * 1000 + args.rank, chunk=64 if cuda else 4)
+    if args.tell_apart != 1:
+        tell_apart(model, maker.text, args.tell_apart)
+    average = common.Average(model, .9995)
     pool = maker.fill(args.pool_seconds, args.pool // args.world)
     others = [maker.fill(args.pool_seconds / 20, 1024, height=h, width=w) for h, w in SIDES]
     if args.rank == 0:
