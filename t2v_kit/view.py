@@ -19,11 +19,12 @@ from .settings import UserError
 
 # Colours are tagged as BT.709, which is what browsers assume of HD video and ffmpeg does not write by itself:
 # untagged, a small video and its enlargement would be shown in slightly different colours.
-_MP4_ARGS = [
-    *("-vf", "scale=out_color_matrix=bt709:out_range=tv:flags=accurate_rnd+full_chroma_int"),
+_TAGS = [
     *("-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709", "-color_range", "tv"),
     *("-movflags", "+faststart"),  # the index first, so that a browser starts playing at once
 ]
+_MP4_ARGS = ["-vf", "scale=out_color_matrix=bt709:out_range=tv:flags=accurate_rnd+full_chroma_int", *_TAGS]
+_CRF = 16  # of x264, for files: no loss that one sees
 _PAPER, _INK, _GREY = (255, 255, 255), (32, 32, 32), (112, 112, 112)
 
 
@@ -45,9 +46,19 @@ def video_writer(path: str | Path, shape: tuple[int, int], fps: float, metadata:
 
     shape: (height, width), even.  A frame is `(H, W, 3)` uint8, or `(H, W)` grey.
     """
-    comment = ["-metadata", f"comment={json.dumps(metadata)}"] if metadata else []
-    arguments = {"crf": 16, "encoded_format": "yuv420p", "ffmpeg_args": [*_MP4_ARGS, *comment]}
+    arguments = {"crf": _CRF, "encoded_format": "yuv420p", "ffmpeg_args": [*_MP4_ARGS, *_comment(metadata)]}
     return _mediapy().VideoWriter(path, shape, fps=fps, **arguments)
+
+
+def mp4_command(path: str | Path, shape: tuple[int, int], fps: float, metadata: dict | None = None) -> list[str]:
+    """The command that writes what `video_writer` writes, from frames that come as yuv420p to its standard input."""
+    form = ["-f", "rawvideo", "-pix_fmt", "yuv420p", "-s", f"{shape[1]}x{shape[0]}", "-r", f"{fps}", "-i", "-"]
+    codec = ["-an", "-vcodec", "libx264", "-pix_fmt", "yuv420p", "-crf", f"{_CRF}"]
+    return [_ffmpeg(), "-v", "error", "-y", *form, *codec, *_TAGS, *_comment(metadata), str(path)]
+
+
+def _comment(metadata: dict | None) -> list[str]:
+    return ["-metadata", f"comment={json.dumps(metadata)}"] if metadata else []
 
 
 @contextlib.contextmanager

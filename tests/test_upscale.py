@@ -32,6 +32,8 @@ from t2v_kit import UserError, load_upscaler, read_metadata, save_video, toyland
 from t2v_kit.settings import tell_once
 from t2v_kit.upscale.files import PUBLISHED, SHIPPED, Published
 from t2v_kit.upscale.net import overlap, share_cores, tiled
+from t2v_kit.upscale.planes import PlaneWriter
+from t2v_kit.view import video_writer
 from training.degrade import KERNEL, Dice, blur, degrade, jpeg, kernels, sinc
 
 ROOM = importlib.import_module("t2v_kit.upscale")  # the attribute of this name is the function
@@ -265,6 +267,36 @@ def test_a_file_keeps_its_frames_and_rate(tmp_path, compact, fps):
     wanted = upscale(np.asarray(mediapy.read_video(source)), compact, dtype="float32", **quiet)
     assert back.shape == wanted.shape == (9, 224, 384, 3)
     assert min(psnr(a, b) for a, b in zip(back, wanted)) > 25  # of two different scenes it is below 20
+
+
+@pytest.mark.parametrize("fps", [16, 24000 / 1001])
+def test_planes_make_the_file_that_frames_make(tmp_path, compact, fps):
+    """On a GPU frames leave as yuv420p: the same times, metadata and colours, no further from what was enlarged."""
+    video = drawn(1, 3)
+    wanted = upscale(video, compact, dtype="float32", **quiet)
+    with video_writer(tmp_path / "frames.mp4", (224, 384), fps, {"a": 1}) as writer:
+        for frame in wanted:
+            writer.add_image(frame)
+    with PlaneWriter(tmp_path / "planes.mp4", (224, 384), fps, {"a": 1}) as writer:
+        for frame in upscale_frames(video, compact, dtype="float32", planes=True, **quiet):
+            assert frame.shape == (336, 384) and frame.dtype == np.uint8
+            writer.add_image(frame)
+    files = [tmp_path / "frames.mp4", tmp_path / "planes.mp4"]
+    times = [[line.split(",")[:5] for line in stream_of(file).splitlines()] for file in files]
+    assert times[0] == times[1] and [read_metadata(file) for file in files] == [{"a": 1}] * 2
+    first, second = (np.asarray(mediapy.read_video(file)).astype(float) for file in files)
+    assert np.abs(second - wanted).mean() < 1.05 * np.abs(first - wanted).mean()
+    assert np.abs((first - second).mean(axis=(0, 1, 2))).max() < 0.5  # no cast of colour
+
+
+def test_a_writer_that_fails_says_why(tmp_path):
+    """In the middle or at the end: what ffmpeg said."""
+    with (
+        pytest.raises(RuntimeError, match=r"ffmpeg: .*No such file"),
+        PlaneWriter(tmp_path / "no folder" / "a.mp4", (64, 64), 16) as writer,
+    ):
+        for _ in range(1000):
+            writer.add_image(np.zeros((96, 64), np.uint8))
 
 
 def test_a_file_still_says_how_it_was_made(tmp_path, compact):

@@ -21,6 +21,7 @@ from ..settings import UserError, tell_once
 from ..view import read_metadata, video_reader, video_writer
 from .files import load_upscaler
 from .net import enlarge_or_none, halved, prepare, share_cores
+from .planes import PlaneWriter, as_planes
 
 MAX_SCALE = 16
 _PIXELS = 2**20  # input pixels in one batch: more gains nothing
@@ -85,16 +86,18 @@ def upscale_frames(
     device: str | torch.device | None = None,
     progress: bool = True,
     denoise_strength: float | None = None,
+    planes: bool = False,
 ) -> Iterator[np.ndarray]:
     """`upscale` as a stream: `(H, W, C)` uint8 frames of one shape in, enlarged ones out, one batch in memory.
 
     The options are those of `upscale`; mistakes in them are raised here, not at the first frame.
+    planes: the enlarged frames of `(H, W, 3)` come out as `planes.as_planes` makes them, for a `PlaneWriter`.
     """
     _check_options(scale, tile, batch)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     net = prepare(load_upscaler(model, denoise_strength, progress), dtype, device)
     tile, batch = (None if option == "auto" else option for option in (tile, batch))
-    return _stream(net, frames, scale, tile, batch, progress)
+    return _stream(net, frames, scale, tile, batch, progress, as_planes if planes else None)
 
 
 def upscale_file(
@@ -115,12 +118,14 @@ def upscale_file(
         if size[0] % 2 or size[1] % 2:
             near = max(2, 2 * round(scale / 2))
             raise UserError(f"scale={scale!r} makes {size[1]}x{size[0]}, and an MP4's sides are even: try {near}")
-        frames = upscale_frames(_Counted(reader), model, scale, **options)
+        # A processor converts no faster than ffmpeg does; a GPU does, and has half as much to hand over.
+        on_gpu = torch.device(options.get("device") or ("cuda" if torch.cuda.is_available() else "cpu")).type == "cuda"
+        frames = upscale_frames(_Counted(reader), model, scale, planes=on_gpu, **options)
         metadata = _carried(source) | {"enlarged": {"model": os.fspath(model), "scale": scale}}
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".part.{target.stem}.mp4")
         try:
-            with video_writer(temporary, size, reader.fps, metadata) as writer:
+            with (PlaneWriter if on_gpu else video_writer)(temporary, size, reader.fps, metadata) as writer:
                 for frame in _ahead(frames):
                     writer.add_image(frame)
             os.replace(temporary, target)
@@ -158,7 +163,7 @@ def _ahead(frames: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
             yield frame
 
 
-def _stream(net, frames, scale, tile, batch, progress) -> Iterator[np.ndarray]:
+def _stream(net, frames, scale, tile, batch, progress, finish) -> Iterator[np.ndarray]:
     total = len(frames) if hasattr(frames, "__len__") else None
     frames = iter(frames)
     first = next(frames, None)
@@ -177,7 +182,7 @@ def _stream(net, frames, scale, tile, batch, progress) -> Iterator[np.ndarray]:
         group = list(islice(frames, batch))
         while group:
             part = np.stack(group[:batch])
-            enlarged = enlarge_or_none(net, part, _target((height, width), scale), tile, workers)
+            enlarged = enlarge_or_none(net, part, _target((height, width), scale), tile, workers, finish)
             if enlarged is None:
                 short = True
                 batch, tile = halved(len(part), tile, max(height, width))

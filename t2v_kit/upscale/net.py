@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -33,17 +34,24 @@ def prepare(net: ImageModelDescriptor, dtype: str, device: torch.device) -> Imag
 
 
 def enlarge_or_none(
-    net: ImageModelDescriptor, frames: np.ndarray, target: tuple[int, int], tile: int, workers: Executor | None = None
+    net: ImageModelDescriptor,
+    frames: np.ndarray,
+    target: tuple[int, int],
+    tile: int,
+    workers: Executor | None = None,
+    finish: Callable[[torch.Tensor], np.ndarray] | None = None,
 ) -> np.ndarray | None:
     """`(B, H, W, C)` uint8 to `(B, *target, C)` uint8, or None where the GPU's memory does not suffice.
 
     tile: see `tiled`.  workers: threads that take one frame each (see `share_cores`); None is one batch.
+    finish: what makes the result of `(B, C, *target)` in [0, 1], which it may overwrite, instead.
     Raises UserError when the network's pixels are no numbers.
     """
     try:
         if workers is None:
-            return _enlarge(net, frames, target, tile)
-        return np.concatenate(list(workers.map(lambda frame: _enlarge(net, frame[None], target, tile), frames)))
+            return _enlarge(net, frames, target, tile, finish or _as_frames)
+        one = functools.partial(_enlarge, net, target=target, tile=tile, finish=finish or _as_frames)
+        return np.concatenate(list(workers.map(one, frames[:, None])))
     except torch.OutOfMemoryError:
         pass  # as long as the error lives, so do the tensors of the layers it went through
     torch.cuda.empty_cache()
@@ -87,7 +95,7 @@ def share_cores(frames: int) -> Iterator[Executor | None]:
 
 
 @torch.inference_mode()  # as a decorator of a plain function: around a `yield` it would leak into the caller
-def _enlarge(net, frames: np.ndarray, target: tuple[int, int], tile: int) -> np.ndarray:
+def _enlarge(net, frames: np.ndarray, target: tuple[int, int], tile: int, finish: Callable) -> np.ndarray:
     pixels = torch.from_numpy(frames).to(net.device).permute(0, 3, 1, 2)  # is channels last already
     colours = pixels[:, :3].expand(-1, 3, -1, -1)  # grey becomes three equal channels
     enlarged = tiled(net, colours.to(net.dtype) / 255, tile).float()
@@ -99,7 +107,11 @@ def _enlarge(net, frames: np.ndarray, target: tuple[int, int], tile: int) -> np.
         enlarged = torch.einsum("bchw,c->bhw", enlarged, enlarged.new_tensor(_GREY)).unsqueeze(1)
     if pixels.shape[1] == 4:
         enlarged = torch.cat([enlarged, _resized(pixels[:, 3:].float() / 255, target)], 1)
-    return enlarged.mul_(255).round_().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    return finish(enlarged)
+
+
+def _as_frames(pixels: torch.Tensor) -> np.ndarray:
+    return pixels.mul_(255).round_().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
 def _resized(pixels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
