@@ -94,7 +94,7 @@ def upscale_frames(
     planes: the enlarged frames of `(H, W, 3)` come out as `planes.as_planes` makes them, for a `PlaneWriter`.
     """
     _check_options(scale, tile, batch)
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = _device(device)
     net = prepare(load_upscaler(model, denoise_strength, progress), dtype, device)
     tile, batch = (None if option == "auto" else option for option in (tile, batch))
     return _stream(net, frames, scale, tile, batch, progress, as_planes if planes else None)
@@ -119,7 +119,7 @@ def upscale_file(
             near = max(2, 2 * round(scale / 2))
             raise UserError(f"scale={scale!r} makes {size[1]}x{size[0]}, and an MP4's sides are even: try {near}")
         # A processor converts no faster than ffmpeg does; a GPU does, and has half as much to hand over.
-        on_gpu = torch.device(options.get("device") or ("cuda" if torch.cuda.is_available() else "cpu")).type == "cuda"
+        on_gpu = _device(options.get("device")).type == "cuda"
         frames = upscale_frames(_Counted(reader), model, scale, planes=on_gpu, **options)
         metadata = _carried(source) | {"enlarged": {"model": os.fspath(model), "scale": scale}}
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -161,6 +161,10 @@ def _ahead(frames: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
         while (frame := coming.result()) is not None:
             coming = thread.submit(next, frames, None)
             yield frame
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def _stream(net, frames, scale, tile, batch, progress, finish) -> Iterator[np.ndarray]:
