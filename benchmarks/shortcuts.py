@@ -3,8 +3,8 @@
     python -m benchmarks.shortcuts --seconds 1200 --out benchmarks/results/shortcuts.json
 
 Held-out scenes with one subject, one video each at pocket's defaults. A row a shortcut: the share of the
-transformer's arithmetic, how many times faster the steps are (by turns with the plain run of the same prompt), PSNR
-of the decoded video against the plain one, and adherence as `training.judge` sees it. The caches' thresholds are
+transformer's arithmetic, how many times faster the steps are than those of the same prompt's plain run, PSNR of the
+decoded video against the plain one, and adherence as `training.judge` sees it. The caches' thresholds are
 pocket's alone; what carries over is how to find them.
 """
 

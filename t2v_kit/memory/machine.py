@@ -37,7 +37,8 @@ class Machine:
         ram = min(psutil.virtual_memory().total, _container_limit()) / 2**30
         if not torch.cuda.is_available() or (device is not None and torch.device(device).type == "cpu"):
             return cls(0, round(ram, 1), (0, 0), bitsandbytes)
-        device = torch.empty(0, device=device or "cuda").device  # "cuda" with its number, which PyTorch wants here
+        index = None if device is None else torch.device(device).index
+        device = torch.cuda.current_device() if index is None else index  # PyTorch's own "cuda" is not enough below
         card = torch.cuda.get_device_properties(device)
         # Of what the driver reports as total, a process may have been given a fraction; PyTorch keeps that to itself.
         total = card.total_memory * torch.cuda.get_per_process_memory_fraction(device)

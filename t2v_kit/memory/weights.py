@@ -125,6 +125,7 @@ def _items(config: dict) -> tuple:
 
 @functools.lru_cache(16)
 def _made(network: str, config: tuple) -> torch.nn.Module:
+    # lists again, which some releases of transformers insist on: they were tuples only to be hashed
     config = {key: list(value) if isinstance(value, tuple) else value for key, value in config}
     kinds = {
         "text_encoder": lambda: LlamaModel(LlamaConfig.from_dict(config)),
