@@ -109,7 +109,7 @@ def test_sigmas_reach_the_ends():
     torch.manual_seed(0)
     sigma = transformer.draw_sigmas(20_000, "cpu", 3.0)
     assert 0 <= sigma.min() < .01 and .999 < sigma.max() <= 1
-    assert .03 < (sigma > .98).float().mean() < .12
+    assert .25 < (sigma > .9).float().mean() < .36  # where pocket decides what is to be seen
     assert sigma.median() > transformer.draw_sigmas(20_000, "cpu", 1.0).median() + .1
 
 

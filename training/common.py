@@ -133,18 +133,19 @@ class Recorder:
             loss.backward()
         return graph, still, [loss.detach(), *more], [p.grad for p in self.parameters]
 
-    def __call__(self, step, record: bool = True, **tensors) -> list[torch.Tensor]:
-        """`record=False` runs without recording or compiling, for shapes that come rarely."""
-        if not (self.graphs and record):
-            with torch.compiler.set_stance("force_eager"):
+    def __call__(self, step, compiled: bool = True, **tensors) -> list[torch.Tensor]:
+        """`compiled=False` runs as written, for shapes that come too rarely to be worth compiling."""
+        with torch.compiler.set_stance("default" if compiled else "force_eager"):
+            if not self.graphs:
                 return self.run(step, tensors)
-        key = step, *(t.shape for t in tensors.values())
-        if key not in self.kept:
-            try:
-                self.kept[key] = self.record(step, tensors)
-            except RuntimeError as error:  # something in the step wants the processor: slower, but it trains
-                print(f"not recorded, for {' '.join(str(error).split())[:300]}", flush=True)
-                self.graphs = False
+            key = step, *(t.shape for t in tensors.values())
+            if key not in self.kept:
+                try:
+                    self.kept[key] = self.record(step, tensors)
+                except RuntimeError as error:  # something in the step wants the processor: slower, but it trains
+                    print(f"not recorded, for {' '.join(str(error).split())[:300]}", flush=True)
+                    self.kept[key] = None
+            if not self.kept[key]:
                 return self.run(step, tensors)
         graph, still, results, grads = self.kept[key]
         for name, value in tensors.items():
