@@ -80,7 +80,8 @@ def fitted(known: list[dict], old: dict, report: dict) -> dict:
         )
         new["vram"]["context_gib"] = round(statistics.median(p["result"]["context_gib"] for p in known), 2)
         new["sources"] |= {"seconds.decode_a_pflop": source, "ram.process_gib": source, "vram.context_gib": source}
-    encodes = [point["measured"]["seconds"] for point in known if point["stage"] == "encode"]
+    there = [p for p in known if p["stage"] == "encode" and p["result"]["plan"]["text_encoder"]["offload"] == "none"]
+    encodes = [point["measured"]["seconds"] for point in there]
     if encodes:
         new["seconds"]["encode"] = round(statistics.median(encodes), 2)
         new["sources"]["seconds.encode"] = source

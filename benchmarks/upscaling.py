@@ -2,6 +2,7 @@
 
     python -m benchmarks.upscaling --device cpu --out benchmarks/results/upscaling_cpu.json
     python -m benchmarks.upscaling --device cuda --out benchmarks/results/upscaling_h200.json
+    python -m benchmarks.upscaling --rows 'files|capped' ...      # some rows again, added to what is there
 
 Four parts, the most wanted first, within the time that is given:
 frames     `upscale` against `RealESRGANer.enhance` frame by frame, the same weights and frames, by turns
@@ -17,7 +18,9 @@ import t2v_kit  # noqa: F401  (first: it makes torchvision importable)
 # isort: split
 import argparse
 import functools
+import json
 import os
+import re
 import statistics
 import tempfile
 import time
@@ -112,7 +115,7 @@ class Bench:
         finally:
             torch.cuda.set_per_process_memory_fraction(1.0)
         with video_reader(target) as reader:
-            video = [reader.num_images, *reader.shape]
+            video = [sum(1 for _ in reader), *reader.shape]
         row = {"network": name, "cap_gb": CAP / 1e9, "video": video, "seconds": round(seconds, 2)}
         row["gpu_gib_reserved_peak"] = round(torch.cuda.max_memory_reserved() / GIB, 2)
         return row | {"told": [str(one.message) for one in told if "GPU memory" in str(one.message)]}
@@ -163,7 +166,7 @@ def flops_a_pixel(path: Path) -> float:
     return counter.get_total_flops() / 16**2
 
 
-def go_through(bench: Bench, report: dict, out: Path) -> None:
+def go_through(bench: Bench, report: dict, out: Path, wanted: str = "") -> None:
     rate = bench.matrix_rate()
     report["matrix_product_tflops"] = round(rate / 1e12, 2)
     on_gpu, long = bench.device == "cuda", 2 if bench.tiny else 33
@@ -181,7 +184,8 @@ def go_through(bench: Bench, report: dict, out: Path) -> None:
             call = functools.partial(bench.network, name, height, width, rate)
             rows[f"networks, {name.split(' (')[0]}, {width}x{height}"] = call
     for key, call in rows.items():
-        guarded(report, key, call, out, bench.deadline)
+        if re.search(wanted, key):
+            guarded(report, key, call, out, bench.deadline)
 
 
 def main() -> None:
@@ -189,10 +193,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="JSON file for the results")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seconds", type=float, default=240, help="begin nothing new after this long")
+    parser.add_argument("--rows", default="", help="regular expression for names of rows (default: all)")
     parser.add_argument("--tiny", action="store_true", help="toy sizes: the same lines on any machine")
     args = parser.parse_args()
     deadline = time.perf_counter() + args.seconds
-    report = header("upscaling", threads=torch.get_num_threads(), weights="pocket's and random")
+    known = json.loads(args.out.read_text()) if args.rows and args.out.exists() else {}
+    report = known | header("upscaling", threads=torch.get_num_threads(), weights="pocket's and random")
     # Processes that wanted a core just before: where it is above 0, others were at work too, and times are longer.
     report["load_before"] = round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None
     for package in ("spandrel", "realesrgan", "basicsr", "mediapy", "imageio-ffmpeg"):
@@ -201,7 +207,7 @@ def main() -> None:
         except PackageNotFoundError:
             report["versions"][package] = None
     with tempfile.TemporaryDirectory() as folder:
-        go_through(Bench(args.device, args.tiny, deadline, Path(folder)), report, args.out)
+        go_through(Bench(args.device, args.tiny, deadline, Path(folder)), report, args.out, args.rows)
     write(args.out, report)
 
 

@@ -177,7 +177,10 @@ class _Needs:
     def encode(self) -> tuple[tuple[float, ...], float | None, dict]:
         """Bytes of work on the GPU (while each stack of blocks works, or in all), seconds, operations."""
         dtype = getattr(torch, self.plan.text_encoder.dtype)
-        seconds = self.scaled(coefficients()["seconds"]["encode"])
+        rate = coefficients()["seconds"]
+        seconds = self.scaled(rate["encode"])
+        if seconds is not None and self.plan.text_encoder.offload == "disk":
+            seconds += self.weights("text_encoder").total / 1e9 / rate["disk_gb_a_second"]
         return (reading_bytes(dict(self.configs.text_encoder), dtype),), seconds, {}
 
     def denoise(self) -> tuple[tuple[float, ...], float | None, dict]:
