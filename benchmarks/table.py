@@ -80,9 +80,11 @@ def memory(report: dict) -> str:
     titles = ["cap", "video", "plan", "GPU peak, predicted → measured", "RAM", "seconds a step", "against uncapped"]
     titles += ["decode", "50 steps¹"]
     lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
-    for row in rows.values():
-        if "size" not in row:
-            continue
+    sizes = list(SIZES)
+    for row in sorted(
+        (row for row in rows.values() if "size" in row),
+        key=lambda row: (sizes.index(row["size"]), row["cap"] or 0, row["kind"] == "diffusers"),
+    ):
         lines.append("| " + " | ".join(_memory_cells(row, free.get(row["size"]))) + " |")
     lines += [
         "",
