@@ -64,8 +64,12 @@ def points(report: dict, set_aside: bool) -> list[dict]:
 def fitted(known: list[dict], old: dict, report: dict) -> dict:
     """The coefficients, where there are rows to fit them on; elsewhere the old ones."""
     new = json.loads(json.dumps(old))
-    rows = sorted({point["row"] for point in known})
-    source = f"fitted on {', '.join(rows)} ({report['device']}, {report['date'][:10]}, benchmarks/results/memory.json)"
+
+    def fitted_on(points: list[dict]) -> str:
+        rows = ", ".join(sorted({point["row"] for point in points}))
+        return f"fitted on {rows} ({report['device']}, {report['date'][:10]}, benchmarks/results/memory.json)"
+
+    source = fitted_on(known)
     for stage in STAGES:
         here = [point for point in known if point["stage"] == stage]
         if here:
@@ -84,7 +88,7 @@ def fitted(known: list[dict], old: dict, report: dict) -> dict:
     encodes = [point["measured"]["seconds"] for point in there]
     if encodes:
         new["seconds"]["encode"] = round(statistics.median(encodes), 2)
-        new["sources"]["seconds.encode"] = source
+        new["sources"]["seconds.encode"] = fitted_on(there)
     whole = {
         p["row"]: p
         for p in known
@@ -95,7 +99,9 @@ def fitted(known: list[dict], old: dict, report: dict) -> dict:
         seconds = np.array([p["result"]["step_seconds"] for p in whole.values()])
         rates = np.linalg.lstsq(pflop / seconds[:, None], np.ones(len(seconds)), rcond=None)[0]
         new["seconds"]["linear_a_pflop"], new["seconds"]["attention_a_pflop"] = (round(float(r), 4) for r in rates)
-        new["sources"]["seconds.linear, seconds.attention"] = source + "; the compiled rate as before"
+        new["sources"]["seconds.linear, seconds.attention"] = (
+            fitted_on(list(whole.values())) + "; the compiled rate as before"
+        )
     return new
 
 
