@@ -1,6 +1,6 @@
 """What int8 and nf4 do to numbers, to layers and to a model, on any machine: bitsandbytes' own code on the CPU.
 
-diffusers loads quantised models on a GPU only. Here a model that is loaded gets the same layers: int8 by
+diffusers loads what bitsandbytes quantises on a GPU only. Here a model that is loaded gets the same layers: int8 by
 bitsandbytes' Linear8bitLt itself, and nf4 by rounding the weights to what Linear4bit unpacks before it multiplies.
 """
 

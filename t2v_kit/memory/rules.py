@@ -49,8 +49,8 @@ def _ram_gb(made: Plan, model) -> float:
 RULES = (
     Rule(
         "quantisation, offload or compilation without a GPU",
-        "they move weights between RAM and a GPU; diffusers quantises on a GPU only",
-        "memory=None computes on the CPU; t2v_kit.quantise shows on a CPU what int8 and nf4 do to a model",
+        "they move weights between RAM and a GPU; diffusers quantises with bitsandbytes only where there is one",
+        "memory=None computes on the CPU; t2v_kit.memory.quantise shows on a CPU what int8 and nf4 do to a model",
         lambda made, machine, _: not machine.vram_gb and _needs_gpu(made),
     ),
     Rule(

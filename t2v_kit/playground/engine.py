@@ -37,7 +37,7 @@ class Engine:
         self._planner: threading.Thread | None = None
         plans = [(f"as loaded: {models.memory.name}", models.memory)] if models.memory else []
         names = list(dict.fromkeys([models.name, "pocket", "hunyuan", _FOLDER]))
-        self.model = _choice("model", names, "Pocket is shipped; hunyuan is the 13B model, 26 GB to download.")
+        self.model = _choice("model", names, "Pocket is shipped; hunyuan is the 13B model, 41 GB to download.")
         self.folder = _path("folder", "a folder in HunyuanVideo's layout")
         self.memory = _choice(
             "memory", [*plans, *_PLANS], "What is quantised, offloaded and tiled, to fit a smaller GPU."
