@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -59,7 +60,9 @@ def denoise(
     settings = settings.check(models)
     _check_latents(models, latents, settings, start)
     if settings.true_cfg_scale > 1 and negative is None:
-        negative = encode_prompt(models, settings.negative_prompt, settings.padded_prompt, allow_empty=True)
+        negative = encode_prompt(
+            models, settings.negative_prompt, settings.padded_prompt, allow_empty=True, name="negative_prompt"
+        )
     transformer = models.bring("transformer")
     dtype = transformer.dtype  # asked once: it walks all modules
     scheduler = make_scheduler(models, settings)
@@ -228,7 +231,17 @@ def _check_alive(latents: torch.Tensor, index: int, dtype: torch.dtype) -> None:
 class _NoFullMask(HunyuanVideoAttnProcessor2_0):
     """HunyuanVideo's own attention, without the mask when it masks nothing."""
 
-    mask_is_full = False
+    # Of the transformer's call in this thread: others may run the same one on another prompt. The class's, not the
+    # object's, so that a model can be copied.
+    _call = threading.local()
+
+    @property
+    def mask_is_full(self) -> bool:
+        return getattr(self._call, "mask_is_full", False)
+
+    @mask_is_full.setter
+    def mask_is_full(self, full: bool) -> None:
+        self._call.mask_is_full = full
 
     def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, image_rotary_emb=None):
         mask = None if self.mask_is_full else attention_mask

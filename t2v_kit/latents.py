@@ -9,7 +9,7 @@ import torch
 from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import retrieve_timesteps
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
-from .settings import Settings, UserError
+from .settings import Settings, UserError, tell_once
 
 if TYPE_CHECKING:
     from .models import Models
@@ -38,11 +38,15 @@ def make_scheduler(models: Models, settings: Settings) -> SchedulerMixin:
     """A fresh scheduler of the pipeline's class, its timesteps set with settings.flow_shift.
 
     The sigmas go in evenly spaced from 1 and are shifted once, as the pipeline does it;
-    `set_timesteps(n)` would shift the already shifted range a second time.
+    `set_timesteps(n)` would shift the already shifted range a second time. Warns once of a scheduler that
+    takes no shift.
     """
     settings = settings.check(models)
     held = models.pipe.scheduler
-    scheduler = type(held).from_config(held.config, shift=settings.flow_shift)
+    shifts = [name for name in ("shift", "flow_shift") if name in held.config]  # the latter in UniPC's family
+    if not shifts:
+        tell_once(f"flow_shift={settings.flow_shift:g} has no effect: {type(held).__name__} takes no shift.")
+    scheduler = type(held).from_config(held.config, **dict.fromkeys(shifts, settings.flow_shift))
     steps = settings.num_inference_steps
     retrieve_timesteps(scheduler, steps, models.device, sigmas=np.linspace(1.0, 0.0, steps + 1)[:-1])
     return scheduler

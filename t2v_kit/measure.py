@@ -70,8 +70,13 @@ def flicker(video: np.ndarray, where: np.ndarray, flow: np.ndarray | None = None
 
 
 def followed(video: np.ndarray, flow: np.ndarray) -> np.ndarray:
-    """Each next frame as seen from the frame before it: `(T - 1, H, W, 3)` float32, pixel p taken at p + flow."""
+    """Each next frame as seen from the frame before it: `(T - 1, H, W, 3)` float32, pixel p taken at p + flow.
+
+    Raises UserError unless flow is `(T or T - 1, H, W, 2)`.
+    """
     steps, height, width = len(video) - 1, *video.shape[1:3]
+    if flow.shape not in [(length, height, width, 2) for length in (steps, steps + 1)]:
+        raise UserError(f"flow={flow.shape} must be {(steps, height, width, 2)} for a video {video.shape}")
     later = torch.from_numpy(video[1:]).permute(0, 3, 1, 2).float()
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     place = torch.stack([x, y], -1) + torch.from_numpy(np.ascontiguousarray(flow[:steps], dtype=np.float32))

@@ -190,7 +190,8 @@ def _locate(name: str | Path, revision: str | None) -> tuple[Path, str, str | No
         near = get_close_matches(str(name), ["pocket", "hunyuan"], n=1)
         hint = f"did you mean {near[0]!r}?" if near else "'pocket', 'hunyuan' or an existing folder would work."
         raise UserError(f"model {str(name)!r}: no such model or folder; {hint}")
-    return folder, "t2v_kit/pocket" if name == "pocket" else str(folder), None
+    # absolute: its files are looked at again later, perhaps from another working directory
+    return folder.absolute(), "t2v_kit/pocket" if name == "pocket" else str(folder), None
 
 
 def _weight_files(folder: Path) -> list[Path]:

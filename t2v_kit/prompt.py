@@ -72,21 +72,27 @@ class PromptEncoding:
 
 @torch.no_grad()
 def encode_prompt(
-    models: Models, text: str, padded: bool = False, allow_empty: bool = False, instruction: str | None = None
+    models: Models,
+    text: str,
+    padded: bool = False,
+    allow_empty: bool = False,
+    instruction: str | None = None,
+    name: str = "prompt",
 ) -> PromptEncoding:
     """Encode a prompt exactly as the pipeline does.
 
     padded=False cuts the padding off: the same mathematics with fewer tokens to attend to.
     padded=True keeps all 256, as a plain pipeline call does.  allow_empty: also take "", the
     unconditional prompt.  instruction: another system instruction than the model's own (`prompt_template`).
+    name: the setting that the text is, for messages.
     Raises UserError for text that is blank or over 256 tokens; warns once of a prompt over CLIP's 77
     tokens, and of words that the model's vocabulary.txt does not list.
     """
-    check_text("prompt", text, allow_empty)
+    check_text(name, text, allow_empty)
     template = prompt_template(models, instruction)
     rows = token_table(models, text, instruction)
-    count = check_length(text, rows)
-    for note in prompt_notes(models, text):
+    count = check_length(text, rows, name)
+    for note in prompt_notes(models, text, name):
         tell_once(note)
     with _quiet_pipeline():
         models.bring("text_encoder")
@@ -143,24 +149,27 @@ def token_table(models: Models, text: str, instruction: str | None = None, token
     ]
 
 
-def check_length(text: str, rows: list[dict]) -> int:
-    """How many of the rows of `token_table` are the prompt's own; UserError when they are over the limit."""
+def check_length(text: str, rows: list[dict], name: str = "prompt") -> int:
+    """How many of the rows of `token_table` are the prompt's own; UserError when they are over the limit.
+
+    name: the setting that the text is, 'prompt' or 'negative_prompt'.
+    """
     count = sum(not row["cropped"] and not row["pad"] for row in rows)
     if count > LLM_TOKENS:
         raise UserError(
-            f"prompt={text[:60] + '...'!r}: has {count} tokens, {count - LLM_TOKENS} over the limit of "
+            f"{name}={text[:60] + '...'!r}: has {count} tokens, {count - LLM_TOKENS} over the limit of "
             f"{LLM_TOKENS}; a prompt shorter by about {_words_over(text, count)} words would work."
         )
     return count
 
 
-def prompt_notes(models: Models, text: str) -> list[str]:
+def prompt_notes(models: Models, text: str, name: str = "prompt") -> list[str]:
     """What is allowed but worth knowing about a prompt; `encode_prompt` tells each once."""
     notes = []
     count = len(models.pipe.tokenizer_2(text, verbose=False).input_ids)
     if count > CLIP_TOKENS:
         notes.append(
-            f"prompt={text[:60] + '...'!r}: CLIP reads {CLIP_TOKENS} of its {count} tokens; "
+            f"{name}={text[:60] + '...'!r}: CLIP reads {CLIP_TOKENS} of its {count} tokens; "
             "the language model reads all of it."
         )
     words = dict.fromkeys(re.findall(r"[^\W_]+(?:'[^\W_]+)?", text.lower()))

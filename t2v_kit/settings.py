@@ -95,9 +95,17 @@ class Settings:
     def check(self, models: Models) -> Settings:
         """The same settings with the model's defaults filled in, checked against what it can do.
 
-        Raises UserError when a size is not a multiple the model needs, or when guidance_scale
-        does not fit the transformer's dtype. Warns once about a size it was not trained on.
+        Raises UserError when a size is not a multiple the model needs, when guidance_scale does not
+        fit the transformer's dtype, or when a prompt is over 256 tokens. Warns once about a size it
+        was not trained on.
         """
+        full = self.complete(models)
+        for note in self.notes(models).values():
+            tell_once(note)
+        return full
+
+    def complete(self, models: Models) -> Settings:
+        """What `check` gives, in silence: for whoever shows `notes` another way."""
         missing = {name: value for name, value in models.defaults.items() if getattr(self, name) is None}
         full = dataclasses.replace(self, **missing)
         config = models.pipe.transformer.config
@@ -105,8 +113,7 @@ class Settings:
         temporal = models.pipe.vae_scale_factor_temporal * config.patch_size_t
         _check_multiples(full, spatial, temporal)
         _check_guidance(full, models.pipe.transformer.dtype)
-        for note in self.notes(models).values():
-            tell_once(note)
+        _check_lengths(full, models)
         return full
 
     def notes(self, models: Models) -> dict[str, str]:
@@ -216,3 +223,12 @@ def _check_guidance(full: Settings, dtype: torch.dtype) -> None:
             f"guidance_scale={full.guidance_scale}: the transformer's {dtype} carries at most {highest} "
             f"(it is multiplied by 1000); {highest} would work, or load the transformer in bfloat16."
         )
+
+
+def _check_lengths(full: Settings, models: Models) -> None:
+    """The language model reads so many tokens; the negative prompt's count where it is read at all."""
+    from .prompt import check_length, token_table  # here: it imports this module, and torch
+
+    for name in ("prompt", "negative_prompt") if full.true_cfg_scale > 1 else ("prompt",):
+        text = getattr(full, name)
+        check_length(text, token_table(models, text), name)

@@ -67,11 +67,12 @@ def tiles(
     pixels: height and width of a tile.  frames: its length (the VAE takes one more, to start from).
     overlap, frame_overlap: by how many pixels and frames neighbours overlap; over these one fades into the
     other.  None in place of a size: all at once. The defaults are diffusers' own, AutoencoderKLHunyuanVideo's
-    256 pixels every 192 and 16 frames every 12; without this, it tiles time only.
+    256 pixels every 192 and 16 frames every 12; without this, it tiles time only. Where a memory plan keeps one
+    stage in memory at a time, it lasts until another stage begins.
     Raises UserError unless sizes and overlaps are multiples of what the VAE makes one latent of (8 pixels,
     4 frames), and an overlap is at most half a tile.
     """
-    vae = models.pipe.vae
+    vae = models.bring("vae")
     stride = _stride("pixels", pixels, "overlap", overlap, models.pipe.vae_scale_factor_spatial)
     frame_stride = _stride("frames", frames, "frame_overlap", frame_overlap, models.pipe.vae_scale_factor_temporal)
     wanted = {"use_tiling": pixels is not None}
@@ -96,14 +97,17 @@ def frozen_norms(models: Models) -> Iterator[None]:
     which later frames reach earlier ones, and why a tile differs from its part of the whole. With the first
     clip's statistics kept for those after it (encoder and decoder each have their own), that way is closed.
     """
-    norms = [module for module in models.pipe.vae.modules() if isinstance(module, torch.nn.GroupNorm)]
+    norms = [module for module in models.bring("vae").modules() if isinstance(module, torch.nn.GroupNorm)]
+    before = [vars(norm).get("forward") for norm in norms]  # that of another frozen_norms around this one
     for norm in norms:
         norm.forward = _freezing(norm)
     try:
         yield
     finally:
-        for norm in norms:
+        for norm, outer in zip(norms, before):
             del norm.forward  # the class's own shows again
+            if outer is not None:
+                norm.forward = outer
 
 
 def _freezing(norm: torch.nn.GroupNorm):

@@ -14,7 +14,7 @@ from t2v_kit.attention import auc, find_tokens, overlay_heat, token_mask, watch_
 from t2v_kit.attention.watching import _queries_at_once, summed_attention
 from t2v_kit.denoise import _NoFullMask, denoise
 from t2v_kit.latents import add_noise, initial_latents, sigma_schedule
-from t2v_kit.prompt import encode_prompt
+from t2v_kit.prompt import encode_prompt, token_table
 from t2v_kit.vae import encode
 
 from conftest import PROMPT  # isort: skip
@@ -210,6 +210,18 @@ def test_words_are_found_as_whole_words(tiny32):
             find_tokens(prompt, wrong)
     with pytest.raises(UserError, match="must be from 0 to"):
         find_tokens(prompt, {"padding": [len(prompt.tokens) - 1]})
+
+
+@pytest.mark.parametrize("word", ["café", "汽车", "🚗", "grünes", "naïve Ärzte"])
+@pytest.mark.parametrize("form", ["A {}, at the café.", "\n{} on the beach", "{}"])
+def test_words_of_any_alphabet_are_found(tiny32, word, form):
+    """Their letters are several tokens each, which only the whole text can tell: those tokens and no others."""
+    text = form.format(word)
+    prompt = encode_prompt(tiny32, text)
+    (found,) = find_tokens(prompt, word).values()
+    ids = [row["id"] for row in token_table(tiny32, text) if not row["cropped"]]
+    spelled = tiny32.pipe.tokenizer.decode([ids[number] for number in found])
+    assert "".join(spelled.split()) == "".join(word.split()) * text.count(word)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The staged loop is the pipeline's, bit for bit, and can be watched, stopped and taken up again."""
 
 import contextlib
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -112,6 +113,24 @@ def test_the_blocks_get_a_mask_only_for_padding(tiny32, settings, padded, monkey
     prompt = encode_prompt(tiny32, PROMPT, padded=padded)
     next(denoise(tiny32, prompt, initial_latents(tiny32, settings), settings))
     assert [masked for in_block, masked in seen if in_block] == [padded] * 3  # 1 dual and 2 single blocks
+
+
+@pytest.mark.parametrize("padded", [True, False])
+def test_a_run_in_another_thread_leaves_the_mask_alone(tiny32, settings, padded):
+    """In the middle of each step another thread runs the same model, padded where this one is not."""
+    prompts = {padded: encode_prompt(tiny32, PROMPT, padded) for padded in (True, False)}
+    run = lambda padded: our_run(tiny32, settings, prompts[padded])[0][-1].latents  # noqa: E731
+    alone, between = run(padded), []
+
+    def look_away(*_):
+        if threading.current_thread() is threading.main_thread():
+            thread = threading.Thread(target=lambda: between.append(run(not padded)))
+            thread.start()
+            thread.join()
+
+    with tiny32.pipe.transformer.transformer_blocks[0].register_forward_pre_hook(look_away):
+        assert torch.equal(run(padded), alone)
+    assert len(between) == 3 and all(torch.equal(latents, run(not padded)) for latents in between)
 
 
 def test_cutting_the_padding_is_the_same_mathematics(tiny32, settings):

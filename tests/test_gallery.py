@@ -64,6 +64,24 @@ def test_a_damaged_run_is_told_and_left_out(made):
         (made / "bad").rmdir()
 
 
+def test_foreign_folders_are_told_and_left_out(made, tmp_path):
+    """An extra table is no damage; settings.json of another program, or a broken video, is."""
+    record = json.loads((made / "first/settings.json").read_text())
+    contents = {"noted": record | {"notes": "mine"}, "other": {"settings": {"font": 12}, "made_with": {}}}
+    for name, content in contents.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "settings.json").write_text(json.dumps(content))
+        (tmp_path / name / "log.jsonl").write_text('5\n{"level": "info"}\n')
+    with pytest.warns(UserWarning, match=r"other/settings.json: is not .*settings lack prompt"):
+        (noted,) = runs(tmp_path)
+    assert noted.settings == record["settings"] and gallery([noted]).shape[1] == 256 + 16
+    (tmp_path / "noted/video.mp4").write_text("no film")
+    with pytest.warns(UserWarning, match="noted: left out of the gallery"):
+        assert gallery([noted, *runs(made, seed=7)]).shape[1] == 256 + 16
+    with pytest.raises(UserError, match="video is damaged"):
+        gallery([noted])
+
+
 def test_look(made, tiny_folder):
     """Steps, seconds and memory as the log has them; frames from the file, as they were but for H.264's losses."""
     first, _, third, _ = runs(made)
@@ -117,6 +135,9 @@ def test_gallery_is_a_picture_of_all(made):
     assert gallery(runs(made, seed=7)).shape[1] == 256 + 16
     with pytest.raises(UserError, match="holds no run"):
         gallery(made / "nowhere")
+    for columns in (0, 2.5, True):
+        with pytest.raises(UserError, match=f"columns={columns}: must be a whole number, at least 1; 4 works"):
+            gallery(made, columns)
 
 
 def test_rerun(made, tiny32, tmp_path):
@@ -149,7 +170,7 @@ def test_export_makes_it_again(tiny_folder, tmp_path, monkeypatch, ending):
         np.testing.assert_array_equal(shown[0], run.video)
     else:
         again = runpy.run_path(str(path))
-        assert run.record["made_with"]["weights_hash"] in text and Path("again/video.mp4").exists()
+        assert run.record["made_with"]["weights_hash"] in text and Path("recipes/again/video.mp4").exists()
     assert torch.equal(again["run"].latents, run.latents) and again["run"].settings == run.settings
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import PROMPT
+from diffusers import EulerDiscreteScheduler, UniPCMultistepScheduler
 
 from t2v_kit.latents import (
     add_noise,
@@ -35,6 +36,18 @@ def test_sigmas_are_shifted_once(tiny32, shift):
     sigmas = sigma_schedule(tiny32, Settings(PROMPT, num_inference_steps=4, flow_shift=shift))
     even = torch.tensor([1.0, 0.75, 0.5, 0.25, 0.0])
     torch.testing.assert_close(sigmas, shift * even / (1 + (shift - 1) * even))
+
+
+def test_schedulers_that_name_their_shift_otherwise(tiny32, monkeypatch):
+    """UniPC's flow_shift gives the same sigmas; one without a shift is told."""
+    settings = Settings(PROMPT, num_inference_steps=4, flow_shift=5.0)
+    wanted = sigma_schedule(tiny32, settings)
+    unipc = UniPCMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction")
+    monkeypatch.setattr(tiny32.pipe, "scheduler", unipc)
+    torch.testing.assert_close(sigma_schedule(tiny32, settings), wanted)
+    monkeypatch.setattr(tiny32.pipe, "scheduler", EulerDiscreteScheduler())
+    with pytest.warns(UserWarning, match="flow_shift=5 has no effect: EulerDiscreteScheduler takes no shift"):
+        make_scheduler(tiny32, settings)
 
 
 def test_each_run_has_a_scheduler_of_its_own(tiny32):

@@ -70,6 +70,12 @@ def test_along_its_motion_a_sliding_texture_does_not_flicker(step):
     assert flicker(video, inside, flow / 2) > 20
 
 
+@pytest.mark.parametrize("shape", [(5, 12, 16, 2), (2, 24, 32, 2), (3, 24, 32, 3)])
+def test_a_flow_of_another_shape_is_refused(shape):
+    with pytest.raises(UserError, match=r"flow=.* must be \(3, 24, 32, 2\)"):
+        flicker(sliding(1), np.ones((3, 24, 32), bool), np.zeros(shape))
+
+
 def test_followed_takes_half_way_between_pixels():
     """A flow of half a pixel gives the mean of the two."""
     video = np.zeros((2, 1, 4, 3), np.uint8)

@@ -10,7 +10,7 @@ import torch
 from conftest import PROMPT
 from diffusers import FirstBlockCacheConfig, HunyuanVideoTransformer3DModel
 
-from t2v_kit import decode, denoise, encode_prompt, initial_latents, load
+from t2v_kit import decode, denoise, encode_prompt, frozen_norms, initial_latents, load, tiles, watch_attention
 from t2v_kit import models as loading
 from t2v_kit.memory import OFFLOADS, PARTS, Part, Plan, Size, as_plan, cheaper, fitting, ladder, plan
 from t2v_kit.memory.estimate import GIB, coefficients, estimate
@@ -53,6 +53,14 @@ def test_a_plan_is_data_that_reads_and_survives_json():
         (lambda: Part("float8"), "dtype='float8'"),
         (lambda: Plan(tile=(100, 90)), r"tile=\(100, 90\).*\(256, 192\) would work"),
         (lambda: Plan(chunk=0), "chunk=0.*8192 would work"),
+        (lambda: Plan(chunk="8192"), "chunk='8192'.*8192 would work"),
+        (lambda: Plan(tile=256), r"tile=256: .*\(256, 192\) would work"),
+        (lambda: Plan(vae="float16"), r"vae='float16': must be a Part.*Part\('float16'\) would work"),
+        (lambda: Plan(vae={"foo": 1}), "vae: has no 'foo'; known are dtype, quantisation, offload"),
+        (lambda: Plan(one_stage="no"), "one_stage='no': must be True or False"),
+        (lambda: Plan(attention="nonsense"), "attention='nonsense': must be one of .*'native' would work"),
+        (lambda: as_plan({"foo": 1}), "memory plan: has no 'foo'; known are name, text_encoder"),
+        (lambda: plan(12, 32, model="pockets"), "model 'pockets': no such model.*'pocket'"),
         (lambda: plan("8", 32), "vram_gb='8'.*16 would work"),
         (lambda: plan(-1, 32), "vram_gb=-1"),
         (lambda: plan(2, 4), "no plan fits 2 GB of GPU memory and 4 GB of RAM"),
@@ -79,6 +87,14 @@ def test_a_plan_fits_the_card_it_was_made_for(vram, ram, size):
     made = plan(vram, ram, *size)
     assert estimate(made, Size(*size)).fits(machine)
     assert not list(broken(made, machine))
+
+
+def test_what_load_takes_can_be_planned_for(pocket):
+    """By name, as loaded models, or the folder: the same."""
+    size = Size(64, 64, 5)
+    first, *others = [estimate(Plan(), size, model).rows for model in ("pocket", pocket, pocket.folder)]
+    assert others == [first] * 2
+    assert plan(12, 32, 64, 64, 5, model="pocket").name == "resident"
 
 
 def test_less_memory_never_gives_a_plan_that_needs_more():
@@ -109,6 +125,16 @@ def test_a_cpu_gets_float32_and_nothing_else():
 def test_a_size_that_is_too_long_names_one_that_works():
     with pytest.raises(UserError, match=r"2160x3840x129.*num_frames=(\d+) would work|smaller height"):
         plan(8, 32, 2160, 3840, 129)
+
+
+@pytest.mark.parametrize(("model", "lossless"), [("hunyuan", True), ("pocket", False)])
+def test_the_length_that_is_named_works(model, lossless, monkeypatch):
+    """It is looked for with the same model and among the same plans."""
+    asked = []
+    monkeypatch.setattr("t2v_kit.memory.fitting", lambda *given: asked.append(given) or iter(()))
+    with pytest.raises(UserError, match="a smaller height and width may work"):
+        plan(3.3, 64, model=model, lossless=lossless)
+    assert [(size.num_frames, *rest) for _, size, *rest in asked] == [(n, model, lossless) for n in (129, 61, 17)]
 
 
 # --- rules
@@ -498,3 +524,24 @@ def test_a_quantised_pocket_denoises_otherwise(pocket, settings, how):
         for models in (pocket, quantised(pocket, how))
     )
     assert 1e-5 < float((rounded - exact).norm() / exact.norm()) < 0.5
+
+
+def test_what_is_changed_within_a_block_is_there_at_its_stage(let_through, tiny_folder, settings):
+    """Tiles, frozen norms and watched attention, begun while the network they are about is not there."""
+    models = load(tiny_folder, memory=dataclasses.replace(MOVED["one stage"], tile=(32, 16)), device="cpu")
+    latents, prompt = torch.randn(1, 4, 3, 4, 6), encode_prompt(models, PROMPT)
+    with tiles(models, pixels=16, overlap=8), frozen_norms(models):
+        decode(models, latents)
+        assert models.pipe.vae.tile_sample_min_height == 16
+        decode(models, 2 * latents)
+        assert any("forward" in vars(module) for module in models.pipe.vae.modules())
+    assert (models.pipe.vae.use_tiling, models.pipe.vae.tile_sample_min_height) == (True, 32)  # the plan's own
+    with watch_attention(models, prompt, "man") as watched:
+        list(denoise(models, prompt, initial_latents(models, settings), settings))
+    assert watched.maps["man"].shape[0] == 3
+
+
+def test_quantising_leaves_the_callers_random_numbers(tiny32):
+    before = torch.random.get_rng_state()
+    quantised(tiny32, "nf4")
+    assert torch.equal(torch.random.get_rng_state(), before)

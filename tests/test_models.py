@@ -207,3 +207,11 @@ def test_pocket_runs_hunyuanvideos_own_template(pocket):
     assert pocket.template["crop_start"] == 95 and pocket.source == "t2v_kit/pocket"
     assert pocket.defaults["num_inference_steps"] <= 20 and pocket.vocabulary
     assert (pocket.defaults["num_frames"], pocket.defaults["height"], pocket.defaults["width"]) == (33, 112, 192)
+
+
+def test_a_folder_named_from_here_is_found_from_elsewhere(folder, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    models = load(folder.name, device="cpu")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    assert len(models.weights_hash) == 16 and models.source == folder.name

@@ -98,10 +98,12 @@ class TestControls:
             ("guidance_scale", -2.0, "0.0 would work"),
             ("prompt", "  ", "A red car"),
             ("prompt", "a cat " * 300, "shorter by about"),
+            ("negative_prompt", "a cat " * 300, "shorter by about"),
         ],
     )
     def test_a_wrong_value_is_explained_under_its_control(self, panel, name, value, works):
         """In one line, before anything runs; the right value takes it away."""
+        panel.controls.set(negative_prompt="fog", true_cfg_scale=2.0)
         before = panel.controls.values()[name]
         assert not panel.generate_button.disabled
         panel.controls.set(**{name: value})
@@ -122,6 +124,12 @@ class TestControls:
         assert "trained on" in said(panel.controls.fields["num_frames"])
         assert "no effect" in said(panel.controls.fields["negative_prompt"])
         assert not panel.generate_button.disabled
+
+    def test_the_notebook_is_told_what_the_panel_has_shown(self, panel, tiny32):
+        """A line under a control is no warning: who checks the same size by code still hears of it."""
+        panel.controls.set(num_frames=13)
+        with pytest.warns(UserWarning, match="13x32x48"):
+            t2v.Settings(PROMPT, num_frames=13).check(tiny32)
 
     def test_unknown_words_are_named(self, pocket):
         controls = Controls(pocket, lambda: controls.check())
@@ -257,7 +265,11 @@ class TestRuns:
         assert "KeyError" in line and "Traceback" not in line and "Traceback" in folded
         assert "<script>" not in panel.status.value and not panel.generate_button.disabled
 
-    def test_a_failure_in_the_middle_can_be_resumed(self, panel, monkeypatch):
+    def test_a_failure_in_the_middle_can_be_resumed(self, tiny32, panel, tmp_path, monkeypatch):
+        """In a folder of the home directory, too."""
+        monkeypatch.setenv("HOME", str(tmp_path))
+        panel.out = Playground(tiny32, out="~/home").out
+        assert panel.out == tmp_path / "home"
         monkeypatch.setattr("t2v_kit.run.decode", lambda *_: (_ for _ in ()).throw(MemoryError("too little")))
         panel.generate()
         panel.wait(60)

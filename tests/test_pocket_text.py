@@ -2,6 +2,7 @@
 
 import random
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -152,6 +153,57 @@ def test_vocabulary_lists_every_word_of_captions_and_each_is_one_token(pipe):
     said = {w for seed in range(3000) for w in re.findall("[a-z]+", caption(random_scene(seed)).lower())}
     assert said <= set(words)
     assert [w for w in words if len(pipe.tokenizer.tokenize(" " + w)) > 1] == []
+
+
+def test_a_word_is_taught_once(tmp_path):
+    from transformers import LlamaModel, PreTrainedTokenizerFast
+
+    from training.words import teach
+
+    for part in ("tokenizer", "text_encoder"):
+        shutil.copytree(POCKET / part, tmp_path / part)
+    shutil.copy(POCKET / "vocabulary.txt", tmp_path)
+    before = LlamaModel.from_pretrained(POCKET / "text_encoder").embed_tokens.weight
+    assert teach(tmp_path, {"red": ("scarlet", "red")}) == ["scarlet"]
+    assert teach(tmp_path, {"red": ("scarlet",)}) == []
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tmp_path / "tokenizer")
+    after = LlamaModel.from_pretrained(tmp_path / "text_encoder").embed_tokens.weight
+    assert torch.equal(after[: len(before)], before) and len(after) == len(before) + 4
+    for red, scarlet in (("red", "scarlet"), (" red", " scarlet"), ("Red", "Scarlet"), (" Red", " Scarlet")):
+        [old], [new] = (tokenizer(text, add_special_tokens=False).input_ids for text in (red, scarlet))
+        assert old < len(before) <= new and torch.equal(after[old], after[new])
+        assert tokenizer.decode([new]) == scarlet
+    assert "scarlet" in (tmp_path / "vocabulary.txt").read_text().split()
+    with pytest.raises(KeyError, match="xylophone"):
+        teach(tmp_path, {"xylophone": ("gong",)})
+
+
+def test_words_that_captions_lack_are_read_as_those_they_stand_for(pipe, tmp_path):
+    """And what captions say is read as before, to the last bit."""
+    from transformers import LlamaModel, PreTrainedTokenizerFast
+
+    from training.words import FORMS, teach
+
+    for part in ("tokenizer", "text_encoder"):
+        shutil.copytree(POCKET / part, tmp_path / part)
+    shutil.copy(POCKET / "vocabulary.txt", tmp_path)
+    teach(tmp_path)
+    encoder = LlamaModel.from_pretrained(tmp_path / "text_encoder", dtype=torch.float32).eval()
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tmp_path / "tokenizer")
+    assert len(tokenizer) == len(encoder.embed_tokens.weight)
+
+    def rows(text):
+        """Of the embedding: all that the language model gets to see."""
+        return encoder.embed_tokens(tokenizer(text, return_tensors="pt").input_ids)[0]
+
+    for text in (LONG, *map(caption, map(random_scene, range(50)))):
+        before = pipe.text_encoder.embed_tokens(pipe.tokenizer(text, return_tensors="pt").input_ids)[0]
+        assert torch.equal(rows(text), before)
+    for known, others in FORMS.items():
+        for word in others:
+            for form in ("A red car {} left.", "it {}", "{}"):
+                assert torch.equal(rows(form.format(word)), rows(form.format(known))), word
+                assert torch.equal(rows(form.format(word).capitalize()), rows(form.format(known).capitalize())), word
 
 
 def test_answers_depend_on_the_captions_words_only():

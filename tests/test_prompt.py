@@ -7,6 +7,8 @@ import pytest
 import torch
 from conftest import PROMPT, llama3_tokenizer
 
+from t2v_kit.denoise import denoise
+from t2v_kit.latents import initial_latents
 from t2v_kit.prompt import LLM_TOKENS, PromptEncoding, encode_prompt, prompt_template, token_table
 from t2v_kit.settings import UserError
 
@@ -57,6 +59,12 @@ def test_exactly_at_the_limit_is_read_and_one_more_is_not(tiny32):
         assert encode_prompt(tiny32, text(LLM_TOKENS)).mask.shape == (1, LLM_TOKENS)
         with pytest.raises(UserError, match=r"has 261 tokens, 5 over the limit of 256.*shorter by about 5 words"):
             encode_prompt(tiny32, text(LLM_TOKENS + 5))
+
+
+def test_a_negative_prompt_that_is_too_long_is_told_by_its_name(tiny32, settings):
+    settings = replace(settings, negative_prompt="a" + " a" * 300, true_cfg_scale=3.0)
+    with pytest.raises(UserError, match=r"^negative_prompt='a a .*over the limit"):
+        next(denoise(tiny32, encode_prompt(tiny32, PROMPT), initial_latents(tiny32, settings), settings))
 
 
 @pytest.mark.parametrize("wrong", ["", " \t", None, 3, ["a"]])

@@ -16,9 +16,10 @@ from conftest import PROMPT
 from diffusers import FirstBlockCacheConfig
 from safetensors.torch import load_file
 
-from t2v_kit import Stopped, UserError, generate, resume
+from t2v_kit import Stopped, UserError, compare, generate, resume
 from t2v_kit import run as run_module
 from t2v_kit.run.folder import CHECKPOINT, FILES, read_log
+from t2v_kit.run.gallery import RunRecord
 
 SMALL = {"prompt": PROMPT, "num_frames": 5, "height": 64, "width": 96, "num_inference_steps": 6, "seed": 3}
 LONG = {**SMALL, "num_inference_steps": 40}
@@ -412,6 +413,50 @@ def test_anyway_goes_on_with_another_version(tiny32, here):
     assert [step.index for step in steps] == [4, 5] and names(folder) == WHOLE
     assert any(line.get("event") == "changed" and line["torch"][0] == "1.0" for line in read_log(folder))
     assert json.loads((folder / "settings.json").read_text()) == run.record
+
+
+def test_with_code_of_ones_own_anyway_goes_on(tiny32, here):
+    """What a hook does cannot be read, so that it always counts as another; with anyway the saved steps stay."""
+    with tiny32.pipe.transformer.register_forward_hook(lambda *_: None):
+        folder = stopped_at(4, tiny32)
+        with pytest.raises(UserError, match=r"own_code was .*lambda.*, is .*lambda"):
+            resume(folder, tiny32)
+        steps = []
+        with pytest.warns(UserWarning, match="goes on although own_code"):
+            resume(folder, tiny32, anyway=True, on_step=steps.append)
+    assert [step.index for step in steps] == [4, 5]
+
+
+@pytest.mark.parametrize("setting", [{"upscale": "pocket"}, {"seed": 4}, {"out": "other"}, {"reuse": False}])
+def test_a_resumed_run_keeps_its_settings(tiny32, here, setting):
+    ((name, value),) = setting.items()
+    with pytest.raises(UserError, match=f"{name}={value!r}: a resumed run keeps its settings") as raised:
+        resume("run", tiny32, **setting)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_folder_in_the_home_directory(tiny32, here, monkeypatch):
+    """~ is the home directory wherever a run's folder is named."""
+    monkeypatch.setenv("HOME", str(here))
+    stopped_at(4, tiny32)
+    assert resume("~/run", tiny32, progress=False).folder == here / "run"
+    assert RunRecord.read("~/run").finished and not compare("~/run", here / "run")
+
+
+def test_seconds_of_all_sittings(tiny32, here):
+    """The steps before the stop count as well, though their stage came to no end; peaks are the highest."""
+    stopped_at(4, tiny32)
+    before = RunRecord.read("run").seconds
+    resume("run", tiny32, progress=False)
+    lines = [line for line in read_log("run") if "seconds" in line]
+    first = sum(line["seconds"] for line in lines if line["stage"] == "denoise" and line.get("step", 9) <= 4)
+    (last,) = [line for line in lines if line["stage"] == "denoise" and "peak_gib" in line]
+    loads = [line["seconds"] for line in lines if line["stage"] == "load"]
+    after = RunRecord.read("run")
+    assert before["denoise"] == pytest.approx(first) and first > 0
+    assert after.seconds["denoise"] == pytest.approx(first + last["seconds"])
+    assert len(loads) == 2 and after.seconds["load"] == pytest.approx(sum(loads))
+    assert after.memory["load"] == max(line["peak_gib"] for line in lines if line["stage"] == "load")
 
 
 @pytest.mark.parametrize("content", [None, "", "{", "[]", '{"settings": {}}', '{"settings": [], "made_with": {}}'])

@@ -111,6 +111,21 @@ def test_without_upscaling_there_is_no_upscaled_file(tiny32, enlarger, here):
     assert json.loads((here / "run/settings.json").read_text())["settings"]["upscale"] == "none"
 
 
+@pytest.mark.parametrize("content", [None, "{", '{"editor.fontSize": 12}', '{"settings": {}, "made_with": {}}'])
+def test_files_of_other_origin_are_not_replaced(tiny32, here, content):
+    """One line that names the file and another folder, before anything is written."""
+    mine = {"video.mp4": "a film", "log.jsonl": "a log"} | ({} if content is None else {"settings.json": content})
+    (here / "mine").mkdir()
+    for name, text in mine.items():
+        (here / "mine" / name).write_text(text)
+    told = "video.mp4 in it .* settings.json is missing" if content is None else "settings.json in it .* is damaged"
+    with pytest.raises(UserError, match=f"out='mine': {told}; 'mine/run' would work") as raised:
+        generate(PROMPT, tiny32, "mine", "none")
+    assert "\n" not in str(raised.value)
+    assert {path.name: path.read_text() for path in (here / "mine").iterdir()} == mine
+    generate(PROMPT, tiny32, "mine/run", **STEPS)
+
+
 def test_without_a_folder_nothing_is_written(tiny32, here):
     """From Python, a run is kept in memory unless a folder is named."""
     run = generate(PROMPT, tiny32, upscale="none")
@@ -181,7 +196,7 @@ MISTAKES = {  # keywords, and what the message must name
     "height": ({"height": 100}, "height=100.*96 or 112"),
     "not a number": ({"guidance_scale": float("nan")}, "guidance_scale=nan"),
     "long prompt": ({"prompt": "a red car " * 200}, "over the limit of 256"),
-    "long negative": ({"negative_prompt": "a red car " * 200, "true_cfg_scale": 2.0}, "over the limit of 256"),
+    "long negative": ({"negative_prompt": "a red car " * 200, "true_cfg_scale": 2.0}, "^negative_prompt=.*of 256"),
     "near keyword": ({"num_inference_step": 3}, "did you mean num_inference_steps"),
     "near own keyword": ({"upscaler": "none"}, "did you mean upscale"),
     "upscaler": ({"upscale": "missing.pth"}, "unknown upscaler 'missing.pth'"),
@@ -309,7 +324,31 @@ def other_template(models):
     return lambda: setattr(models, "template", before)
 
 
-@pytest.mark.parametrize("change", [edit_weight, edit_text_encoder, other_scheduler, step_cache, other_template])
+def a_hook(models):
+    return models.pipe.transformer.transformer_blocks[0].norm1.register_forward_hook(lambda *_: None).remove
+
+
+def own_processor(models):
+    attn = models.pipe.transformer.single_transformer_blocks[0].attn
+    before = attn.processor
+    attn.set_processor(Scaled(before))
+    return lambda: attn.set_processor(before)
+
+
+class Scaled:
+    """An attention processor that is neither diffusers' nor ours."""
+
+    def __init__(self, processor, by=1.0):
+        self.processor, self.by = processor, by
+
+    def __call__(self, *args, **told):
+        return tuple(self.by * each for each in self.processor(*args, **told))
+
+
+CHANGES = [edit_weight, edit_text_encoder, other_scheduler, step_cache, other_template, a_hook, own_processor]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_a_changed_model_makes_them_anew(tiny32, here, change):
     """What was done to the loaded model counts, not only which files it came from."""
     counted(PROMPT, tiny32, "runs/first")
@@ -319,6 +358,42 @@ def test_a_changed_model_makes_them_anew(tiny32, here, change):
     finally:
         undo()
     assert counted(PROMPT, tiny32, "runs/third")[0].reused == Path("runs/first")
+
+
+def test_what_cannot_be_read_is_never_the_same(tiny32, here):
+    """The very same processor may do something else today: told by name, and nothing of it is reused."""
+    undo = own_processor(tiny32)
+    processor = tiny32.pipe.transformer.single_transformer_blocks[0].attn.processor
+    try:
+        first, _ = counted(PROMPT, tiny32, "runs/first")
+        processor.by = 0.5
+        second, steps = counted(PROMPT, tiny32, "runs/second")
+    finally:
+        undo()
+    assert steps == 3 and not torch.equal(first.latents, second.latents)
+    assert "Scaled" in first.record["made_with"]["own_code"]
+    assert generate(PROMPT, tiny32, **STEPS).record["made_with"]["own_code"] is None
+
+
+@pytest.mark.parametrize("chunk", [None, 5])
+def test_weights_edited_under_a_memory_plan_count(tiny_folder, here, chunk):
+    """As without a plan: the networks are there, only where they come and go with the stages they are not."""
+    models = run_module.load(tiny_folder, memory=Plan("CPU", *[Part("float32")] * 3, chunk=chunk), device="cpu")
+    counted(PROMPT, models, "runs/first")
+    assert counted(PROMPT, models, "runs/second")[1] == 0
+    undo = edit_weight(models)
+    assert counted(PROMPT, models, "runs/third")[1] == 3
+    undo()
+    assert counted(PROMPT, models, "runs/fourth")[1] == 0
+
+
+def test_a_plan_is_made_for_the_size_asked_for(tiny32, monkeypatch):
+    """The planner hears the settings, not the model's default size."""
+    heard = []
+    monkeypatch.setattr(run_module, "load", lambda name, memory, video: heard.append((memory, video)) or tiny32)
+    generate(PROMPT, "pocket", memory=12, height=48, num_frames=5, **STEPS)
+    ((memory, video),) = heard
+    assert (memory, video.height, video.width, video.num_frames) == (12, 48, None, 5)
 
 
 def test_damaged_latents_are_not_reused(tiny32, here):

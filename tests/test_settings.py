@@ -120,6 +120,25 @@ def test_guidance_ends_where_the_transformers_dtype_ends(tiny32, monkeypatch):
     assert torch.isinf(torch.tensor([65.6], dtype=torch.float16) * 1000)
 
 
+@pytest.mark.parametrize("name", ["prompt", "negative_prompt"])
+def test_a_prompt_over_the_limit_is_named(tiny32, name):
+    """The negative one where it acts."""
+    long = {"prompt": "A car.", "negative_prompt": "fog", name: "a red car " * 200}
+    with pytest.raises(UserError, match=f"^{name}='a red car .*over the limit of 256.* would work"):
+        Settings(**long, true_cfg_scale=2).check(tiny32)
+    if name == "negative_prompt":
+        Settings(**long).check(tiny32)
+
+
+def test_complete_is_silent_and_leaves_the_telling_to_check(tiny32):
+    wide = Settings("A car.", height=64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        full = wide.complete(tiny32)
+    with pytest.warns(UserWarning, match="9x64x48"):
+        assert wide.check(tiny32) == full
+
+
 def test_an_untrained_size_is_told_once(tiny32):
     with pytest.warns(UserWarning, match=r"9x48x48 .* was trained on .9x32x48, 5x32x48."):
         Settings("A car.", height=48).check(tiny32)

@@ -145,6 +145,11 @@ MISTAKES = {
     "unknown": ({"sede": [1]}, "did you mean seed"),
     "engine": ({"engine": "spark"}, "engine='spark': must be one of local, ray"),
     "out": ({"out": None}, "out=None: a sweep is kept in a folder"),
+    "a long one": ({"prompt": [PROMPT, "word " * 400]}, "^prompt='word.*over the limit of 256"),
+    "a long negative": (
+        {"negative_prompt": ["fog", "word " * 400], "true_cfg_scale": 2.0},
+        "^negative_prompt='word.*over the limit",
+    ),
 }
 
 
@@ -153,6 +158,23 @@ def test_a_mistake_is_told_before_the_first_run(tiny32, here, keywords, message)
     with pytest.raises(UserError, match=message) as raised:
         sweep(**{**SMALL, "model": tiny32, "out": "sweep", **keywords})
     assert "\n" not in str(raised.value) and not list(here.iterdir())
+
+
+def test_files_of_other_origin_are_told_before_the_first_run(tiny32, here):
+    Path("sweep/seed=2").mkdir(parents=True)
+    Path("sweep/seed=2/video.mp4").write_text("mine")
+    with pytest.raises(UserError, match=r"seed=2': video.mp4 in it would be replaced"):
+        sweep(**SMALL, seed=[1, 2], model=tiny32, out="sweep")
+    assert [path.name for path in Path("sweep").iterdir()] == ["seed=2"]
+
+
+def test_a_plan_is_made_for_the_largest_run(tiny32, here, module, monkeypatch):
+    """A side left open may be the largest: it is the model's default."""
+    heard = []
+    monkeypatch.setattr(module, "loaded", lambda model, memory, video: heard.append(video) or tiny32)
+    sweep(**{**SMALL, "height": [32, 64], "num_frames": [1, 5]}, num_inference_steps=1, memory=12, out="sweep")
+    assert [(video.height, video.num_frames) for video in heard] == [(64, 5)]
+    assert module.largest([{**SMALL, "height": 4096}, {"prompt": PROMPT}]).height is None
 
 
 def test_ray_wants_a_name(tiny32, here):

@@ -321,12 +321,19 @@ def test_a_file_on_itself_and_a_failure_in_the_middle(tmp_path, compact, monkeyp
     assert path.read_bytes() == whole and list(tmp_path.iterdir()) == [path]
 
 
+def test_a_foreign_comment_is_not_carried(tmp_path, compact):
+    """JSON, but none of ours."""
+    source = save_video(tmp_path / "a.mp4", drawn(1, 1), 16, 2023)
+    assert read_metadata(upscale_file(source, tmp_path / "b.mp4", compact, 2, **quiet)).keys() == {"enlarged"}
+
+
 def test_mistakes_with_files_are_one_line(tmp_path, compact):
     """No file, no video, a scale that makes odd sides, a wrong option: told before anything is written."""
     source = save_video(tmp_path / "a.mp4", drawn(1, 1)[:, :, :90], 16)
     (tmp_path / "b.mp4").write_text("no video")
     for name, scale, message in (("b.mp4", 4, "b.mp4' as a video"), ("no.mp4", 4, "no.mp4' as a video"),
-                                 ("a.mp4", 1.5, "makes 135x84.*try 2"), ("a.mp4", "2", "scale='2'")):  # fmt: skip
+                                 ("a.mp4", 1.5, "makes 135x84.*try 2"), ("a.mp4", "2", "scale='2'"),
+                                 ("a.mp4", np.nan, "scale=nan"), ("a.mp4", np.inf, "scale=inf")):  # fmt: skip
         with pytest.raises(UserError, match=message) as caught:
             upscale_file(tmp_path / name, tmp_path / "out.mp4", compact, scale, **quiet)
         assert "\n" not in str(caught.value)
@@ -732,3 +739,25 @@ def test_blur_is_convolution():
     padded = F.pad(x, (KERNEL // 2,) * 4, mode="reflect")
     wanted = [F.conv2d(p.unsqueeze(1), k.flip(0, 1)[None, None])[:, 0] for p, k in zip(padded, kernel)]
     assert torch.allclose(blur(x, kernel), torch.stack(wanted), atol=1e-5)
+
+
+# ---- what is left alone -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", [False, None, 5])
+def test_an_upscaler_that_is_no_name_is_refused(model):
+    with pytest.raises(UserError, match=f"upscaler {model}: must be a name .*'none'"):
+        upscale(noise_video(1, 8, 8), model, **quiet)
+
+
+@pytest.mark.parametrize("device", ["foo", "cuda:99"])
+def test_a_device_that_is_not_there_is_refused(compact, device):
+    with pytest.raises(UserError, match=f"device='{device}': cannot be used"):
+        upscale(noise_video(1, 8, 8), compact, device=device, **quiet)
+
+
+def test_the_callers_random_numbers_stay(compact):
+    """A network is made with random weights before it gets its own: what is drawn afterwards is the same."""
+    before = torch.random.get_rng_state()
+    load_upscaler(compact)
+    assert torch.equal(torch.random.get_rng_state(), before)

@@ -121,6 +121,17 @@ def test_frozen_norms_keep_the_first_clips_bits_and_leave_no_trace(tiny32, video
     assert not [module for module in tiny32.pipe.vae.modules() if "forward" in vars(module)]
 
 
+def test_frozen_norms_within_frozen_norms(tiny32, video):
+    """The inner ones see another clip first; afterwards those around them go on as before."""
+    other = 255 - video
+    with frozen_norms(tiny32):
+        before = encode(tiny32, video), encode(tiny32, other)
+        with frozen_norms(tiny32):
+            assert not torch.equal(encode(tiny32, other), before[1])
+        assert torch.equal(encode(tiny32, other), before[1])
+    assert not [module for module in tiny32.pipe.vae.modules() if "forward" in vars(module)]
+
+
 def test_frozen_norms_follow_the_vaes_dtype(tiny, video):
     with frozen_norms(tiny):
         assert decode(tiny, encode(tiny, video)).shape == video.shape

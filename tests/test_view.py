@@ -35,13 +35,18 @@ def film(frames: int = 9, height: int = 48, width: int = 64) -> np.ndarray:
     return video
 
 
+def ffmpeg(*arguments) -> None:
+    """Make another file with ffmpeg."""
+    subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", *arguments], check=True)
+
+
 def probe(path) -> str:
     """What ffmpeg says of a file."""
     return subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-i", str(path)], capture_output=True, text=True).stderr
 
 
 @pytest.fixture(autouse=True)
-def ffmpeg():
+def same_ffmpeg():
     """mediapy reads with the ffmpeg that came along, as view does."""
     mediapy.set_ffmpeg(imageio_ffmpeg.get_ffmpeg_exe())
 
@@ -98,6 +103,10 @@ def test_metadata_of_other_files(tmp_path):
     """A video without our comment, a file that is no video, and no file each say so."""
     with pytest.raises(UserError, match="how it was made"):
         read_metadata(save_video(tmp_path / "a.mp4", film(2), 16))
+    for comment in ("2023", "true"):  # JSON, but none of ours
+        ffmpeg("-y", "-i", tmp_path / "a.mp4", "-c", "copy", "-metadata", f"comment={comment}", tmp_path / "c.mp4")
+        with pytest.raises(UserError, match="how it was made"):
+            read_metadata(tmp_path / "c.mp4")
     (tmp_path / "b.mp4").write_text("not a video")
     for name in ("b.mp4", "missing.mp4"):
         with pytest.raises(UserError, match=f"cannot read .*{name}"):
@@ -120,10 +129,49 @@ def test_frames_one_by_one(tmp_path, fps):
 
 def test_a_reader_of_no_video_says_so(tmp_path):
     (tmp_path / "b.mp4").write_text("not a video")
-    for name in ("b.mp4", "missing.mp4"):
+    ffmpeg("-f", "lavfi", "-i", "sine=d=0.1", tmp_path / "sound.m4a")
+    for name in ("b.mp4", "missing.mp4", "sound.m4a"):
         with pytest.raises(UserError, match=f"cannot read .*{name}") as caught, video_reader(tmp_path / name):
             pass
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("degrees", [90, 180, 270])
+def test_a_film_of_a_turned_phone_is_turned_back(tmp_path, degrees):
+    """Stored lying, with a note how to turn it: shape and frames are those that a player shows."""
+    path = save_video(tmp_path / "lying.mp4", film(3), 16)
+    ffmpeg("-display_rotation", f"{degrees}", "-i", path, "-c", "copy", tmp_path / "turned.mp4")
+    with video_reader(path) as lying, video_reader(tmp_path / "turned.mp4") as turned:
+        frames = np.rot90(np.stack(list(lying)), degrees // 90, axes=(1, 2))
+        assert turned.shape == frames.shape[1:3] and turned.num_images == 3
+        assert np.abs(np.stack(list(turned)).astype(int) - frames).mean() < 2
+
+
+def test_tags_in_another_alphabet_do_not_matter(tmp_path):
+    """Old cameras write Latin-1."""
+    path = save_video(tmp_path / "a.mp4", film(3), 16)
+    ffmpeg("-i", path, "-c", "copy", "-metadata", b"title=caf\xe9", tmp_path / "b.mp4")
+    with video_reader(tmp_path / "b.mp4") as reader:
+        assert len(list(reader)) == 3
+
+
+@pytest.mark.parametrize("name", ["take:1/a.mp4", "-a.mp4", "50%d.mp4"])
+def test_any_name_is_a_file(tmp_path, monkeypatch, name):
+    """ffmpeg would take what is before a colon for a protocol, and a dash for an option."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    assert read_metadata(save_video(name, film(2), 16, {"seed": 7})) == {"seed": 7}
+    with video_reader(name) as reader:
+        assert len(list(reader)) == 2
+
+
+def test_a_film_that_is_not_finished_replaces_nothing(tmp_path):
+    path = save_video(tmp_path / "a.mp4", film(2), 16, {"seed": 7})
+    whole = path.read_bytes()
+    with pytest.raises(KeyboardInterrupt), video_writer(path, (48, 64), 16) as writer:
+        writer.add_image(film(1)[0])
+        raise KeyboardInterrupt
+    assert path.read_bytes() == whole and list(tmp_path.iterdir()) == [path]
 
 
 def test_stills_are_frames_of_the_video():
@@ -153,6 +201,8 @@ def test_contact_sheet_shows_the_frames_in_order():
 def test_contact_sheet_of_few_frames_has_no_empty_columns():
     """A single frame makes a sheet one frame wide."""
     assert contact_sheet(film(1), 16).width == 320 + 40
+    with pytest.raises(UserError, match="columns=0: must be at least 1"):
+        contact_sheet(film(1), 16, columns=0)
 
 
 def test_side_by_side_shows_small_pixels_as_they_are():

@@ -8,6 +8,7 @@ with the pipeline's defaults; the judge is `training.judge`. Scenes are held out
 """
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import time
@@ -20,6 +21,7 @@ import torch
 from diffusers import HunyuanVideoTransformer3DModel
 
 import t2v_kit
+from t2v_kit.models import NETWORKS
 from t2v_kit.toyland import Scene, caption, random_scene, render_batch, truth
 from training.batches import Judged, compare, contact_sheet, encode, judge, size, trajectory, velocity
 from training.common import options
@@ -196,6 +198,12 @@ def only(scores: dict[str, torch.Tensor], which: list[bool]) -> dict[str, float]
     return table({name: value[torch.tensor(which)] for name, value in scores.items()})
 
 
+def digest(folder: Path) -> str:
+    """16 hex digits of the SHA-256 over a part's weight files."""
+    files = sorted(folder.glob("*.safetensors"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+
+
 def rounded(value, digits: int = 4):
     """Tensors and floats in nested dicts and lists as rounded floats."""
     if isinstance(value, dict):
@@ -205,6 +213,8 @@ def rounded(value, digits: int = 4):
     return round(float(value), digits) if isinstance(value, (float, torch.Tensor)) else value
 
 
+#: the parts of the bundle that a measurement depends on; the others are free to change without it
+PARTS = {"vae": ("vae",)} | dict.fromkeys(("adherence", "by_hand", "guidance", "text"), NETWORKS)
 MEASUREMENTS = dict(vae=measure_vae, adherence=measure_adherence, by_hand=measure_by_hand, guidance=measure_guidance,
                     text=measure_text)
 
@@ -232,7 +242,7 @@ def main():
     bench = Bench(models, load_probes(args.probes, models.device), args.batch, args.count, args.seed, args.out,
                   time.monotonic() + args.seconds, teacher)
     on = torch.cuda.get_device_name(models.device) if models.device.type == "cuda" else "CPU"
-    made_with = {"weights": models.weights_hash, "dtype": "float32", "device": on, "torch": torch.__version__,
+    made_with = {"dtype": "float32", "device": on, "torch": torch.__version__,
                  "diffusers": diffusers.__version__, "date": date.today().isoformat(), "seed": args.seed,
                  "settings": models.defaults}
     file = models.folder / "evaluation.json"
@@ -243,7 +253,8 @@ def main():
         print(f"{name}: {time.monotonic() - start:.0f} s", flush=True)
         show(result)
         known = json.loads(file.read_text("utf-8")) if file.exists() else {}
-        known[name] = result | {"made_with": made_with}  # each measurement says what it measured: weights may change
+        weights = {part: digest(models.folder / part) for part in PARTS[name]}
+        known[name] = result | {"made_with": {"weights": weights} | made_with}
         part = file.with_suffix(".part")
         part.write_text(json.dumps(known, indent=1) + "\n", "utf-8")
         part.replace(file)

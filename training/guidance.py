@@ -1,9 +1,10 @@
 """Distil classifier-free guidance into the transformer's guidance input, as HunyuanVideo's own weights have it.
 
 The frozen teacher is asked twice, with the prompt and with none, always at guidance 1. The student starts as its
-copy and learns to say at once what both make together (Meng et al. 2023, https://arxiv.org/abs/2210.03142). Half of
-the batches are noised clips, half are states on the student's own short paths from noise, for there it will be asked.
-A tenth of the prompts is empty, at guidance 1, so that true guidance by two passes still works with the student.
+copy, or from `--student`, where an earlier distillation ended, and learns to say at once what both make together
+(Meng et al. 2023, https://arxiv.org/abs/2210.03142). Half of the batches are noised clips, half are states on the
+student's own short paths from noise, for there it will be asked. A tenth of the prompts is empty, at guidance 1, so
+that true guidance by two passes still works with the student.
 """
 from __future__ import annotations
 
@@ -98,13 +99,13 @@ def evaluate(student, teacher, empty, pool) -> dict[str, dict[str, float]]:
 
 
 def main():
-    args = common.options(__doc__, seconds=150.0, batch=128, rate=1e-4, bundle=str(pocket.POCKET), pool=16_384,
-                          pool_seconds=20.0, renew_every=8, kept=8, compile=True, graphs=True, decay=.3)
+    args = common.options(__doc__, seconds=150.0, batch=128, rate=1e-4, bundle=str(pocket.POCKET), student="",
+                          pool=16_384, pool_seconds=20.0, renew_every=8, kept=8, compile=True, graphs=True, decay=.3)
     start, cuda, load = time.monotonic(), args.device != "cpu", HunyuanVideoTransformer3DModel.from_pretrained
     autocast = torch.autocast(args.device.split(":")[0], torch.bfloat16, enabled=cuda, cache_enabled=False)
     hunyuan.dispatch_attention_fn = mask_by_a_channel
-    teacher, student = (load(args.resume or Path(args.bundle) / "transformer").to(args.device, torch.float32)
-                        for _ in range(2))
+    whole = args.resume or Path(args.bundle) / "transformer"
+    teacher, student = (load(path).to(args.device, torch.float32) for path in (whole, args.student or whole))
     teacher.requires_grad_(False)
     average = common.Average(student, .999)
     maker = Maker(Path(args.bundle), args.device, args.seed * 1000 + args.rank, chunk=64 if cuda else 4)

@@ -90,7 +90,7 @@ def watch_attention(
     prompt, such as the negative one, are not watched. Raises UserError for a word, block or choice that is not
     there, and when attention does not go through PyTorch's scaled_dot_product_attention.
     """
-    transformer = models.pipe.transformer
+    transformer = models.bring("transformer")
     names = [f"dual {i}" for i in range(len(transformer.transformer_blocks))]
     names += [f"single {i}" for i in range(len(transformer.single_transformer_blocks))]
     chosen = list(range(len(names))) if blocks is None else list(blocks)
@@ -123,8 +123,9 @@ def find_tokens(prompt: PromptEncoding, words: str | list[str] | dict[str, list[
             if not numbers or not all(isinstance(n, int) and 0 <= n < len(tokens) for n in numbers):
                 raise UserError(f"tokens {numbers!r} of {name!r}: must be from 0 to {len(tokens) - 1}; [0] would work.")
         return {name: list(numbers) for name, numbers in words.items()}
-    text = "".join(tokens)
-    ends = np.cumsum([len(token) for token in tokens])
+    spelled = _bytes(prompt.text.encode(), tokens)
+    text = b"".join(spelled).decode(errors="surrogateescape")
+    ends = np.cumsum([len(token) for token in spelled])
     found = {}
     for word in [words] if isinstance(words, str) else words:
         check_text("word", word)
@@ -134,8 +135,9 @@ def find_tokens(prompt: PromptEncoding, words: str | list[str] | dict[str, list[
             near = difflib.get_close_matches(word, there, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(there)}."
             raise UserError(f"word {word!r}: is not in the prompt; {hint}")
-        inside = [any(end - len(token) < stop and start < end for start, stop in spans) and token.strip() != ""
-                  for token, end in zip(tokens, ends)]  # fmt: skip
+        places = [[len(text[:each].encode(errors="surrogateescape")) for each in span] for span in spans]
+        inside = [any(end - len(token) < stop and start < end for start, stop in places) and token.strip() != b""
+                  for token, end in zip(spelled, ends)]  # fmt: skip
         found[word] = np.flatnonzero(inside).tolist()
     return found
 
@@ -187,6 +189,22 @@ def auc(heat: np.ndarray, mask: np.ndarray) -> float:
         raise UserError(f"mask covers {float(mask.mean()):.0%} of the places: some must be inside and some outside.")
     colder = np.cumsum(outside) - outside / 2
     return float((inside * colder).sum() / (inside.sum() * outside.sum()))
+
+
+def _bytes(text: bytes, tokens: list[str]) -> list[bytes]:
+    """What each token stands for, in UTF-8.
+
+    One that is a part of a character has a raw name, a letter a byte: what it stands for is read in the prompt's text.
+    """
+    place = max(text.find(tokens[0].encode()), 0)  # a line break at the beginning may be cut off with the instruction
+    spelled = []
+    for token in tokens:
+        own = token.encode()
+        if not token.isascii() and not text.startswith(own, place):
+            own = text[place : place + len(token)] or own
+        spelled.append(own)
+        place += len(own)
+    return spelled
 
 
 def _real_tokens(prompt: PromptEncoding) -> list[str]:

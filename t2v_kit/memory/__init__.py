@@ -12,6 +12,7 @@ import dataclasses
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from numbers import Integral
 
 from ..settings import UserError
 from .machine import Machine, machine_with
@@ -48,7 +49,7 @@ class Part:
 
     def __post_init__(self) -> None:
         for name, known in (("dtype", DTYPES), ("quantisation", QUANTISATIONS), ("offload", OFFLOADS)):
-            if getattr(self, name) not in known:
+            if getattr(self, name) not in list(known):
                 raise UserError(
                     f"{name}={getattr(self, name)!r}: must be one of {', '.join(known)}; {next(iter(known))!r} works."
                 )
@@ -79,16 +80,24 @@ class Plan:
     compile: bool = False
 
     def __post_init__(self) -> None:
-        for part in PARTS:
-            if isinstance(getattr(self, part), dict):
-                object.__setattr__(self, part, Part(**getattr(self, part)))
+        for name, part in self.parts().items():
+            if isinstance(part, dict):
+                object.__setattr__(self, name, _from_dict(Part, part, name))
+            elif not isinstance(part, Part):
+                raise UserError(f"{name}={part!r}: must be a Part or its dict; Part('float16') would work.")
+        for name in ("one_stage", "slicing", "compile"):
+            if not isinstance(getattr(self, name), bool):
+                raise UserError(f"{name}={getattr(self, name)!r}: must be True or False; False would work.")
         if self.tile is not None:
-            size, distance = self.tile
-            if not 0 < distance <= size or size % 16 or distance % 16:
-                raise UserError(f"tile={self.tile}: must be (size, distance), multiples of 16; (256, 192) would work.")
-            object.__setattr__(self, "tile", (size, distance))
-        if self.chunk is not None and self.chunk < 1:
-            raise UserError(f"chunk={self.chunk}: must be at least 1 token; 8192 would work.")
+            if not _is_tile(self.tile):
+                raise UserError(
+                    f"tile={self.tile!r}: must be (size, distance), multiples of 16; (256, 192) would work."
+                )
+            object.__setattr__(self, "tile", tuple(map(int, self.tile)))
+        if self.chunk is not None and not (_is_whole(self.chunk) and self.chunk >= 1):
+            raise UserError(f"chunk={self.chunk!r}: must be a whole number of tokens from 1; 8192 would work.")
+        if self.attention not in (known := _backends()):
+            raise UserError(f"attention={self.attention!r}: must be one of {', '.join(known)}; 'native' would work.")
 
     def parts(self) -> dict[str, Part]:
         return {name: getattr(self, name) for name in PARTS}
@@ -132,7 +141,7 @@ def plan(
     """The plan that runs fastest among those that fit, by `estimate`; without it, those of this machine.
 
     vram_gb, ram_gb: GiB of the card and of RAM; None is what this machine has.  height, width, num_frames: of the
-    video.  model: 'hunyuan', whose configuration is known without its files, or loaded Models.
+    video.  model: what `load` takes, 'hunyuan' being known without its files, or loaded Models.
     lossless: only plans that change nothing of the result but its rounding.  machine: instead of the first two.
     Raises UserError when nothing fits, naming a length that would.
     """
@@ -142,7 +151,8 @@ def plan(
         return Plan("CPU", *(Part("float32"),) * 3)
     for found in fitting(machine, size, model, lossless):
         return found
-    fewer = next((n for n in (61, 17) if n < num_frames and any(fitting(machine, Size(height, width, n)))), 0)
+    shorter = (Size(height, width, n) for n in (61, 17) if n < num_frames)
+    fewer = next((less.num_frames for less in shorter if any(fitting(machine, less, model, lossless))), 0)
     hint = f"num_frames={fewer} would work." if fewer else "a smaller height and width may work."
     raise UserError(
         f"{height}x{width}x{num_frames} (height x width x frames): no plan fits {machine.vram_gb:g} GB of GPU memory "
@@ -208,7 +218,7 @@ def as_plan(memory, model="hunyuan", machine: Machine | None = None, **size) -> 
     if isinstance(memory, Plan):
         return memory
     if isinstance(memory, dict):
-        return Plan(**memory)
+        return _from_dict(Plan, memory, "memory plan")
     machine = machine or Machine.here()
     if isinstance(memory, str) and memory.strip().lower() == "auto":
         return plan(machine=machine, model=model, **size)
@@ -221,3 +231,30 @@ def as_plan(memory, model="hunyuan", machine: Machine | None = None, **size) -> 
     if not machine.vram_gb:
         raise UserError(f"memory={memory!r}: this machine has no GPU whose memory could be planned; 'auto' would work.")
     return plan(machine=dataclasses.replace(machine, vram_gb=min(vram, machine.vram_gb)), model=model, **size)
+
+
+def _from_dict(kind: type, given: dict, what: str):
+    """A Plan or a Part of its fields by name, as JSON holds them."""
+    known = [each.name for each in dataclasses.fields(kind)]
+    for name in given:
+        if name not in known:
+            raise UserError(f"{what}: has no {name!r}; known are {', '.join(known)}.")
+    return kind(**given)
+
+
+def _is_whole(value) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _is_tile(tile) -> bool:
+    if not isinstance(tile, (tuple, list)) or len(tile) != 2 or not all(map(_is_whole, tile)):
+        return False
+    size, distance = tile
+    return 0 < distance <= size and size % 16 == distance % 16 == 0
+
+
+def _backends() -> list[str]:
+    """The names of diffusers' attention backends."""
+    from diffusers.models.attention_dispatch import AttentionBackendName  # 'native' is one of them
+
+    return [backend.value for backend in AttentionBackendName]

@@ -116,10 +116,10 @@ def estimate(
     """What a plan needs for a video, stage by stage.
 
     settings: Size or Settings with height, width and num_frames; None is HunyuanVideo's 720x1280x129.
-    model: 'hunyuan', a folder, or loaded Models.  gpu: a name of TFLOPS, whose data sheet scales the seconds
+    model: what `load` takes, or loaded Models.  gpu: a name of TFLOPS, whose data sheet scales the seconds
     measured on an H200; step_seconds: one measured step of this very plan and size instead.
     stages: only these.  Needs no GPU and no weights.
-    Raises UserError for a GPU that is not in the table.
+    Raises UserError for a GPU that is not in the table and a model that is not there.
     """
     if gpu not in TFLOPS:
         raise UserError(

@@ -55,6 +55,7 @@ def layer_errors(network: torch.nn.Module, how: str) -> dict[str, float]:
     return errors
 
 
+@torch.random.fork_rng(devices=[])  # new layers draw weights before they get those of the old ones
 def quantised(models: Models, how: str) -> Models:
     """The same model with a quantised transformer: every linear layer, as diffusers' loader takes them.
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKLHunyuanVideo, HunyuanVideoTransformer3DModel
@@ -97,13 +95,18 @@ class Configs:
 
     @classmethod
     def of(cls, model) -> Configs:
-        """Of 'hunyuan', whose files need not be there, of a folder in its layout, or of loaded Models."""
+        """Of what `load` takes, 'hunyuan', whose files need not be there, among it, or of loaded Models.
+
+        Raises UserError for an unknown name and a folder without them.
+        """
+        from ..models import _locate, _read_json  # here: models needs this package itself
+
         if model == "hunyuan":
             found = (LLAMA, CLIP, _defaults(HunyuanVideoTransformer3DModel), _defaults(AutoencoderKLHunyuanVideo))
         else:
-            folder = Path(getattr(model, "folder", model))
+            folder = getattr(model, "folder", None) or _locate(model, None)[0]
             names = [field.name for field in dataclasses.fields(cls)]
-            found = (json.loads((folder / name / "config.json").read_text("utf-8")) for name in names)
+            found = (_read_json(folder / name / "config.json") for name in names)
         return cls(*map(_items, found))
 
     def make(self, network: str) -> torch.nn.Module:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import random
 import re
-import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import ipywidgets as widgets
 
-from ..prompt import check_length, prompt_notes, token_table
+from ..prompt import prompt_notes
 from ..settings import Settings, UserError
 from .look import UNDER, aligned, button, heading, note, show_if, tip
 from .presets import presets, ranges, sentence
@@ -171,7 +170,7 @@ class Controls:
         self._name_preset(values)
         for _ in WHY:  # a wrong value is told and replaced, so that the next one is told too
             try:
-                settings = self._checked(values)
+                settings = Settings(**values).complete(self.models)  # its notes are shown under the controls
                 break
             except UserError as error:
                 errors += 1
@@ -181,20 +180,13 @@ class Controls:
         self._advise(settings)
         return settings
 
-    def _checked(self, values: dict) -> Settings:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what is told once on a terminal is shown under its control here
-            settings = Settings(**values).check(self.models)
-        check_length(settings.prompt, token_table(self.models, settings.prompt))
-        return settings
-
     def _blame(self, line: str, values: dict) -> dict:
         """Show an error under the control it names; gives what to put in place of the wrong value."""
         named = re.match(r"(\w+)=", line)
         name = named[1] if named and named[1] in self.fields else "num_frames"  # too many video tokens
         self.fields[name].say(line, "error")
-        if name == "prompt":
-            return {"prompt": "a"}
+        if name in ("prompt", "negative_prompt"):
+            return {name: "a"}
         if name == "num_frames":
             return {key: self.models.defaults[key] for key in ("num_frames", "height", "width")}
         return {name: self.models.defaults.get(name, getattr(Settings("a"), name))}

@@ -43,7 +43,7 @@ class Playground(widgets.VBox):
 
     def __init__(self, models: Models | str = "pocket", out: str | Path = "runs/playground") -> None:
         models = models if isinstance(models, Models) else load(models)
-        self.out, self.running = Path(out), False
+        self.out, self.running = Path(out).expanduser(), False
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
         self.preview: Preview | None = None
@@ -74,7 +74,7 @@ class Playground(widgets.VBox):
 
     def resume(self, folder: str | Path | None = None) -> None:
         """Go on with the run that was stopped or failed, or with the one in `folder`."""
-        folder = self.unfinished if folder is None else Path(folder)
+        folder = self.unfinished if folder is None else Path(folder).expanduser()
         if folder is not None and not self.running:
             self._begin(lambda **told: resume(folder, **told), folder, read_record(folder)["settings"])
 

@@ -27,6 +27,7 @@ from .progress import Progress
 from .reuse import Found, find_latents, find_prompt
 
 OWN = ("model", "out", "upscale", "memory")  # keywords of `generate` that are no fields of Settings
+WATCHERS = ("checkpoint_every", "on_step", "on_stage", "stop", "progress")  # those that change nothing about the result
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,20 +73,20 @@ def generate(
     on_stage: Callable[[str, int, int], object] | None = None,
     stop: Callable[[], bool] | None = None,
     progress: bool = True,
-    reuse: bool = True,
+    reuse: bool | Found = True,
     **settings,
 ) -> Run:
     """Make a video from a prompt and enlarge it: encode, draw noise, denoise, decode, upscale.
 
     model: what `load` takes, or what it gave.  out: a folder for the files, made when it is missing; an
-    earlier run in it is replaced; None keeps everything in memory.  upscale: "pocket", the name or the
-    path of a Real-ESRGAN file as `upscale` takes it, or "none".  memory: the plan that `load` takes, for a
-    model given by name.  settings: any field of `Settings`.
+    earlier run in it is replaced, files of other origin never; None keeps everything in memory.
+    upscale: "pocket", the name or the path of a Real-ESRGAN file as `upscale` takes it, or "none".
+    memory: the plan that `load` takes, for a model given by name.  settings: any field of `Settings`.
 
     checkpoint_every: after so many steps the latents are saved, for `resume`; they are as well whenever
     denoising ends early.  reuse: latents of the same content (settings, weights, device, versions), in
     `out` or finished in a folder beside it, are taken and not made again; the bar and `Run.reused` say so.
-    An encoded prompt as well.
+    An encoded prompt as well.  (`resume` gives what it found.)
 
     on_step(step): called after each denoising step.  on_stage(name, done, total): at the start of a stage
     and after each of its units; the stages are load, encode, denoise (in steps), decode, upscale (in frames).
@@ -98,14 +99,15 @@ def generate(
     """
     wanted = settings_from(also=OWN, prompt=prompt, seed=seed, **settings)
     folder, upscale = RunFolder(out), _checked_upscaler(upscale)
+    folder.check_own()
     _check_every(checkpoint_every)
     told = Progress(folder, on_step, on_stage, stop, progress)
     with told.stage("load", disable=True) as tick:
-        models = loaded(model, memory)
+        models = loaded(model, memory, wanted)
         tick()
     told.device, wanted = models.device, wanted.check(models)
     record = record_of(models, wanted, upscale)
-    found = find_latents(folder.path, record) if reuse else None
+    found = reuse if isinstance(reuse, Found) else find_latents(folder.path, record) if reuse else None
     finished = found is not None and found.step == wanted.num_inference_steps
 
     with told.stage("encode", delay=1e-5, mininterval=0) as tick:  # no bar for a prompt that is too long
@@ -113,7 +115,9 @@ def generate(
         encoding = encoding or encode_prompt(models, wanted.prompt, wanted.padded_prompt)
         negative = None
         if wanted.true_cfg_scale > 1 and not finished:
-            negative = encode_prompt(models, wanted.negative_prompt, wanted.padded_prompt, allow_empty=True)
+            negative = encode_prompt(
+                models, wanted.negative_prompt, wanted.padded_prompt, allow_empty=True, name="negative_prompt"
+            )
         tick()
     folder.start(record, found and found.step, found and found.source)
     folder.save("prompt.safetensors", encoding.save)
@@ -151,23 +155,30 @@ def resume(folder: str | os.PathLike, model: str | Models | None = None, anyway:
     loads it by its recorded name.  watchers: checkpoint_every, on_step, on_stage, stop and progress of
     `generate`.  anyway: go on although weights, device, dtype or versions are others than at the start.
 
-    Raises UserError, and leaves the folder as it is, when it holds no run, when a file in it is damaged, and
-    when something that decides the bits is different and `anyway` is not set.
+    Raises UserError, and leaves the folder as it is, when it holds no run, when a file in it is damaged, when
+    something that decides the bits is different and `anyway` is not set, and for a setting among the watchers.
     """
+    for name in watchers:
+        if name not in WATCHERS:
+            raise UserError(
+                f"{name}={watchers[name]!r}: a resumed run keeps its settings, and resume takes {', '.join(WATCHERS)}; "
+                "generate with another folder as out takes other settings."
+            )
+    folder = Path(folder).expanduser()
     record = read_record(folder)
     settings = {name: value for name, value in record["settings"].items() if name not in ("model", "memory", "upscale")}
     upscale, memory = (record["settings"].get(name) for name in ("upscale", "memory"))
     try:
         wanted = settings_from(**settings)
     except UserError as mistake:
-        raise UserError(f"{Path(folder) / 'settings.json'}: of another version? {mistake}") from mistake
-    saved = _saved(Path(folder))
+        raise UserError(f"{folder / 'settings.json'}: of another version? {mistake}") from mistake
+    saved = _saved(folder)
     if not isinstance(model, Models):
         model = load(model or record["settings"].get("model"), memory, record["made_with"].get("revision"))
     now = record_of(model, wanted.check(model), upscale)
     changed = differences(record, now)
     if saved and changed:
-        _go_on_differently(Path(folder), saved, changed, latents_key(now), anyway)
+        watchers["reuse"] = _go_on_differently(folder, saved, changed, latents_key(now), anyway)
     return generate(**settings, model=model, out=folder, upscale=upscale, **watchers)
 
 
@@ -180,8 +191,8 @@ def _saved(folder: Path) -> Path | None:
     return None
 
 
-def _go_on_differently(folder: Path, saved: Path, changed: dict, key: str, anyway: bool) -> None:
-    """Give saved latents the key under which `generate` will look for them."""
+def _go_on_differently(folder: Path, saved: Path, changed: dict, key: str, anyway: bool) -> Found:
+    """The saved latents, for `generate` to go on from; they get the key of what they now belong to."""
     told = "; ".join(f"{name} was {earlier}, is {now}" for name, (earlier, now) in changed.items())
     if not anyway:
         raise UserError(
@@ -191,8 +202,10 @@ def _go_on_differently(folder: Path, saved: Path, changed: dict, key: str, anywa
     tell_once(f"{folder}: goes on although {told}; the bits may differ from those of a run in one go.")
     place = RunFolder(folder)
     place.key = key
-    place.save_latents(saved.name, *read_latents(saved))
+    latents, step = read_latents(saved)
+    place.save_latents(saved.name, latents, step)
     place.log(event="changed", **{name: list(pair) for name, pair in changed.items()})
+    return Found(latents, step, folder)
 
 
 def _beginning(found: Found | None, models: Models) -> dict:
@@ -217,10 +230,10 @@ def _enlarged(video: np.ndarray, frames, tick: Callable[[], None]) -> np.ndarray
     return enlarged
 
 
-def loaded(model: str | Models, memory: Plan | dict | str | float | None) -> Models:
-    """The model itself, loaded where it is only named."""
+def loaded(model: str | Models, memory: Plan | dict | str | float | None, video: Settings) -> Models:
+    """The model itself, loaded where it is only named, with a memory plan for the size of `video`."""
     if not isinstance(model, Models):
-        return load(model, memory) if memory is not None else load(model)
+        return load(model, memory, video=video) if memory is not None else load(model)
     if memory is not None and as_plan(memory) != model.memory:
         raise UserError(
             f"memory={memory!r}: this model is loaded already; load({model.name!r}, memory=...) would work."

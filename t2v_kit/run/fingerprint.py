@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import platform
+import secrets
 from datetime import datetime
 from importlib.metadata import version
 from typing import TYPE_CHECKING
@@ -20,26 +21,31 @@ if TYPE_CHECKING:
 AFTER_LATENTS = ("model", "upscale", "fps")  # settings that don't touch latents; the weights do, by whatever name
 #: What was used, besides the settings, to make the latents. Another device or version rounds differently.
 DECIDES_LATENTS = (
-    *("weights_hash", "networks", "template", "scheduler", "step_cache", "attention", "memory"),
+    *("weights_hash", "networks", "template", "scheduler", "step_cache", "attention", "own_code", "memory"),
     *("device", "gpu", "dtype"),
     *("t2v_kit", "torch", "diffusers", "transformers"),
 )
+# Whose hooks and attention processors are known: what they do follows from the settings, the plan and the versions.
+KNOWN = ("t2v_kit", "diffusers", "transformers", "accelerate", "peft", "bitsandbytes")
 
 
 def made_with(models: Models) -> dict:
     """The model as it is now, the device and the versions: what settings.json says beside the settings."""
     pipe, transformer = models.pipe, models.pipe.transformer
-    planned = models.memory is not None  # then networks come and go, and the plan says what they are
+    networks = (pipe.text_encoder, pipe.text_encoder_2, transformer)
+    planned = models.memory is not None
+    come_and_go = planned and models.memory.one_stage  # read anew at each stage: as the files and the plan say
     return {
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),
         "model": models.source,
         "revision": models.revision,
         "weights_hash": models.weights_hash,
-        "networks": None if planned else networks_hash(pipe.text_encoder, pipe.text_encoder_2, transformer),
+        "networks": None if come_and_go else networks_hash(*networks, device=models.device),
         "template": _digest(models.template),
         "scheduler": _scheduler(pipe.scheduler),
         "step_cache": step_cache(transformer),
-        "attention": None if planned else sorted({_processor(each) for each in transformer.attn_processors.values()}),
+        "attention": None if come_and_go else sorted(set(map(_processor, transformer.attn_processors.values()))),
+        "own_code": own_code(*networks),
         "memory": models.memory.as_dict() if planned else None,
         "device": str(models.device),
         "gpu": torch.cuda.get_device_name(models.device) if models.device.type == "cuda" else None,
@@ -74,22 +80,36 @@ def _decisive(record: dict) -> dict:
     return settings | {name: record["made_with"].get(name) for name in DECIDES_LATENTS}
 
 
-def networks_hash(*networks: torch.nn.Module) -> str:
+def networks_hash(*networks: torch.nn.Module, device: torch.device | str = "cpu") -> str:
     """16 hex digits over the weights as they are now: a LoRA or an edited layer counts, unlike in the files' hash.
 
-    Over classes, configs, and the names, shapes and summed bits of all tensors: 0.03 s for pocket. Weights that
-    wait outside of memory (on torch's meta device) count by name and shape.
+    Over classes, configs, and the names, shapes and summed bits of all tensors: 0.03 s for pocket. A GPU as `device`
+    adds up a hundred times as fast as a CPU, those that wait in RAM as well. Weights that wait outside of memory (on
+    torch's meta device) count by name and shape.
     """
     told = []
     for network in networks:
         config = network.config if isinstance(network.config, dict) else network.config.to_dict()
         told.append([type(network).__name__, {k: v for k, v in config.items() if not k.startswith("_")}])
         told += [
-            [name, list(tensor.shape), str(tensor.dtype), _sums_of_bits(tensor)]
+            [name, list(tensor.shape), str(tensor.dtype), _sums_of_bits(tensor, device)]
             for name, tensor in network.state_dict().items()
             if isinstance(tensor, torch.Tensor)
         ]
     return _digest(told)
+
+
+def own_code(*networks: torch.nn.Module) -> str | None:
+    """The hooks and attention processors of neither the libraries nor this package; None when there are none.
+
+    Nobody can read what they do, so a number that is never the same again follows: nothing passes for their work.
+    """
+    found = []
+    for module in (module for network in networks for module in network.modules()):
+        found += [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+        found += _wrapped(getattr(module, "processor", None))
+    strangers = sorted({_origin(each) for each in found if _origin(each).split(".")[0] not in KNOWN})
+    return f"{', '.join(strangers)} {secrets.token_hex(4)}" if strangers else None
 
 
 def step_cache(transformer: torch.nn.Module) -> str | None:
@@ -102,7 +122,7 @@ def step_cache(transformer: torch.nn.Module) -> str | None:
     return f"{type(config).__name__}({told})"
 
 
-def _sums_of_bits(tensor: torch.Tensor) -> list[int]:
+def _sums_of_bits(tensor: torch.Tensor, device: torch.device | str) -> list[int]:
     """The tensor's bits, read as whole numbers and summed along rows and along columns, each weighted by its place.
 
     Whole numbers give the same sum in any order, so threads and devices agree.
@@ -110,21 +130,37 @@ def _sums_of_bits(tensor: torch.Tensor) -> list[int]:
     if tensor.is_meta:
         return []
     whole = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
-    table = tensor.detach().contiguous().view(whole).reshape(len(tensor) if tensor.ndim else 1, -1)
+    tensor = tensor.detach().as_subclass(torch.Tensor)  # bitsandbytes' own kind would quantise on the way
+    table = tensor.to(device).contiguous().view(whole).reshape(len(tensor) if tensor.ndim else 1, -1)
     sums = [table.sum(dim=side, dtype=torch.int64) for side in (0, 1)]
-    places = [torch.arange(1, len(each) + 1, device=tensor.device) * 0x9E3779B1 % 2**31 for each in sums]
+    places = [torch.arange(1, len(each) + 1, device=device) * 0x9E3779B1 % 2**31 for each in sums]
     return [int((each * weights).sum()) for each, weights in zip(sums, places)]
 
 
 def _scheduler(scheduler) -> str:
     """Class and config; the shift comes from the settings."""
-    config = {name: value for name, value in scheduler.config.items() if not name.startswith("_") and name != "shift"}
+    skipped = ("shift", "flow_shift")
+    config = {name: value for name, value in scheduler.config.items() if name[0] != "_" and name not in skipped}
     return f"{type(scheduler).__name__} {_digest(config)}"
 
 
 def _processor(processor) -> str:
-    backend = getattr(processor, "_attention_backend", None)
-    return type(processor).__name__ + (f" {backend}" if backend else "")
+    """Class and plain attributes."""
+    plain = sorted(pair for pair in vars(processor).items() if isinstance(pair[1], (str, int, float)))
+    told = ", ".join(f"{name}={value}" for name, value in plain)
+    return f"{_origin(processor)}({told})"
+
+
+def _wrapped(processor) -> list:
+    """A processor and those that it calls in turn; none for None."""
+    inner = getattr(processor, "processor", None) or getattr(processor, "plain", None)
+    return [] if processor is None else [processor, *_wrapped(inner)]
+
+
+def _origin(thing) -> str:
+    """Where a function, or the class of an object, comes from: its module and its name there."""
+    named = thing if hasattr(thing, "__qualname__") else type(thing)
+    return f"{named.__module__}.{named.__qualname__}"
 
 
 def _digest(content: object) -> str:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 FILES = ("settings.json", "prompt.safetensors", "latents.safetensors", "video.mp4", "upscaled.mp4", "contact_sheet.png")
 CHECKPOINT = "checkpoint.safetensors"  # there while denoising, and after it was stopped
 LOG = "log.jsonl"
+#: Settings that every run has written down, in all versions.
+ALWAYS_SET = ("prompt", "height", "width", "num_frames", "num_inference_steps", "fps", "upscale")
 
 
 class RunFolder:
@@ -39,6 +41,22 @@ class RunFolder:
     @property
     def started(self) -> bool:
         return bool(self.key)
+
+    def check_own(self) -> None:
+        """Raise UserError where files lie that `start` would take away and that are not of a run of ours.
+
+        Ours has settings.json before any other file, so wherever it was killed, that one is there and whole.
+        """
+        there = [name for name in (*FILES, CHECKPOINT, LOG) if self.path and (self.path / name).exists()]
+        if not there:
+            return
+        try:
+            read_record(self.path)
+        except UserError as mistake:
+            raise UserError(
+                f"out={str(self.path)!r}: {there[0]} in it would be replaced, and is not of a run, as settings.json is "
+                f"{'damaged' if 'settings.json' in there else 'missing'}; {str(self.path / 'run')!r} would work."
+            ) from mistake
 
     def start(self, record: dict, step: int | None = None, source: Path | None = None) -> None:
         """Write down what is being made, and take away what an earlier, different run left.
@@ -149,12 +167,14 @@ class RunFolder:
 
 def read_record(folder: str | os.PathLike) -> dict:
     """The folder's settings.json: {"settings": {...}, "made_with": {...}}. Raises UserError when it is none."""
-    path = Path(folder) / "settings.json"
+    path = Path(folder).expanduser() / "settings.json"
     try:
         record = json.loads(path.read_text("utf-8"))
-        if isinstance(record["settings"], dict) and isinstance(record["made_with"], dict):
-            return record
-        reason = "settings and made_with are not tables"
+        tables = {name: dict(record[name]) for name in ("settings", "made_with")}
+        missing = [name for name in ALWAYS_SET if name not in tables["settings"]]
+        if not missing:
+            return tables
+        reason = f"settings lack {', '.join(missing)}"
     except FileNotFoundError:
         raise UserError(f"{str(folder)!r}: is no run, it has no settings.json; runs() lists those there are.") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -188,11 +208,11 @@ def _opened(path: Path) -> Iterator:
 
 def read_log(folder: str | os.PathLike) -> list[dict]:
     """The lines of log.jsonl; one that a kill cut short is left out."""
-    path, lines = Path(folder) / LOG, []
+    path, lines = Path(folder).expanduser() / LOG, []
     for text in path.read_text("utf-8", errors="replace").splitlines() if path.exists() else ():
         with contextlib.suppress(ValueError):
             lines.append(json.loads(text))
-    return lines
+    return [line for line in lines if isinstance(line, dict)]
 
 
 def _checked(out: str | os.PathLike) -> Path:

@@ -26,7 +26,8 @@ class RunRecord:
     """A run as its folder tells it; frames and latents are read when they are asked for.
 
     settings: `generate`'s keywords, model and upscale among them.  made_with: model, hash, device, versions, date.
-    steps: how many denoising steps are saved.  seconds, memory: by stage, the latter the peak in GiB.
+    steps: how many denoising steps are saved.  seconds, memory: by stage, as the log has them: what all sittings of
+    a resumed run took together, and the highest peak in GiB.
     """
 
     folder: Path
@@ -39,16 +40,11 @@ class RunRecord:
     @classmethod
     def read(cls, folder: str | os.PathLike) -> RunRecord:
         """The run in a folder. Raises UserError when it is none, or when its latents are damaged."""
-        folder, record = Path(folder), read_record(folder)
+        folder = Path(folder).expanduser()
+        record = read_record(folder)
         saved = [folder / name for name in ("latents.safetensors", CHECKPOINT) if (folder / name).exists()]
-        stages = [line for line in read_log(folder) if "peak_gib" in line]
-        return cls(
-            folder,
-            **record,
-            steps=read_latents(saved[0])[1] if saved else 0,
-            seconds={line["stage"]: line["seconds"] for line in stages},
-            memory={line["stage"]: line["peak_gib"] for line in stages},
-        )
+        steps = read_latents(saved[0])[1] if saved else 0
+        return cls(folder, **record, steps=steps, **_by_stage(read_log(folder)))
 
     @property
     def finished(self) -> bool:
@@ -113,6 +109,22 @@ def _when(record: RunRecord) -> tuple:
     return str(record.made_with.get("date")), (record.folder / "settings.json").stat().st_mtime_ns
 
 
+def _by_stage(lines: list[dict]) -> dict[str, dict[str, float]]:
+    """A log's seconds and peaks by stage. Steps count by themselves where denoising was cut short."""
+    seconds, memory, steps = {}, {}, 0.0
+    for line in [*lines, {"event": "started"}]:
+        stage, took = line.get("stage"), line.get("seconds", 0)
+        if "peak_gib" in line:  # the whole stage
+            seconds[stage] = seconds.get(stage, 0) + took
+            memory[stage] = max(memory.get(stage, 0), line["peak_gib"])
+            steps = 0.0 if stage == "denoise" else steps
+        elif stage == "denoise":
+            steps += took
+        elif line.get("event") == "started" and steps:
+            seconds["denoise"], steps = seconds.get("denoise", 0) + steps, 0.0
+    return {"seconds": seconds, "memory": memory}
+
+
 class Comparison(dict):
     """{name: [a value for each run]} of all that differs; prints as a table."""
 
@@ -151,14 +163,24 @@ def compare(*records: RunRecord | Run | str | os.PathLike) -> Comparison:
 def gallery(found: str | os.PathLike | list[RunRecord] = "runs", columns: int = 4) -> np.ndarray:
     """A picture (H, W, 3) uint8 of runs: the middle frame of each, its folder, its prompt, and what sets it apart.
 
-    found: what `runs` gave, or a folder for it. Raises UserError when there is no run.
+    found: what `runs` gave, or a folder for it. A run whose video is damaged is told once and left out.
+    Raises UserError when there is no run, and for columns that are no number from 1.
     """
+    if not isinstance(columns, int) or isinstance(columns, bool) or columns < 1:
+        raise UserError(f"columns={columns!r}: must be a whole number, at least 1; 4 works.")
     records = runs(found) if isinstance(found, (str, os.PathLike)) else list(found)
     if not records:
         raise UserError(f"{str(found)!r}: holds no run; generate(..., out='runs/mine') makes one.")
     apart = compare(*records) if len(records) > 1 else {}
     own = [{name: values[place] for name, values in apart.items()} for place in range(len(records))]
-    cards = [_card(record, known) for record, known in zip(records, own)]
+    cards = []
+    for record, known in zip(records, own):
+        try:
+            cards.append(_card(record, known))
+        except ValueError as error:  # UserError among them: no video, or one without frames
+            tell_once(f"{record.folder}: left out of the gallery; {error}")
+    if not cards:
+        raise UserError(f"{str(records[0].folder)!r}: its video is damaged; resume makes it anew once it is deleted.")
     columns = min(columns, len(cards))
     rows = [cards[start : start + columns] for start in range(0, len(cards), columns)]
     heights = [max(card.height for card in row) for row in rows]

@@ -9,14 +9,18 @@ from pathlib import Path
 from ..settings import Settings, UserError
 
 
-def reproducing(settings: dict) -> str:
-    """Python that makes the same video again; settings: `generate`'s keywords. Those left at None are left out."""
+def reproducing(settings: dict, out: str = "") -> str:
+    """Python that makes the same video again; settings: `generate`'s keywords. Those left at None are left out.
+
+    out: the folder for its files, in Python; none are written without.
+    """
     optional = {
         field.name: field.default for field in dataclasses.fields(Settings) if field.name not in ("prompt", "seed")
     }
     told = {name: value for name, value in settings.items() if value is not None and value != optional.get(name)}
     first = {name: told.pop(name) for name in ("prompt", "model", "seed") if name in told}
     lines = "".join(f"    {name}={value!r},\n" for name, value in (first | told).items())
+    lines += f"    out={out},\n" if out else ""
     return f"import t2v_kit as t2v\n\nrun = t2v.generate(\n{lines})\nt2v.show_video(run.video, run.settings.fps)\n"
 
 
@@ -26,22 +30,22 @@ def write_recipe(path: str | Path, record: dict) -> Path:
     record: as in settings.json. The script writes into a folder beside it, named like it.
     Raises UserError for another ending, and when the file cannot be written.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if path.suffix not in (".py", ".ipynb"):
         raise UserError(f"path={str(path)!r}: must end in .py or .ipynb; {str(path.with_suffix('.py'))!r} would work.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(_script(record, path) if path.suffix == ".py" else _notebook(record), encoding="utf-8")
+        path.write_text(_script(record) if path.suffix == ".py" else _notebook(record), encoding="utf-8")
     except OSError as error:
         raise UserError(f"path={str(path)!r}: cannot be written ({error.strerror}).") from error
     return path
 
 
-def _script(record: dict, path: Path) -> str:
-    settings = record["settings"] | {"out": path.stem}
-    cell = reproducing(settings).rpartition("t2v.show_video")[0]  # a script shows nothing; its files do
+def _script(record: dict) -> str:
+    cell = reproducing(record["settings"], 'Path(__file__).with_suffix("")')
+    cell = cell.rpartition("t2v.show_video")[0]  # a script shows nothing; its files do
     notes = "".join(f"# {line}\n" for line in _made_with(record))
-    return f"{notes}{cell}print(*run.files, sep='\\n')\n"
+    return f"{notes}from pathlib import Path\n\n{cell}print(*run.files, sep='\\n')\n"
 
 
 def _notebook(record: dict) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from ..models import Models
 from ..run import generate, loaded, record_of
 from ..run.folder import RunFolder
 from ..run.gallery import RunRecord
-from ..settings import UserError, settings_from
+from ..settings import Settings, UserError, settings_from
 from ..view import save_video
 from .grid import grid
 
@@ -92,6 +93,8 @@ def sweep(
     places = [folder / _name(axes, cell) for cell in cells]
     if len(set(places)) < len(places):
         raise UserError(f"{axes}: has values that read the same to six digits; values further apart would work.")
+    for place in places:
+        RunFolder(place).check_own()
     if engine == "ray":
         from .on_ray import on_ray as make_all
     else:
@@ -118,7 +121,7 @@ def make_one(models: Models, settings: dict, place: Path, upscale: str | os.Path
 
 def _one_by_one(cells: list[dict], places: list[Path], model, memory, upscale, bar: tqdm) -> None:
     """The local engine."""
-    models = loaded(model, memory)
+    models = loaded(model, memory, largest(cells))
     for cell in cells:
         settings_from(**cell).check(models)
     for cell, place in zip(cells, places):
@@ -128,6 +131,15 @@ def _one_by_one(cells: list[dict], places: list[Path], model, memory, upscale, b
 
         make_one(models, cell, place, upscale, show)
         bar.update()
+
+
+def largest(cells: list[dict]) -> Settings:
+    """The run that needs the most memory, for which a plan is made; a side left open may be the model's largest."""
+
+    def tokens(run: Settings) -> float:
+        return math.prod(side or math.inf for side in (run.height, run.width, run.num_frames))
+
+    return max((settings_from(**cell) for cell in cells), key=tokens)
 
 
 def _cells(settings: dict, axes: dict[str, list]) -> list[dict]:

@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 
 from ..models import Models, load
-from ..settings import UserError
-from . import make_one
+from ..settings import Settings, UserError
+from . import largest, make_one
 
 _RETRIES = 3  # how often one run may take its worker down with it
 
@@ -26,6 +26,7 @@ def on_ray(cells: list[dict], places: list[Path], model, memory, upscale, bar) -
     if isinstance(model, Models):
         raise UserError(f"model={model.name!r}: with engine='ray' every worker loads its own; give its name or folder.")
     plan = None if memory is None else json.dumps(memory.as_dict() if hasattr(memory, "as_dict") else memory)
+    video = largest(cells) if isinstance(memory, (str, int, float)) else None  # else no plan is made for a size
     ours = not ray.is_initialized()
     if ours:
         ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False)
@@ -33,7 +34,8 @@ def on_ray(cells: list[dict], places: list[Path], model, memory, upscale, bar) -
         gpus = ray.cluster_resources().get("GPU", 0)
         task = ray.remote(num_cpus=1, num_gpus=1 if gpus else 0, max_retries=_RETRIES)(_in_worker)
         waiting = [
-            task.remote(cell, str(place.absolute()), str(model), plan, upscale) for cell, place in zip(cells, places)
+            task.remote(cell, str(place.absolute()), str(model), plan, video, upscale)
+            for cell, place in zip(cells, places)
         ]
         while waiting:
             finished, waiting = ray.wait(waiting, num_returns=1)
@@ -53,11 +55,11 @@ def on_ray(cells: list[dict], places: list[Path], model, memory, upscale, bar) -
             ray.shutdown()
 
 
-def _in_worker(settings: dict, place: str, model: str, plan: str | None, upscale) -> bool:
-    return make_one(_model(model, plan), settings, Path(place), upscale)
+def _in_worker(settings: dict, place: str, model: str, plan: str | None, video: Settings | None, upscale) -> bool:
+    return make_one(_model(model, plan, video), settings, Path(place), upscale)
 
 
-@functools.cache
-def _model(name: str, plan: str | None) -> Models:
-    """Loaded once in each worker, for all its runs."""
-    return load(name, None if plan is None else json.loads(plan))
+@functools.lru_cache(1)
+def _model(name: str, plan: str | None, video: Settings | None) -> Models:
+    """Loaded once in each worker, for all its runs; where a plan is made, for the size of `video`."""
+    return load(name, None if plan is None else json.loads(plan), video=video)

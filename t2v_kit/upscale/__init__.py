@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from ..models import _device
 from ..settings import UserError, tell_once
-from ..view import read_metadata, video_reader, video_writer
+from ..view import read_metadata, video_reader, video_writer, whole_or_absent
 from .files import load_upscaler
 from .net import enlarge_or_none, halved, prepare, share_cores
 from .planes import PlaneWriter, as_planes
@@ -65,8 +66,8 @@ def upscale(
     what worked.
 
     Raises UserError for an unknown upscaler, a file that is none, is damaged or can't be fetched, for a video,
-    scale, dtype, tile, batch or denoise_strength that breaks the rules above, and when the smallest tile is
-    still too large for the GPU.
+    scale, dtype, tile, batch, device or denoise_strength that breaks the rules above, and when the smallest tile
+    is still too large for the GPU.
     """
     _check_video(video)
     frames = upscale_frames(video, model, scale, dtype, tile, batch, device, progress, denoise_strength)
@@ -113,38 +114,22 @@ def upscale_file(
     odd, which H.264 as browsers play it can't store.
     """
     target = Path(target)
+    _check_scale(scale)
     with video_reader(source) as reader:
-        size = _target(reader.shape, scale if isinstance(scale, Real) else 1)
+        size = _target(reader.shape, scale)
         if size[0] % 2 or size[1] % 2:
             near = max(2, 2 * round(scale / 2))
             raise UserError(f"scale={scale!r} makes {size[1]}x{size[0]}, and an MP4's sides are even: try {near}")
         # A processor converts no faster than ffmpeg does; a GPU does, and has half as much to hand over.
         on_gpu = _device(options.get("device")).type == "cuda"
-        frames = upscale_frames(_Counted(reader), model, scale, planes=on_gpu, **options)
+        frames = upscale_frames(reader, model, scale, planes=on_gpu, **options)
         metadata = _carried(source) | {"enlarged": {"model": os.fspath(model), "scale": scale}}
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".part.{target.stem}.mp4")
-        try:
-            with (PlaneWriter if on_gpu else video_writer)(temporary, size, reader.fps, metadata) as writer:
-                for frame in _ahead(frames):
-                    writer.add_image(frame)
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
+        kind = PlaneWriter if on_gpu else video_writer
+        with whole_or_absent(target) as temporary, kind(temporary, size, reader.fps, metadata) as writer:
+            for frame in _ahead(frames):
+                writer.add_image(frame)
     return target
-
-
-class _Counted:
-    """A reader's frames, with the number that its file promises, for the progress bar."""
-
-    def __init__(self, reader):
-        self.reader = reader
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        return iter(self.reader)
-
-    def __len__(self) -> int:
-        return max(self.reader.num_images, 0)  # -1 where the file does not say
 
 
 def _carried(source: str | Path) -> dict:
@@ -161,10 +146,6 @@ def _ahead(frames: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
         while (frame := coming.result()) is not None:
             coming = thread.submit(next, frames, None)
             yield frame
-
-
-def _device(device: str | torch.device | None) -> torch.device:
-    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def _stream(net, frames, scale, tile, batch, progress, finish) -> Iterator[np.ndarray]:
@@ -220,10 +201,14 @@ def _check_video(video) -> None:
         raise UserError(f"{what} with at least one frame and one pixel, but this is {video.shape} {video.dtype}")
 
 
-def _check_options(scale, tile, batch) -> None:
+def _check_scale(scale) -> None:
     if isinstance(scale, bool) or not isinstance(scale, Real) or not 1 <= scale <= MAX_SCALE:
         near = MAX_SCALE if isinstance(scale, Real) and scale > MAX_SCALE else 4
         raise UserError(f"scale={scale!r} must be a number from 1 to {MAX_SCALE}: try {near}")
+
+
+def _check_options(scale, tile, batch) -> None:
+    _check_scale(scale)
     if tile not in (None, "auto") and (not isinstance(tile, int) or tile < 0 or tile % 8 or isinstance(tile, bool)):
         raise UserError(f"tile={tile!r} must be 'auto', a multiple of 8 input pixels, or 0 for none: try {_TILE}")
     if batch not in (None, "auto") and (not isinstance(batch, int) or batch < 1 or isinstance(batch, bool)):

@@ -7,6 +7,7 @@ the compact SRVGGNet (animevideov3, general-x4v3, pocket).
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 from http.client import HTTPException
 from numbers import Real
@@ -71,7 +72,8 @@ def load_upscaler(
     try:
         parts = [(spandrel.canonicalize_state_dict(read_tensors(path)), share) for path, share in files]
         keys = parts[0][0].keys()
-        net = spandrel.MAIN_REGISTRY.load({key: sum(w[key].float() * share for w, share in parts) for key in keys})
+        with torch.random.fork_rng(devices=[]):  # spandrel makes networks with random weights before it fills them
+            net = spandrel.MAIN_REGISTRY.load({key: sum(w[key].float() * share for w, share in parts) for key in keys})
     except Exception as error:  # sizes are inferred from the keys: a wrong file can fail anywhere in there
         raise UserError(f"{names} is damaged or no upscaler: give a {FILE}") from error
     if not isinstance(net, spandrel.ImageModelDescriptor) or net.scale < 2 or net.input_channels != 3:
@@ -98,6 +100,9 @@ def weight_files(
     Raises UserError for an unknown name, a denoise_strength out of range or without a pair, and where a
     published file can't be fetched or is not the published one.
     """
+    if not isinstance(model, (str, os.PathLike)):
+        raise UserError(f"upscaler {model!r}: must be a name or the path of a {FILE}; 'pocket', or in generate 'none' "
+                        "for no enlargement, would work.")  # fmt: skip
     name = str(model)
     if name not in SHIPPED and name not in PUBLISHED and not Path(model).is_file():
         names = ", ".join(repr(known) for known in [*SHIPPED, *PUBLISHED])
