@@ -14,6 +14,8 @@ import t2v_kit  # noqa: F401  (first: it makes torchvision importable)
 
 # isort: split
 import argparse
+import json
+import re
 import statistics
 import time
 from collections.abc import Callable
@@ -39,6 +41,7 @@ from t2v_kit.memory.frugal import use_chunks
 
 PADDED, WORDS, OTHER_WORDS = 256, 40, (17, 23, 61, 88, 120)  # tokens of a prompt
 STEPS = 50
+LONG = 10  # seconds: of slower steps no more than needed
 TILES = ((512, 448), (384, 320), (256, 192), (192, 144), (128, 96))
 
 
@@ -47,16 +50,19 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=560, help="begin nothing after this long")
     parser.add_argument("--sizes", nargs="+", default=["544x960x61", "720x1280x129"], choices=SIZES)
+    parser.add_argument("--rows", default="", help="only those whose name holds this regular expression")
     parser.add_argument("--tiny", action="store_true", help="toy sizes, on any machine")
     args = parser.parse_args()
     deadline = time.perf_counter() + args.seconds
-    report = header("speed", sizes="tiny" if args.tiny else "full")
+    earlier = json.loads(args.out.read_text()) if args.out.exists() else {}  # rows not measured now are kept
+    report = earlier | header("speed", sizes="tiny" if args.tiny else "full")
     sizes = TINY if args.tiny else FULL
     device = "cuda" if torch.cuda.is_available() else "cpu"
     for name in args.sizes:
         bench = Transformer(sizes["transformer"], TINY_SIZE if args.tiny else SIZES[name], device)
         for kind, run in bench.kinds().items():
-            guarded(report, f"{name}, {kind}", run, args.out, deadline)
+            if re.search(args.rows, f"{name}, {kind}"):
+                guarded(report, f"{name}, {kind}", run, args.out, deadline)
         del bench
         if device == "cuda":
             torch.cuda.empty_cache()
@@ -66,7 +72,8 @@ def main() -> int:
                 size = TINY_SIZE if args.tiny else SIZES[name]
                 key = f"{name}, decode, tile {tile}" + (", channels last" if last else "")
                 decode = partial(decoding, sizes["vae"], size, tile, last, device)
-                guarded(report, key, decode, args.out, deadline)
+                if re.search(args.rows, key):
+                    guarded(report, key, decode, args.out, deadline)
     print("\n".join(["", *(f"{key:48} {value}" for key, value in table(report))]))
     return 0
 
@@ -167,12 +174,15 @@ class Transformer:
                 getattr(block, name, self.model).__dict__.pop("forward", None)
 
     def compiled(self, row: dict) -> None:
-        """Warm-up is compilation; the other prompt lengths show whether it ends."""
+        """Warm-up is compilation; the other prompt lengths show whether it ends, at whatever size of video."""
         from torch._dynamo.utils import counters
 
         counters.clear()
+        skip_full_masks(self.model)
         self.model.compile_repeated_blocks(backend="eager" if self.device == "cpu" else "inductor")
         self.timed(row)
+        if row["seconds"] > LONG:
+            return
         row["by_prompt_length"] = {words: self.seconds(1, words=words)[0] for words in OTHER_WORDS}
         row["again"] = {words: self.seconds(1, words=words)[0] for words in OTHER_WORDS[:2]}
         row["graphs"] = counters["stats"].get("unique_graphs")

@@ -6,6 +6,7 @@ import random
 import re
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -84,7 +85,7 @@ def test_the_probes_lessons_are_labelled_right():
     torch.manual_seed(0)
     clips, label = probe.fresh(random.Random(1), 20, "cpu")
     rng = random.Random(1)
-    truth = probe.labels([random_scene(rng, pair=.35) for _ in range(20)])
+    truth = probe.labels([random_scene(rng, pair=.5) for _ in range(20)])
     assert clips.shape == (20, judge.FRAMES, 3, judge.HEIGHT, judge.WIDTH) and clips.dtype == torch.uint8
     assert (label[:4, -4] == 1 - truth[:4, -4]).all() and (label[:4, :-4] == truth[:4, :-4]).all()
     assert (label[4:8] == truth[4:8]).all()
@@ -247,6 +248,7 @@ def test_the_shipped_figures_are_of_the_shipped_weights():
     assert set(figures) == set(evaluate.MEASUREMENTS)
     for name, figure in figures.items():
         assert figure["made_with"]["weights"] == {p: evaluate.digest(pocket.folder / p) for p in evaluate.PARTS[name]}
+    assert figures["adherence"]["made_with"]["judge"] == evaluate.digest(Path(judge.__file__).with_name("weights"))
     card = (pocket.folder / "README.md").read_text("utf-8")
     for name in ("psnr", "psnr_worst_tenth", "psnr_subject"):
         assert f"{figures['vae'][name]:.1f} dB" in card

@@ -108,6 +108,7 @@ def measure_adherence(bench: Bench) -> dict:
         "prompts": done,
         "adherence": table(both),
         "ceiling": table({k: torch.cat([c[k] for c in ceiling]) for k in both}),
+        "ceiling_prompts": done,
         "each_probe": {name: table(s) for name, s in zip(KINDS, (a, b))},
         "probes_agree": {k: round((a[k] == b[k])[~a[k].isnan()].float().mean().item(), 4) for k in both},
         "rejected": rounded(1 - both["clean"].mean()),
@@ -253,8 +254,9 @@ def main():
         print(f"{name}: {time.monotonic() - start:.0f} s", flush=True)
         show(result)
         known = json.loads(file.read_text("utf-8")) if file.exists() else {}
-        weights = {part: digest(models.folder / part) for part in PARTS[name]}
-        known[name] = result | {"made_with": {"weights": weights} | made_with}
+        used = {"weights": {part: digest(models.folder / part) for part in PARTS[name]}}
+        used |= {"judge": digest(args.probes)} if name != "vae" else {}
+        known[name] = result | {"made_with": used | made_with}
         part = file.with_suffix(".part")
         part.write_text(json.dumps(known, indent=1) + "\n", "utf-8")
         part.replace(file)
