@@ -108,7 +108,6 @@ def measure_adherence(bench: Bench) -> dict:
         "prompts": done,
         "adherence": table(both),
         "ceiling": table({k: torch.cat([c[k] for c in ceiling]) for k in both}),
-        "ceiling_prompts": done,
         "each_probe": {name: table(s) for name, s in zip(KINDS, (a, b))},
         "probes_agree": {k: round((a[k] == b[k])[~a[k].isnan()].float().mean().item(), 4) for k in both},
         "rejected": rounded(1 - both["clean"].mean()),

@@ -84,8 +84,8 @@ def networks_hash(*networks: torch.nn.Module, device: torch.device | str = "cpu"
     """16 hex digits over the weights as they are now: a LoRA or an edited layer counts, unlike in the files' hash.
 
     Over classes, configs, and the names, shapes and summed bits of all tensors: 0.03 s for pocket. A GPU as `device`
-    adds up a hundred times as fast as a CPU, those that wait in RAM as well. Weights that wait outside of memory (on
-    torch's meta device) count by name and shape.
+    adds up faster than a CPU, those that wait in RAM as well. Weights that wait outside of memory (on torch's meta
+    device) count by name and shape.
     """
     told = []
     for network in networks:
