@@ -12,6 +12,7 @@ if not (sys.argv[:1] == ["-m"] and __name__ in sys.orig_argv):
     from .attention import AttentionMaps, auc, find_tokens, overlay_heat, token_mask, watch_attention
     from .denoise import Step, count_work, denoise, velocity
     from .diagram import show_diagram
+    from .film import read_metadata, save_video, video_reader, video_writer
     from .latents import add_noise, fit_rgb, initial_latents, preview_rgb, sigma_schedule, tile_channels
     from .measure import flicker, psnr, ssim, still_pixels
     from .memory import Part, Plan, plan
@@ -31,14 +32,10 @@ if not (sys.argv[:1] == ["-m"] and __name__ in sys.orig_argv):
     from .view import (
         animation,
         contact_sheet,
-        read_metadata,
-        save_video,
         show_image,
         show_video,
         side_by_side,
         stills,
-        video_reader,
-        video_writer,
     )
     from .widgets import explore, step_through, wipe
 

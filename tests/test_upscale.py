@@ -29,11 +29,11 @@ from spandrel.architectures.Compact import Compact
 
 from benchmarks.upscalers import POCKET, FrameLoop, official, weight_files
 from t2v_kit import UserError, load_upscaler, read_metadata, save_video, toyland, upscale, upscale_file, upscale_frames
+from t2v_kit.film import video_writer
 from t2v_kit.settings import tell_once
 from t2v_kit.upscale.files import PUBLISHED, SHIPPED, Published
 from t2v_kit.upscale.net import overlap, share_cores, tiled
 from t2v_kit.upscale.planes import PlaneWriter
-from t2v_kit.view import video_writer
 from training.degrade import KERNEL, Dice, blur, degrade, jpeg, kernels, sinc
 
 ROOM = importlib.import_module("t2v_kit.upscale")  # the attribute of this name is the function

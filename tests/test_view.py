@@ -11,18 +11,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from t2v_kit.film import read_metadata, save_video, video_reader, video_writer
 from t2v_kit.settings import UserError
 from t2v_kit.view import (
     animation,
     contact_sheet,
-    read_metadata,
-    save_video,
     show_image,
     show_video,
     side_by_side,
     stills,
-    video_reader,
-    video_writer,
 )
 
 

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 import ipywidgets as widgets
 import numpy as np
 
+from ..film import save_video
 from ..measure import psnr
 from ..settings import UserError
-from ..view import animation, save_video, side_by_side, split_at
+from ..view import animation, side_by_side, split_at
 from .look import failure, heading, show_if, table, tip
 
 if TYPE_CHECKING:

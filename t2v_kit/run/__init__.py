@@ -13,6 +13,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from ..denoise import Step, denoise
+from ..film import save_video
 from ..latents import initial_latents
 from ..memory import Plan, as_plan
 from ..models import Models, load
@@ -20,7 +21,7 @@ from ..prompt import PromptEncoding, encode_prompt
 from ..settings import Settings, UserError, settings_from, tell_once
 from ..upscale import load_upscaler, upscale_frames
 from ..vae import decode
-from ..view import contact_sheet, save_video
+from ..view import contact_sheet
 from .fingerprint import differences, latents_key, made_with
 from .folder import CHECKPOINT, FILES, LOG, RunFolder, read_latents, read_record
 from .progress import Progress

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from ..film import video_reader
 from ..settings import Settings, UserError, tell_once
-from ..view import _font, _shortened, _wrap, video_reader
+from ..view import _font, _shortened, _wrap
 from . import Run, generate
 from .folder import CHECKPOINT, FILES, LOG, read_latents, read_log, read_record
 from .recipe import reproducing, write_recipe

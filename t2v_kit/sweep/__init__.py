@@ -15,13 +15,13 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
+from ..film import save_video
 from ..memory import Plan
 from ..models import Models
 from ..run import generate, loaded, record_of
 from ..run.folder import RunFolder
 from ..run.gallery import RunRecord
 from ..settings import Settings, UserError, settings_from
-from ..view import save_video
 from .grid import grid
 
 ENGINES = ("local", "ray")

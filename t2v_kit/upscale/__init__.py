@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from ..film import read_metadata, video_reader, video_writer, whole_or_absent
 from ..models import _device
 from ..settings import UserError, tell_once
-from ..view import read_metadata, video_reader, video_writer, whole_or_absent
 from .files import load_upscaler
 from .net import enlarge_or_none, halved, prepare, share_cores
 from .planes import PlaneWriter, as_planes

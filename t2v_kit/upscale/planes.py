@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..view import mp4_command
+from ..film import mp4_command
 
 KR, KB = 0.2126, 0.0722  # what red and blue have in brightness: ITU-R BT.709-6, table 3
 
@@ -33,7 +33,7 @@ def as_planes(pixels: torch.Tensor) -> np.ndarray:
 
 
 class PlaneWriter:
-    """`view.video_writer` for what `as_planes` makes: `with PlaneWriter(...) as writer: writer.add_image(planes)`."""
+    """`film.video_writer` for what `as_planes` makes: `with PlaneWriter(...) as writer: writer.add_image(planes)`."""
 
     def __init__(self, path: str | Path, shape: tuple[int, int], fps: float, metadata: dict | None = None) -> None:
         self.command = mp4_command(path, shape, fps, metadata)
