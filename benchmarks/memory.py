@@ -28,6 +28,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
+import psutil
 import torch
 from diffusers import HunyuanVideoPipeline, PipelineQuantizationConfig
 from safetensors.torch import save_file
@@ -139,7 +140,7 @@ def child(args) -> int:
 
 
 def cap(gib: float | None) -> dict:
-    """Cap this process' GPU memory, context included; the context's size, the bus' speed."""
+    """Cap this process' GPU memory, context included; the context's size, the bus' speed, the host's RAM."""
     if not torch.cuda.is_available():
         return {}
     torch.zeros(1, device="cuda") @ torch.zeros(1, 1, device="cuda")  # the context and cuBLAS
@@ -156,7 +157,8 @@ def cap(gib: float | None) -> dict:
     torch.cuda.empty_cache()
     if gib:
         torch.cuda.set_per_process_memory_fraction((gib - context) * GIB / total)
-    return {"context_gib": round(context, 2), "bus_gb_a_second": round(rate, 1)}
+    host = round(psutil.virtual_memory().total / GIB)
+    return {"context_gib": round(context, 2), "bus_gb_a_second": round(rate, 1), "host_gib": host}
 
 
 def machine_of(row: Row) -> Machine:

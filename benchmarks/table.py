@@ -91,8 +91,8 @@ def memory(report: dict) -> str:
         f"One {report['device']}, {report['date'][:10]}, random weights; torch {report['versions']['torch']}, "
         f"diffusers {report['versions']['diffusers']}. GPU peaks in GiB, of PyTorch's allocator; the cap is PyTorch's "
         f"own, less the CUDA context ({_spread(rows, 'context_gib')} GiB). A capped H200 is no small card: "
-        f"{report['ram_gib']:.0f} GiB of RAM, {_spread(rows, 'bus_gb_a_second')} GB/s to the GPU. RAM is the process' "
-        "own peak. ¹ Arithmetic, not run.",
+        f"{_spread(rows, 'host_gib')} GiB of RAM, {_spread(rows, 'bus_gb_a_second')} GB/s to the GPU. RAM is the "
+        "process' own peak. ¹ Arithmetic, not run.",
     ]
     return "\n".join(lines)
 
