@@ -133,7 +133,9 @@ def test_the_target_of_distillation_is_diffusers_true_guidance(small_transformer
     pipe.set_progress_bar_config(disable=True)
     (embeds, lengths, pooled), empty = prompts
     noise, scales = torch.randn(2, 16, 2, 4, 6), torch.tensor([1.5, 6.0])
-    target = guidance.guided(small_transformer, empty, noise, torch.ones(2), embeds, lengths, pooled, scales)
+    state = {"noisy": noise, "sigma": torch.ones(2), "embeds": embeds, "lengths": lengths, "pooled": pooled,
+             "guidance": scales}
+    target = guidance.guided(**guidance.ask(small_transformer, empty, state))
     for i, scale in enumerate(scales.tolist()):
         clean = pipe(
             height=32, width=48, num_frames=5, num_inference_steps=1, guidance_scale=1.0, true_cfg_scale=scale,
@@ -150,11 +152,13 @@ def test_an_empty_prompt_keeps_the_teachers_own_answer(small_transformer, prompt
     """So true guidance by two passes finds in the student what it found in the teacher."""
     asked = dict(zip(("embeds", "lengths", "pooled"), prompts[0]), guidance=torch.tensor([4.0, 7.0]))
     noisy = torch.randn(2, 16, 1, 4, 4)
-    state = guidance.with_empty({"noisy": noisy, "sigma": torch.rand(2), **asked}, prompts[1], share=1)
-    assert state["guidance"].tolist() == [1, 1]
+    state = guidance.ask(small_transformer, prompts[1], {"noisy": noisy, "sigma": torch.rand(2), **asked})
+    given, target = guidance.split(guidance.with_empty(state, prompts[1], share=1))
+    assert given["guidance"].tolist() == [1, 1]
     alone = transformer.velocity(
         small_transformer, noisy, state["sigma"], *(e.expand(2, *e.shape[1:]) for e in prompts[1]), torch.ones(2))
-    torch.testing.assert_close(guidance.guided(small_transformer, prompts[1], **state), alone)
+    torch.testing.assert_close(target, alone)
+    torch.testing.assert_close(transformer.velocity(small_transformer, **given), alone)
 
 
 def test_own_paths_follow_the_student(prompts):
@@ -186,7 +190,7 @@ def test_steps_of_distillation_reduce_the_loss(small_transformer, prompts):
     student = copy.deepcopy(small_transformer)
     asked = dict(zip(("embeds", "lengths", "pooled"), prompts[0]), guidance=torch.tensor([3.0, 6.0]))
     state = guidance.noised(torch.randn(2, 16, 1, 4, 6), **asked)
-    target = guidance.guided(small_transformer, prompts[1], **state)
+    state, target = guidance.split(guidance.ask(small_transformer, prompts[1], state))
     step, recorder = guidance.make_step(student, nullcontext()), common.Recorder(student, graphs=False)
     optimizer, losses = torch.optim.AdamW(student.parameters(), lr=1e-3), []
     for _ in range(8):

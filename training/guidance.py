@@ -3,8 +3,9 @@
 The frozen teacher is asked twice, with the prompt and with none, always at guidance 1. The student starts as its
 copy, or from `--student`, where an earlier distillation ended, and learns to say at once what both make together
 (Meng et al. 2023, https://arxiv.org/abs/2210.03142). Half of the batches are noised clips, half are states on the
-student's own short paths from noise, for there it will be asked. A tenth of the prompts is empty, at guidance 1, so
-that true guidance by two passes still works with the student.
+student's own short paths from noise, for there it will be asked. The teacher's two answers are kept and used several
+times, for what they make together is known at every guidance. A tenth of the prompts is empty, at guidance 1, so that
+true guidance by two passes still works with the student.
 """
 from __future__ import annotations
 
@@ -24,17 +25,24 @@ from . import common, pocket
 from .transformer import Maker, draw_sigmas, mask_by_a_channel, velocity
 
 GATE = (6, .05)  #: at this guidance, the largest relative error of the velocity that will do
+PROMPT = ("embeds", "lengths", "pooled")
 
 # A state is what `velocity` takes: noisy (B, 16, T, H, W) float32, sigma and guidance (B,), and the prompt's
-# embeds, lengths and pooled. `empty` holds these three of the empty prompt, for a batch of one.
+# embeds, lengths and pooled; and once the teacher was asked, its answers `told` and `untold`, shaped like noisy.
+# `empty` holds embeds, lengths and pooled of the empty prompt, for a batch of one.
 
 
 @torch.no_grad()
-def guided(teacher, empty, noisy, sigma, embeds, lengths, pooled, guidance) -> torch.Tensor:
+def ask(teacher, empty, state) -> dict[str, torch.Tensor]:
+    """The state with the teacher's velocity for its prompt and for none, both at guidance 1, in float32."""
+    one = torch.ones_like(state["guidance"])
+    prompts = [state[name] for name in PROMPT], [e.expand(len(one), *e.shape[1:]) for e in empty]
+    told, untold = (velocity(teacher, state["noisy"], state["sigma"], *prompt, one).float() for prompt in prompts)
+    return state | {"told": told, "untold": untold}
+
+
+def guided(told, untold, guidance, **_) -> torch.Tensor:
     """The target v_u + g (v_c - v_u), (B, 16, T, H, W) float32: what diffusers' true guidance makes of the teacher."""
-    one, empty = torch.ones_like(guidance), [e.expand(len(noisy), *e.shape[1:]) for e in empty]
-    told = velocity(teacher, noisy, sigma, embeds, lengths, pooled, one).float()
-    untold = velocity(teacher, noisy, sigma, *empty, one).float()
     return untold + guidance.view(-1, 1, 1, 1, 1) * (told - untold)
 
 
@@ -57,20 +65,31 @@ def rolled_out(student, steps: int, clean, **prompt) -> dict[str, torch.Tensor]:
     return {"noisy": noisy, "sigma": sigmas[-1], **prompt}
 
 
+def some_guidance(like: torch.Tensor) -> torch.Tensor:
+    """1 to 8, shaped like `like`."""
+    return 1 + 7 * torch.rand_like(like)
+
+
 def draw(pool, batch: int, frames: int = 9) -> dict[str, torch.Tensor]:
-    """Clips with prompts and guidance 1 to 8; a quarter of the pooled vectors is another's, as the teacher knows it."""
-    drawn = pool.sample(batch)
-    pooled, chance = drawn["pooled"], torch.rand(2, batch, device=pool.latents.device)
-    return {**drawn, "clean": drawn["clean"][:, :, :frames].float(), "guidance": 1 + 7 * chance[0],
-            "pooled": torch.where(chance[1][:, None] < .25, pooled.roll(1, 0), pooled)}
+    """Clips with prompts and guidance; a quarter of the pooled vectors is another's, as the teacher knows it."""
+    drawn, chance = pool.sample(batch), torch.rand(batch, device=pool.latents.device)
+    pooled = torch.where(chance[:, None] < .25, drawn["pooled"].roll(1, 0), drawn["pooled"])
+    clean = drawn["clean"][:, :, :frames].float()
+    return {**drawn, "clean": clean, "guidance": some_guidance(chance), "pooled": pooled}
 
 
 def with_empty(state, empty, share: float = .10) -> dict[str, torch.Tensor]:
     """The state with a share of its prompts empty, at guidance 1."""
     drop = torch.rand_like(state["sigma"]) < share
-    prompt = {name: torch.where(drop.view(-1, *[1] * (value.ndim - 1)), value, state[name])
-              for name, value in zip(("embeds", "lengths", "pooled"), empty)}
-    return state | prompt | {"guidance": state["guidance"].masked_fill(drop, 1)}
+    instead = dict(zip(PROMPT, empty), told=state["untold"])
+    instead = {name: torch.where(drop.view(-1, *[1] * (value.ndim - 1)), value, state[name])
+               for name, value in instead.items()}
+    return state | instead | {"guidance": state["guidance"].masked_fill(drop, 1)}
+
+
+def split(state) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """What the student is given, and what it should say."""
+    return {name: value for name, value in state.items() if name not in ("told", "untold")}, guided(**state)
 
 
 def make_step(student, autocast):
@@ -90,17 +109,19 @@ def evaluate(student, teacher, empty, pool) -> dict[str, dict[str, float]]:
     for g in (1, 3, 6, 8):
         asked = drawn | {"clean": drawn["clean"].float(), "guidance": torch.full_like(drawn["pooled"][:, 0].float(), g)}
         states = {"noised": noised(**asked), "own paths": rolled_out(student, 8, **asked)}
+        states = {name: ask(teacher, empty, state) for name, state in states.items()}
         if g == 1:
             states["empty prompt"] = with_empty(states["noised"], empty, 1)
         for name, state in states.items():
-            target = guided(teacher, empty, **state)
-            errors[name][str(g)] = ((velocity(student, **state).float() - target).norm() / target.norm()).item()
+            given, target = split(state)
+            errors[name][str(g)] = ((velocity(student, **given).float() - target).norm() / target.norm()).item()
     return errors
 
 
 def main():
     args = common.options(__doc__, seconds=150.0, batch=128, rate=1e-4, bundle=str(pocket.POCKET), student="",
-                          pool=16_384, pool_seconds=20.0, renew_every=8, kept=8, compile=True, graphs=True, decay=.3)
+                          pool=16_384, pool_seconds=20.0, renew_every=8, kept=48, compile=True, graphs=True, decay=.3,
+                          pair=.3)
     start, cuda, load = time.monotonic(), args.device != "cpu", HunyuanVideoTransformer3DModel.from_pretrained
     autocast = torch.autocast(args.device.split(":")[0], torch.bfloat16, enabled=cuda, cache_enabled=False)
     hunyuan.dispatch_attention_fn = mask_by_a_channel
@@ -108,7 +129,7 @@ def main():
     teacher, student = (load(path).to(args.device, torch.float32) for path in (whole, args.student or whole))
     teacher.requires_grad_(False)
     average = common.Average(student, .999)
-    maker = Maker(Path(args.bundle), args.device, args.seed * 1000 + args.rank, chunk=64 if cuda else 4)
+    maker = Maker(Path(args.bundle), args.device, args.seed * 1000 + args.rank, chunk=64 if cuda else 4, pair=args.pair)
     pool, empty = maker.fill(args.pool_seconds, args.pool // args.world), maker.empty
     if cuda and args.compile:
         for m in (teacher, student, average.model):  # the first and the last share what is compiled
@@ -116,19 +137,22 @@ def main():
                 block.compile(dynamic=False)
     optimizer = torch.optim.AdamW(student.parameters(), lr=args.rate, betas=(.9, .99), weight_decay=.01, fused=cuda)
     recorder, step = common.Recorder(student, cuda and args.graphs), make_step(student, autocast)
-    rng, own = random.Random(args.seed), deque(maxlen=args.kept)
+    rng, kept = random.Random(args.seed), {frames: deque(maxlen=args.kept) for frames in (9, 5, 1)}
     clock = common.Clock(args.seconds - (time.monotonic() - start), args.log_every, args.rank)
     for i in clock:
-        usual = i < 20 or rng.random() < .92  # the rest: shorter videos, as in the teacher's training
-        if i % args.renew_every == 0:  # paths of the average, for that is what will be used
-            with autocast:
-                own.append(rolled_out(average.model, rng.randint(4, 8), **draw(pool, args.batch)))
-        frames = 9 if usual else rng.choice((1, 5))
-        state = rng.choice(own) if usual and i % 2 else noised(**draw(pool, args.batch, frames))
-        state = with_empty(state, empty)
-        with autocast, torch.compiler.set_stance("default" if usual else "force_eager"):
-            target = guided(teacher, empty, **state)
-        (loss,) = recorder(step, usual, target=target, **state)
+        frames = 9 if i < 20 or rng.random() < .92 else rng.choice((5, 1))  # shorter videos, as its teacher knows them
+        usual, states = frames == 9, kept[frames]
+        if len(states) < 4 or rng.random() < 1 / args.renew_every:
+            state, own = draw(pool, args.batch, frames), usual and rng.random() < .5
+            with autocast, torch.compiler.set_stance("default" if usual else "force_eager"):
+                # paths of the average, for that is what will be used
+                state = rolled_out(average.model, rng.randint(4, 8), **state) if own else noised(**state)
+                states.append((own, ask(teacher, empty, state)))
+        own, state = rng.choice(states)
+        if not own:  # a path has the guidance it was made with
+            state = state | {"guidance": some_guidance(state["guidance"])}
+        given, target = split(with_empty(state, empty))
+        (loss,) = recorder(step, usual, target=target, **given)
         common.average_gradients(student)
         common.learning_rate(optimizer, args.rate, clock.progress, decay=args.decay)
         norm = torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)

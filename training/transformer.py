@@ -115,17 +115,17 @@ class Pool:
 
 
 class Maker:
-    """Draws scenes and encodes them, 64 at a time."""
+    """Draws scenes and encodes them, 64 at a time; a share of `pair` has two subjects."""
 
-    def __init__(self, bundle: Path, device: str, seed: int, chunk: int = 64, wordings: int = 2):
+    def __init__(self, bundle: Path, device: str, seed: int, chunk: int = 64, wordings: int = 2, pair: float = .3):
         self.text, self.device, self.rng = Text(bundle, device), device, random.Random(seed)
-        self.chunk, self.wordings = chunk, wordings
+        self.chunk, self.wordings, self.pair = chunk, wordings, pair
         self.vae = AutoencoderKLHunyuanVideo.from_pretrained(bundle / "vae").to(device).eval()
         self.empty = self.text([""])
 
     @torch.no_grad()
-    def make(self, height: int = 112, width: int = 192, pair: float = .3) -> Pool:
-        scenes = [toyland.random_scene(self.rng, pair=pair, unseen=False) for _ in range(self.chunk)]
+    def make(self, height: int = 112, width: int = 192) -> Pool:
+        scenes = [toyland.random_scene(self.rng, pair=self.pair, unseen=False) for _ in range(self.chunk)]
         video = toyland.render_batch(scenes, height, width, device=self.device)
         with torch.autocast(self.device.split(":")[0], torch.bfloat16, enabled=self.device != "cpu"):
             latents = self.vae.encode(video * 2 - 1).latent_dist.mode()
@@ -165,17 +165,17 @@ def mask_by_a_channel(query, key, value, attn_mask=None, **_):
     return out if attn_mask is None else out[..., :-8]
 
 
-def draw_sigmas(batch: int, device: str, shift: float) -> torch.Tensor:
-    """70 % logit-normal (Esser et al. 2024) shifted as in sampling, 10 % uniform, 20 % in [0.9, 1].
+def draw_sigmas(batch: int, device: str, shift: float, early: float = .2) -> torch.Tensor:
+    """A share of `early` in [0.9, 1], 10 % uniform, the rest logit-normal (Esser et al. 2024), shifted as in sampling.
 
-    The last because pocket decides there what its video shows: another colour or place in the prompt changes its
+    The first because pocket decides there what its video shows: another colour or place in the prompt changes its
     velocity by 0.008 and 0.0005 in mean square at 0.85, by 0.10 and 0.14 at 0.97 (the velocity's own is about 2).
     """
     sigma = torch.sigmoid(torch.randn(batch, device=device))
     sigma = shift * sigma / (1 + (shift - 1) * sigma)
     kind = torch.rand(batch, device=device)
     sigma = torch.where(kind < .10, torch.rand_like(sigma), sigma)
-    return torch.where(kind > .80, .9 + .1 * torch.rand_like(sigma), sigma)
+    return torch.where(kind > 1 - early, .9 + .1 * torch.rand_like(sigma), sigma)
 
 
 def velocity(model, noisy, sigma, embeds, lengths, pooled, guidance):
@@ -189,7 +189,7 @@ def velocity(model, noisy, sigma, embeds, lengths, pooled, guidance):
 def main():
     args = common.options(__doc__, batch=128, rate=6e-4, bundle=str(pocket.POCKET), pool=40_000, pool_seconds=80.0,
                           renew_every=60, compile=True, graphs=True, decay=.2, save_every=150.0,
-                          tell_apart=1.0)
+                          tell_apart=1.0, pair=.3, early=.2)
     cuda = args.device != "cpu"
     autocast = torch.autocast(args.device.split(":")[0], torch.bfloat16, enabled=cuda, cache_enabled=False)
     hunyuan.dispatch_attention_fn = mask_by_a_channel
@@ -198,7 +198,7 @@ def main():
     model = HunyuanVideoTransformer3DModel.from_pretrained(args.resume) if args.resume else pocket.transformer()
     torch.manual_seed(args.seed * 1000 + args.rank)
     model.to(args.device, torch.float32).train()
-    maker = Maker(Path(args.bundle), args.device, args.seed * 1000 + args.rank, chunk=64 if cuda else 4)
+    maker = Maker(Path(args.bundle), args.device, args.seed * 1000 + args.rank, chunk=64 if cuda else 4, pair=args.pair)
     if args.tell_apart != 1:
         tell_apart(model, maker.text, args.tell_apart)
     average = common.Average(model, .9995)
@@ -228,7 +228,8 @@ def main():
         frames = 9 if kind < .92 or kind >= .99 else (5 if kind < .96 else 1)
         clean = batch["clean"][:, :, :frames].float()
         tokens = clean[0, 0].numel() / 4
-        sigma = draw_sigmas(args.batch, args.device, max(1.0, pocket.FLOW_SHIFT * math.sqrt(tokens / 756)))
+        shift = max(1.0, pocket.FLOW_SHIFT * math.sqrt(tokens / 756))
+        sigma = draw_sigmas(args.batch, args.device, shift, args.early)
         noise = torch.randn_like(clean)
         at = sigma.view(-1, 1, 1, 1, 1)
         drop = torch.rand(args.batch, device=args.device) < .10

@@ -26,19 +26,33 @@ DECODER = ((1.0, 33, 0, 0, 3),)
 class Clips:
     """A pool of rendered clips on the GPU, (N, 3, 33, 112, 192) uint8, renewed a few at a time.
 
-    Drawing is many small kernels, so it pays to draw many clips at once and use each a few times."""
+    Drawing is many small kernels, so it pays to draw many clips at once and use each a few times. With an `encode`
+    that no longer changes, `latents` (N, 16, 9, 14, 24) of the clips are kept too."""
 
-    def __init__(self, size: int, chunk: int, device: str, seed: int):
+    def __init__(self, size: int, chunk: int, device: str, seed: int, encode=None):
         self.rng, self.chunk, self.device, self.next = random.Random(seed), chunk, device, 0
+        self.encode = encode
         self.video = torch.cat([self.draw() for _ in range(size // chunk)])
+        self.latents = torch.cat([self.encoded(part) for part in self.video.split(chunk)]) if encode else None
 
     def draw(self) -> torch.Tensor:
         scenes = [toyland.random_scene(self.rng, pair=.35, unseen=False) for _ in range(self.chunk)]
         return (toyland.render_batch(scenes, device=self.device) * 255).round().to(torch.uint8)
 
+    def encoded(self, video: torch.Tensor) -> torch.Tensor:
+        return torch.cat([self.encode(x.float() / 127.5 - 1) for x in video.split(4)])
+
     def renew(self):
-        self.video[self.next : self.next + self.chunk] = self.draw()
+        part = slice(self.next, self.next + self.chunk)
+        self.video[part] = self.draw()
+        if self.encode:
+            self.latents[part] = self.encoded(self.video[part])
         self.next = (self.next + self.chunk) % len(self.video)
+
+    def pairs(self, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Random whole clips, (B, 3, 33, 112, 192) in [-1, 1], and their latents."""
+        pick = torch.randint(len(self.video), (batch,), device=self.video.device)
+        return self.video[pick].float() / 127.5 - 1, self.latents[pick]
 
     def sample(self, batch: int, frames: int, height: int, width: int) -> torch.Tensor:
         """(B, 3, frames, height, width) in [-1, 1]: random clips, cut at a random place in time and space."""
@@ -109,30 +123,41 @@ def main():
     average = common.Average(vae, .998)
     trained = [p for p in vae.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=args.rate, betas=(.9, .99), weight_decay=1e-4, fused=cuda)
-    clips = Clips(args.pool, args.chunk, args.device, args.seed * 97 + args.rank)
     if cuda and args.kernels:
         from . import kernels  # Triton, which only machines with a GPU have
 
         kernels.speed_up(vae)
+    autocast = torch.autocast(args.device.split(":")[0], torch.bfloat16, enabled=cuda, cache_enabled=False)
 
-    def step(x, noise: float, absolute: float):
-        with torch.autocast(args.device.split(":")[0], torch.bfloat16, enabled=cuda, cache_enabled=False):
-            with torch.set_grad_enabled(not args.decoder_only):
-                posterior = vae.encode(x).latent_dist
-            z = posterior.mode() if args.decoder_only else posterior.sample()
+    @torch.no_grad()
+    def encode(x):
+        with autocast:
+            return vae.encode(x).latent_dist.mode()
+
+    clips = Clips(args.pool, args.chunk, args.device, args.seed * 97 + args.rank, encode if args.decoder_only else None)
+
+    def decode(x, z, noise: float, absolute: float):
+        with autocast:
             y = vae.decode(z + noise * z.detach().std() * torch.randn_like(z)).sample
         error, weight = y.float() - x, weights(x)
         loss = (weight * error.square()).mean() + absolute * (weight * error.abs()).mean()
-        if not args.decoder_only:
-            kl = .5 * (posterior.mean.float().square() + posterior.var.float() - 1 - posterior.logvar.float())
-            loss = loss + args.kl * kl.mean()
         return loss, error.detach().square().mean()
 
+    def both(x, **how):
+        with autocast:
+            posterior = vae.encode(x).latent_dist
+        loss, error = decode(x, posterior.sample(), **how)
+        kl = .5 * (posterior.mean.float().square() + posterior.var.float() - 1 - posterior.logvar.float())
+        return loss + args.kl * kl.mean(), error
+
     def robust(x):  # at first, noise on the latents keeps their space smooth and L1 keeps edges sharp
-        return step(x, args.noise, .3)
+        return both(x, noise=args.noise, absolute=.3)
 
     def exact(x):  # at last, what counts is the squared error
-        return step(x, .4 * args.noise, 0)
+        return both(x, noise=.4 * args.noise, absolute=0)
+
+    def decoder(x, z):
+        return decode(x, z, noise=.4 * args.noise, absolute=0)
 
     phases = DECODER if args.decoder_only else JOINT[1:] if args.resume else JOINT
     recorder = common.Recorder(vae, cuda and args.graphs)
@@ -144,10 +169,18 @@ def main():
             frames, height, width, batch = 1, 0, 0, 16  # single frames are videos too
         if i % 32 == 31:
             clips.renew()
-        x = clips.sample(batch, frames, height, width)
         common.learning_rate(optimizer, args.rate, clock.progress, warmup=.01, decay=.5)
-        late = args.decoder_only or clock.progress > (.3 if args.resume else .7)
-        loss, error = recorder(exact if late else robust, True, x=x)
+        if args.decoder_only:
+            if frames > 1:
+                x, z = clips.pairs(batch)
+            else:
+                x = clips.sample(batch, frames, height, width)
+                z = encode(x)
+            loss, error = recorder(decoder, True, x=x, z=z)
+        else:
+            late = clock.progress > (.3 if args.resume else .7)
+            x = clips.sample(batch, frames, height, width)
+            loss, error = recorder(exact if late else robust, True, x=x)
         common.average_gradients(vae)
         norm = torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
