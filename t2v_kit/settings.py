@@ -119,8 +119,15 @@ class Settings:
     def notes(self, models: Models) -> dict[str, str]:
         """What is allowed but worth knowing, by the setting it is about; `check` tells each once."""
         notes = {}
-        if self.guidance_scale is not None and not models.pipe.transformer.config.guidance_embeds:
+        distilled = models.pipe.transformer.config.guidance_embeds
+        guidance = models.defaults["guidance_scale"] if self.guidance_scale is None else self.guidance_scale
+        if self.guidance_scale is not None and not distilled:
             notes["guidance_scale"] = "guidance_scale has no effect: this model was not trained with guidance_embeds."
+        if self.true_cfg_scale > 1 and distilled and guidance > 1:
+            notes["true_cfg_scale"] = (
+                f"true_cfg_scale={self.true_cfg_scale:g} comes on top of guidance_scale={guidance:g}, "
+                "which is guidance too; guidance_scale=1 leaves it to true_cfg_scale alone."
+            )
         if self.negative_prompt is not None and self.true_cfg_scale == 1:
             notes["negative_prompt"] = "negative_prompt has no effect while true_cfg_scale is 1; try true_cfg_scale=3."
         size = tuple(getattr(self, key) or models.defaults[key] for key in ("num_frames", "height", "width"))

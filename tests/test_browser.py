@@ -154,7 +154,7 @@ def test_a_person_plays(page):
     page.evaluate(WATCH)
     page.fill(".t2v-prompt textarea", PROMPT)
     turn(page, "t2v-num-inference-steps", "12")
-    turn(page, "t2v-guidance-scale", "1.5")
+    turn(page, "t2v-guidance-scale", "4.5")
     page.select_option(".t2v-upscaler select", "pocket")
     page.click(".t2v-generate")
     page.wait_for_selector("img.t2v-preview:visible")

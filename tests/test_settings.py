@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -137,6 +138,14 @@ def test_complete_is_silent_and_leaves_the_telling_to_check(tiny32):
         full = wide.complete(tiny32)
     with pytest.warns(UserWarning, match="9x64x48"):
         assert wide.check(tiny32) == full
+
+
+def test_guidance_on_top_of_guidance_is_told(tiny32):
+    both = Settings("A car.", negative_prompt="", true_cfg_scale=3.5, guidance_scale=4)
+    assert "true_cfg_scale=3.5 comes on top of guidance_scale=4" in both.notes(tiny32)["true_cfg_scale"]
+    assert "guidance_scale=6" in replace(both, guidance_scale=None).notes(tiny32)["true_cfg_scale"]  # the default
+    for alone in ({"guidance_scale": 1}, {"true_cfg_scale": 1}):
+        assert "true_cfg_scale" not in replace(both, **alone).notes(tiny32)
 
 
 def test_an_untrained_size_is_told_once(tiny32):

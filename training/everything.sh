@@ -5,10 +5,11 @@
 set -eu
 cd "$(dirname "$0")/.."
 out=${1:?usage: training/everything.sh OUT}
-: "${LLM:=95}" "${CLIP:=80}" "${VAE:=1200}" "${TRANSFORMER:=1500}" "${DECODER:=300}" "${GUIDANCE:=180}" "${UPSCALER:=300}"
+: "${LLM:=95}" "${CLIP:=80}" "${VAE:=1200}" "${TRANSFORMER:=1500}" "${DECODER:=300}" "${GUIDANCE:=440}" "${UPSCALER:=300}"
 : "${PROBE:=200}" "${CONTINUE:=0}"
 bundle=$out/bundle log=$out/log
 mkdir -p "$bundle" "$log"
+[ "$LLM" = 0 ] || python3 -m training.tokenizers # as it was before training.words
 cp -r t2v_kit/pocket/. "$bundle/"
 began=$SECONDS
 
@@ -28,7 +29,7 @@ ship() { cp -r "$1" "$bundle/"; }
 stage llm "$LLM" 0 training.llm --out "$out" & first=$!
 stage clip "$CLIP" 1 training.clip --out "$out"
 wait $first
-[ "$LLM" = 0 ] || ship "$out/text_encoder"
+[ "$LLM" = 0 ] || { ship "$out/text_encoder" && python3 -m training.words --out "$bundle"; }
 [ "$CLIP" = 0 ] || ship "$out/text_encoder_2"
 # shellcheck disable=SC2046
 stage vae "$VAE" 0,1 training.vae --out "$out" $(from vae)

@@ -119,9 +119,9 @@ def evaluate(student, teacher, empty, pool) -> dict[str, dict[str, float]]:
 
 
 def main():
-    args = common.options(__doc__, seconds=150.0, batch=128, rate=1e-4, bundle=str(pocket.POCKET), student="",
-                          pool=16_384, pool_seconds=20.0, renew_every=8, kept=48, compile=True, graphs=True, decay=.3,
-                          pair=.3)
+    args = common.options(__doc__, seconds=150.0, batch=128, rate=5e-4, bundle=str(pocket.POCKET), student="",
+                          pool=16_384, pool_seconds=20.0, renew_every=8, kept=48, compile=True, graphs=True, decay=.5,
+                          pair=.5)
     start, cuda, load = time.monotonic(), args.device != "cpu", HunyuanVideoTransformer3DModel.from_pretrained
     autocast = torch.autocast(args.device.split(":")[0], torch.bfloat16, enabled=cuda, cache_enabled=False)
     hunyuan.dispatch_attention_fn = mask_by_a_channel
