@@ -88,6 +88,20 @@ def test_folding_moves_no_pixel():
     torch.testing.assert_close(ratio, torch.ones(16), atol=1e-2, rtol=0)  # the posterior's width scales with them
 
 
+def test_latents_stay_beside_their_clips(monkeypatch):
+    """Also when clips are renewed; short ones here, whose "latent" is their mean colour."""
+    whole = vae.toyland.render_batch
+    monkeypatch.setattr(vae.toyland, "render_batch", lambda scenes, **how: whole(scenes, 16, 24, num_frames=5, **how))
+    clips = vae.Clips(4, 2, "cpu", 0, encode=lambda x: x.mean((2, 3, 4)))
+    before = clips.video.clone()
+    clips.renew()
+    assert [torch.equal(old, new) for old, new in zip(before, clips.video)] == [False, False, True, True]
+    x, means = clips.pairs(16)
+    torch.testing.assert_close(x.mean((2, 3, 4)), means)
+    assert len(set(means[:, 0].tolist())) > 1
+    assert clips.sample(3, 1, 0, 0).shape == (3, 3, 1, 16, 24) and clips.sample(3, 2, 8, 16).shape == (3, 3, 2, 8, 16)
+
+
 def test_moving_pixels_weigh_three_times():
     video = torch.zeros(1, 3, 9, 16, 16)
     video[:, :, 4:, 8, 8] = 1
