@@ -250,7 +250,8 @@ def test_with_a_step_cache_it_is_the_pipelines_cached_run(tiny, plain, settings,
 
 @pytest.mark.parametrize("name", ["first block", "mag", "taylor"])
 def test_true_guidance_keeps_two_memories(tiny, plain, settings, name, recwarn):
-    settings = replace(settings, true_cfg_scale=3.0, negative_prompt="", padded_prompt=True, **FOUR_STEPS).check(tiny)
+    alone = {"true_cfg_scale": 3.0, "negative_prompt": "", "guidance_scale": 1.0}
+    settings = replace(settings, padded_prompt=True, **alone, **FOUR_STEPS).check(tiny)
     with cached(tiny.pipe, name), cached(plain, name):
         steps, _ = our_run(tiny, settings, encode_prompt(tiny, PROMPT, padded=True))
         latents, _ = pipeline_run(plain, settings, prompt=PROMPT, negative_prompt="")
