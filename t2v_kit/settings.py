@@ -52,6 +52,7 @@ class Settings:
     """Everything that decides a video besides the model; None means the model's own default.
 
     prompt: text, not blank.  negative_prompt: text or None; acts when true_cfg_scale > 1.
+    true_cfg_scale: 1 to 100, classifier-free guidance by asking twice; 1 is off.
     height, width: pixels, multiples of the model's 16.  num_frames: 4k + 1.
     num_inference_steps: 1 to 1000.  guidance_scale: 0 to 100, the distilled guidance
     (https://huggingface.co/papers/2210.03142).  flow_shift: above 0, how long the schedule stays
