@@ -1,11 +1,14 @@
 """What the training scripts rely on: shortcuts that must not change the mathematics, and a clock that must."""
 import copy
+import itertools
+import json
 import os
 import random
 import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -88,18 +91,56 @@ def test_folding_moves_no_pixel():
     torch.testing.assert_close(ratio, torch.ones(16), atol=1e-2, rtol=0)  # the posterior's width scales with them
 
 
-def test_latents_stay_beside_their_clips(monkeypatch):
-    """Also when clips are renewed; short ones here, whose "latent" is their mean colour."""
+@pytest.fixture
+def small_clips(monkeypatch):
     whole = vae.toyland.render_batch
     monkeypatch.setattr(vae.toyland, "render_batch", lambda scenes, **how: whole(scenes, 16, 24, num_frames=5, **how))
-    clips = vae.Clips(4, 2, "cpu", 0, encode=lambda x: x.mean((2, 3, 4)))
+
+
+def test_clips_are_renewed_and_cut(small_clips):
+    clips = vae.Clips(4, 2, "cpu", 0)
     before = clips.video.clone()
     clips.renew()
     assert [torch.equal(old, new) for old, new in zip(before, clips.video)] == [False, False, True, True]
-    x, means = clips.pairs(16)
-    torch.testing.assert_close(x.mean((2, 3, 4)), means)
-    assert len(set(means[:, 0].tolist())) > 1
     assert clips.sample(3, 1, 0, 0).shape == (3, 3, 1, 16, 24) and clips.sample(3, 2, 8, 16).shape == (3, 3, 2, 8, 16)
+
+
+def test_latents_stay_where_the_transformer_knows_them(small_clips, monkeypatch, tmp_path):
+    """The more `--stay` weighs, the less training on moves the latents. 40 steps see single frames, new clips too."""
+    monkeypatch.setattr(vae, "JOINT", ((.5, 5, 0, 0, 2), (1.0, 5, 0, 0, 2)))
+    start = vae.AutoencoderKLHunyuanVideo.from_pretrained(pocket.POCKET / "vae")
+    x = vae.toyland.render_batch([toyland.random_scene(i) for i in range(4)]) * 2 - 1
+
+    def moved(stay):
+        options = dict(resume=pocket.POCKET / "vae", stay=stay, pool=4, chunk=2, count=1, seconds=80, out=tmp_path)
+        ticks = itertools.count()  # a step asks twice
+        monkeypatch.setattr(common, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
+        monkeypatch.setattr(sys, "argv", ["vae", *(f"--{name}={value}" for name, value in options.items())])
+        vae.main()
+        after = vae.AutoencoderKLHunyuanVideo.from_pretrained(tmp_path / "vae")
+        assert json.loads((tmp_path / "vae.json").read_text())["steps"] == 40
+        with torch.no_grad():
+            old, new = (model.encode(x).latent_dist.mode() for model in (start, after))
+        return ((new - old).norm() / old.norm()).item()
+
+    assert 0 < moved(10) < .5 * moved(1e-9)
+
+
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+def test_muon_takes_a_convolution_as_a_matrix(order):
+    """A filter takes the steps that PyTorch's Muon takes with it laid flat, in either order of memory."""
+    torch.manual_seed(0)
+    model = torch.nn.Conv2d(3, 4, 3).to(memory_format=order)
+    flat, bias = torch.nn.Parameter(model.weight.detach().flatten(1).clone()), model.bias.detach().clone()
+    plain = torch.optim.Muon([flat], lr=.02, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+    ours = common.optimizers(model, .02)
+    for _ in range(3):
+        gradient = torch.randn(4, 3, 3, 3)
+        model.weight.grad, model.bias.grad, flat.grad = gradient, torch.ones(4), gradient.flatten(1)
+        for optimizer in (*ours, plain):
+            optimizer.step()
+    torch.testing.assert_close(model.weight.flatten(1), flat, atol=2e-3, rtol=0)  # its products are in bfloat16
+    torch.testing.assert_close(model.bias, bias - .06, atol=1e-5, rtol=0)  # AdamW's
 
 
 def test_moving_pixels_weigh_three_times():

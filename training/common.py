@@ -87,6 +87,34 @@ def learning_rate(optimizer, peak: float, progress: float, warmup: float = 0.02,
         group["lr"] = peak * rise * fall
 
 
+class Flat(torch.optim.Muon):
+    """PyTorch's Muon for parameters of any shape, each taken as a matrix of (first axis, all others)."""
+
+    def __init__(self, parameters, **options):
+        self.whole = list(parameters)
+        super().__init__([torch.nn.Parameter(self.matrix(p.detach())) for p in self.whole], **options)
+
+    @staticmethod
+    def matrix(p: torch.Tensor) -> torch.Tensor:
+        """A view; its columns are in the order of memory, channels-last or not: to Muon it is the same."""
+        return p.as_strided((len(p), p[0].numel()), (p[0].numel(), 1))
+
+    def step(self):
+        for matrix, p in zip(self.param_groups[0]["params"], self.whole, strict=True):
+            if p.grad.stride() != p.stride():
+                p.grad = torch.empty_like(p).copy_(p.grad)
+            matrix.grad = self.matrix(p.grad)
+        super().step()
+
+
+def optimizers(model: torch.nn.Module, rate: float) -> list[torch.optim.Optimizer]:
+    """Muon for what multiplies, AdamW for norms and biases; one learning rate fits both."""
+    weights = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim < 2]
+    return [Flat(weights, lr=rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(others, lr=rate, betas=(.9, .99), weight_decay=0.0, fused=others[0].is_cuda)]
+
+
 class Average:
     """Exponential moving average of a model's parameters, in float32; `.model` is what gets saved."""
 

@@ -2,11 +2,13 @@
 
 Joint part: small crops first, then whole frames in clips of 17 (the length of the pipeline's own time tile), then
 33 frames through diffusers' time tiles, as it will be used. Then the latents' mean and deviation are folded into
-the 1 x 1 x 1 convolutions around them, so that HunyuanVideo's scaling factor makes them unit variance, and with
-`--decoder-only` the encoder stays frozen while the decoder goes on: the transformer can be trained meanwhile.
+the 1 x 1 x 1 convolutions around them, so that HunyuanVideo's scaling factor makes them unit variance. With `--stay`
+training goes on around a transformer that knows the latents: they may hardly move, and a quarter of the clips is
+decoded from the latents as they were.
 """
 from __future__ import annotations
 
+import copy
 import json
 import random
 
@@ -20,39 +22,25 @@ from . import common, pocket
 
 #: until this share of the time: frames, height, width (0: whole), clips a step on one GPU
 JOINT = ((.20, 9, 64, 96, 12), (.85, 17, 0, 0, 4), (1.0, 33, 0, 0, 3))
-DECODER = ((1.0, 33, 0, 0, 3),)
+AS_THEY_WERE = .25  #: with --stay, the share of clips decoded from latents that have not moved: the transformer's own
 
 
 class Clips:
     """A pool of rendered clips on the GPU, (N, 3, 33, 112, 192) uint8, renewed a few at a time.
 
-    Drawing is many small kernels, so it pays to draw many clips at once and use each a few times. With an `encode`
-    that no longer changes, `latents` (N, 16, 9, 14, 24) of the clips are kept too."""
+    Drawing is many small kernels, so it pays to draw many clips at once and use each a few times."""
 
-    def __init__(self, size: int, chunk: int, device: str, seed: int, encode=None):
+    def __init__(self, size: int, chunk: int, device: str, seed: int):
         self.rng, self.chunk, self.device, self.next = random.Random(seed), chunk, device, 0
-        self.encode = encode
         self.video = torch.cat([self.draw() for _ in range(size // chunk)])
-        self.latents = torch.cat([self.encoded(part) for part in self.video.split(chunk)]) if encode else None
 
     def draw(self) -> torch.Tensor:
         scenes = [toyland.random_scene(self.rng, pair=.35, unseen=False) for _ in range(self.chunk)]
         return (toyland.render_batch(scenes, device=self.device) * 255).round().to(torch.uint8)
 
-    def encoded(self, video: torch.Tensor) -> torch.Tensor:
-        return torch.cat([self.encode(x.float() / 127.5 - 1) for x in video.split(4)])
-
     def renew(self):
-        part = slice(self.next, self.next + self.chunk)
-        self.video[part] = self.draw()
-        if self.encode:
-            self.latents[part] = self.encoded(self.video[part])
+        self.video[self.next : self.next + self.chunk] = self.draw()
         self.next = (self.next + self.chunk) % len(self.video)
-
-    def pairs(self, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Random whole clips, (B, 3, 33, 112, 192) in [-1, 1], and their latents."""
-        pick = torch.randint(len(self.video), (batch,), device=self.video.device)
-        return self.video[pick].float() / 127.5 - 1, self.latents[pick]
 
     def sample(self, batch: int, frames: int, height: int, width: int) -> torch.Tensor:
         """(B, 3, frames, height, width) in [-1, 1]: random clips, cut at a random place in time and space."""
@@ -110,7 +98,7 @@ def evaluate(vae: AutoencoderKLHunyuanVideo, device: str, count: int = 48) -> di
 
 
 def main():
-    args = common.options(__doc__, batch=0, rate=1.2e-3, decoder_only=False, pool=1024, chunk=64,
+    args = common.options(__doc__, batch=0, rate=8e-4, stay=0.0, pool=1024, chunk=64,
                           save_every=120.0, kl=3e-6, noise=.05, count=48, graphs=True, kernels=True)
     cuda = args.device != "cpu"
     torch.backends.cudnn.benchmark, torch.backends.cudnn.benchmark_limit = True, 4
@@ -118,37 +106,32 @@ def main():
     vae = AutoencoderKLHunyuanVideo.from_pretrained(args.resume) if args.resume else pocket.vae()
     torch.manual_seed(args.seed * 1000 + args.rank)
     vae.to(args.device).train()
-    vae.encoder.requires_grad_(not args.decoder_only)
-    vae.quant_conv.requires_grad_(not args.decoder_only)
     average = common.Average(vae, .998)
-    trained = [p for p in vae.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=args.rate, betas=(.9, .99), weight_decay=1e-4, fused=cuda)
     if cuda and args.kernels:
         from . import kernels  # Triton, which only machines with a GPU have
 
         kernels.speed_up(vae)
     autocast = torch.autocast(args.device.split(":")[0], torch.bfloat16, enabled=cuda, cache_enabled=False)
 
-    @torch.no_grad()
-    def encode(x):
+    clips = Clips(args.pool, args.chunk, args.device, args.seed * 97 + args.rank)
+    optimizers = common.optimizers(vae, args.rate)
+    before = copy.deepcopy(vae).requires_grad_(False) if args.stay else None
+
+    def both(x, noise: float, absolute: float):
         with autocast:
-            return vae.encode(x).latent_dist.mode()
-
-    clips = Clips(args.pool, args.chunk, args.device, args.seed * 97 + args.rank, encode if args.decoder_only else None)
-
-    def decode(x, z, noise: float, absolute: float):
+            posterior = vae.encode(x).latent_dist
+        mean, z, moved = posterior.mean.float(), posterior.sample(), torch.zeros((), device=x.device)
+        if before:
+            with autocast, torch.no_grad():
+                old = before.encode(x).latent_dist.mode().float()
+            moved = (mean - old).square().mean() / old.var()
+            z = torch.where(torch.rand(len(z), 1, 1, 1, 1, device=z.device) < AS_THEY_WERE, old, z)
         with autocast:
             y = vae.decode(z + noise * z.detach().std() * torch.randn_like(z)).sample
         error, weight = y.float() - x, weights(x)
         loss = (weight * error.square()).mean() + absolute * (weight * error.abs()).mean()
-        return loss, error.detach().square().mean()
-
-    def both(x, **how):
-        with autocast:
-            posterior = vae.encode(x).latent_dist
-        loss, error = decode(x, posterior.sample(), **how)
-        kl = .5 * (posterior.mean.float().square() + posterior.var.float() - 1 - posterior.logvar.float())
-        return loss + args.kl * kl.mean(), error
+        kl = .5 * (mean.square() + posterior.var.float() - 1 - posterior.logvar.float())
+        return loss + args.kl * kl.mean() + args.stay * moved, error.detach().square().mean(), moved.detach()
 
     def robust(x):  # at first, noise on the latents keeps their space smooth and L1 keeps edges sharp
         return both(x, noise=args.noise, absolute=.3)
@@ -156,10 +139,7 @@ def main():
     def exact(x):  # at last, what counts is the squared error
         return both(x, noise=.4 * args.noise, absolute=0)
 
-    def decoder(x, z):
-        return decode(x, z, noise=.4 * args.noise, absolute=0)
-
-    phases = DECODER if args.decoder_only else JOINT[1:] if args.resume else JOINT
+    phases = JOINT[1:] if args.resume else JOINT
     recorder = common.Recorder(vae, cuda and args.graphs)
     clock = common.Clock(args.seconds, args.log_every, args.rank)
     for i in clock:
@@ -169,27 +149,21 @@ def main():
             frames, height, width, batch = 1, 0, 0, 16  # single frames are videos too
         if i % 32 == 31:
             clips.renew()
-        common.learning_rate(optimizer, args.rate, clock.progress, warmup=.01, decay=.5)
-        if args.decoder_only:
-            if frames > 1:
-                x, z = clips.pairs(batch)
-            else:
-                x = clips.sample(batch, frames, height, width)
-                z = encode(x)
-            loss, error = recorder(decoder, True, x=x, z=z)
-        else:
-            late = clock.progress > (.3 if args.resume else .7)
-            x = clips.sample(batch, frames, height, width)
-            loss, error = recorder(exact if late else robust, True, x=x)
+        for optimizer in optimizers:
+            common.learning_rate(optimizer, args.rate, clock.progress, warmup=.01, decay=.5)
+        x = clips.sample(batch, frames, height, width)
+        late = args.stay or clock.progress > (.3 if args.resume else .7)
+        loss, error, moved = recorder(exact if late else robust, True, x=x)
         common.average_gradients(vae)
-        norm = torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
+        norm = torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
         average.update(vae)
-        clock.log(loss=loss, psnr=-10 * (error / 4).log10(), norm=norm, frames=frames)
+        clock.log(loss=loss, psnr=-10 * (error / 4).log10(), norm=norm, moved=moved.sqrt(), frames=frames)
         if clock.due(args.save_every):
             common.save(average.model, args.out / "vae")
     vae = average.model
-    if not args.decoder_only:
+    if not args.stay:
         with torch.no_grad():
             fold(vae, torch.cat([vae.encode(clips.sample(4, 33, 0, 0)).latent_dist.mode() for _ in range(16)]))
     common.save(vae, args.out / "vae")
