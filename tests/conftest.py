@@ -34,6 +34,13 @@ SENTENCES = [
 PROMPT = "A man with a beard riding a motorcycle."
 
 
+def pytest_collection_modifyitems(items):
+    """nbval waits 5 seconds at most for a cell's outputs once the cell is done; a busy machine can take longer."""
+    for item in items:
+        if hasattr(item, "output_timeout"):
+            item.output_timeout = 60
+
+
 @pytest.fixture(autouse=True)
 def tell_again():
     """Each test hears what is told once in a process."""

@@ -133,11 +133,11 @@ def test_muon_takes_a_convolution_as_a_matrix(order):
     model = torch.nn.Conv2d(3, 4, 3).to(memory_format=order)
     flat, bias = torch.nn.Parameter(model.weight.detach().flatten(1).clone()), model.bias.detach().clone()
     plain = torch.optim.Muon([flat], lr=.02, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
-    ours = common.optimizers(model, .02)
+    ours = common.Muon(model.parameters(), .02)
     for _ in range(3):
         gradient = torch.randn(4, 3, 3, 3)
         model.weight.grad, model.bias.grad, flat.grad = gradient, torch.ones(4), gradient.flatten(1)
-        for optimizer in (*ours, plain):
+        for optimizer in (ours, plain):
             optimizer.step()
     torch.testing.assert_close(model.weight.flatten(1), flat, atol=2e-3, rtol=0)  # its products are in bfloat16
     torch.testing.assert_close(model.bias, bias - .06, atol=1e-5, rtol=0)  # AdamW's

@@ -87,32 +87,51 @@ def learning_rate(optimizer, peak: float, progress: float, warmup: float = 0.02,
         group["lr"] = peak * rise * fall
 
 
-class Flat(torch.optim.Muon):
-    """PyTorch's Muon for parameters of any shape, each taken as a matrix of (first axis, all others)."""
+class Muon(torch.optim.Optimizer):
+    """Muon for what multiplies, AdamW for norms and biases; one learning rate fits both (https://arxiv.org/abs/2502.16982).
 
-    def __init__(self, parameters, **options):
-        self.whole = list(parameters)
-        super().__init__([torch.nn.Parameter(self.matrix(p.detach())) for p in self.whole], **options)
+    It takes the steps of `torch.optim.Muon` with `adjust_lr_fn="match_rms_adamw"`, a parameter of any shape being a
+    matrix of (first axis, all others). PyTorch's goes from matrix to matrix, in some 25 launches each, and pocket's
+    models are launch-bound: here all matrices of one size are made orthogonal together."""
 
-    @staticmethod
-    def matrix(p: torch.Tensor) -> torch.Tensor:
-        """A view; its columns are in the order of memory, channels-last or not: to Muon it is the same."""
-        return p.as_strided((len(p), p[0].numel()), (p[0].numel(), 1))
+    NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  #: https://kellerjordan.github.io/posts/muon, as in PyTorch
 
+    def __init__(self, parameters, lr: float, momentum: float = .95):
+        parameters = list(parameters)
+        super().__init__([p for p in parameters if p.ndim > 1], dict(lr=lr, momentum=momentum))
+        self.others = torch.optim.AdamW([p for p in parameters if p.ndim < 2], lr, (.9, .99), weight_decay=0.0,
+                                        fused=parameters[0].is_cuda)
+        self.param_groups += self.others.param_groups
+
+    @torch.no_grad()
     def step(self):
-        for matrix, p in zip(self.param_groups[0]["params"], self.whole, strict=True):
-            if p.grad.stride() != p.stride():
-                p.grad = torch.empty_like(p).copy_(p.grad)
-            matrix.grad = self.matrix(p.grad)
-        super().step()
+        self.others.step()
+        group = self.param_groups[0]
+        used = [p for p in group["params"] if p.grad is not None]
+        for p in used:
+            if p not in self.state:
+                self.state[p]["mean"] = torch.zeros_like(p)
+        grads, means = [p.grad for p in used], [self.state[p]["mean"] for p in used]
+        torch._foreach_lerp_(means, grads, 1 - group["momentum"])
+        by_size = {}
+        for p, ahead in zip(used, torch._foreach_lerp(grads, means, group["momentum"]), strict=True):
+            by_size.setdefault((len(p), p[0].numel()), []).append((p, ahead.flatten(1)))
+        for size, several in by_size.items():
+            same, updates = zip(*several, strict=True)
+            updates = self.orthogonal(torch.stack(updates)).to(same[0].dtype)
+            updates = [update.view_as(p) for p, update in zip(same, updates, strict=True)]
+            torch._foreach_add_(same, updates, alpha=-.2 * max(size) ** .5 * group["lr"])
 
-
-def optimizers(model: torch.nn.Module, rate: float) -> list[torch.optim.Optimizer]:
-    """Muon for what multiplies, AdamW for norms and biases; one learning rate fits both."""
-    weights = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim < 2]
-    return [Flat(weights, lr=rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
-            torch.optim.AdamW(others, lr=rate, betas=(.9, .99), weight_decay=0.0, fused=others[0].is_cuda)]
+    def orthogonal(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, A, B) -> the same in bfloat16, with singular values near 1."""
+        wide = x.shape[1] <= x.shape[2]
+        x = (x if wide else x.mT).bfloat16()
+        x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+        a, b, c = self.NEWTON_SCHULZ
+        for _ in range(5):
+            gram = x @ x.mT
+            x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        return x if wide else x.mT.contiguous()
 
 
 class Average:

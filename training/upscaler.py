@@ -28,7 +28,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 import t2v_kit  # noqa: F401  (makes torchvision importable before spandrel and diffusers want it)
 from t2v_kit import toyland
-from training.common import Average, Clock, learning_rate, optimizers, options
+from training.common import Average, Clock, Muon, learning_rate, options
 from training.degrade import degrade
 
 HEIGHT, WIDTH = 112, 192  # pocket's own size; the truth is drawn at four times that
@@ -170,12 +170,11 @@ def train(name: str, net: nn.Module, frames: Frames, args, seconds: float, noise
     """One phase; `net` ends as the moving average of itself, saved as `name`, also once a minute on the way."""
     print(f"{name}: {seconds:.0f} s, noise {noise}, {'adversarial' if critic else 'L1'}", flush=True)
     clock, average, saved = Clock(seconds, args.log_every), Average(net, 0.999), time.monotonic()
-    steppers = optimizers(net, peak)
+    optimizer = Muon(net.parameters(), peak)
     judge = torch.optim.Adam(critic.parameters(), betas=(0.9, 0.99)) if critic else None
     spoilt = torch.zeros((), device=args.device)
     for step in clock:
-        for optimizer in steppers:
-            learning_rate(optimizer, peak, clock.progress, decay=0.5)
+        learning_rate(optimizer, peak, clock.progress, decay=0.5)
         if step % 50 == 49:
             frames.renew_frames(min(args.renew, len(frames.high)))
             if frames.vae and step % 200 == 199:
@@ -190,9 +189,9 @@ def train(name: str, net: nn.Module, frames: Frames, args, seconds: float, noise
             learning_rate(judge, peak, clock.progress, decay=0.5)
             extra, told = sharpen(critic, judge, made, high)
             loss, numbers = loss + extra, numbers | told
-        net.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        spoilt = (spoilt + 1) * ~guarded_step(steppers, net)
+        spoilt = (spoilt + 1) * ~guarded_step(optimizer, net)
         if step % SPOILT == SPOILT - 1 and spoilt >= SPOILT:  # read seldom: reading waits for the device
             raise RuntimeError(f"{name}: {int(spoilt)} batches in a row without a finite gradient, at step {step}")
         average.update(net)
@@ -204,14 +203,13 @@ def train(name: str, net: nn.Module, frames: Frames, args, seconds: float, noise
     write(net, args.out, name)
 
 
-def guarded_step(optimizers: list[torch.optim.Optimizer], net: nn.Module) -> torch.Tensor:
-    """A step of each optimizer along gradients clipped to norm 1; without a finite norm they count as zero. Returns
-    whether finite, on the device, so that nothing waits for it."""
+def guarded_step(optimizer: torch.optim.Optimizer, net: nn.Module) -> torch.Tensor:
+    """A step along gradients clipped to norm 1; without a finite norm they count as zero. Returns whether finite,
+    on the device, so that nothing waits for it."""
     finite = nn.utils.clip_grad_norm_(net.parameters(), 1.0).isfinite()
     for parameter in net.parameters():
         parameter.grad = torch.where(finite, parameter.grad, 0)
-    for optimizer in optimizers:
-        optimizer.step()
+    optimizer.step()
     return finite
 
 
@@ -221,7 +219,7 @@ def sharpen(critic: Critic, judge: torch.optim.Optimizer, made: torch.Tensor, hi
     verdict = F.softplus(-real).mean() + F.softplus(fake).mean()
     judge.zero_grad(set_to_none=True)
     verdict.backward()
-    guarded_step([judge], critic)
+    guarded_step(judge, critic)
     critic.requires_grad_(False)
     with torch.no_grad():
         wanted = critic(high)[1]

@@ -114,7 +114,7 @@ def main():
     autocast = torch.autocast(args.device.split(":")[0], torch.bfloat16, enabled=cuda, cache_enabled=False)
 
     clips = Clips(args.pool, args.chunk, args.device, args.seed * 97 + args.rank)
-    optimizers = common.optimizers(vae, args.rate)
+    optimizer = common.Muon(vae.parameters(), args.rate)
     before = copy.deepcopy(vae).requires_grad_(False) if args.stay else None
 
     def both(x, noise: float, absolute: float):
@@ -149,15 +149,13 @@ def main():
             frames, height, width, batch = 1, 0, 0, 16  # single frames are videos too
         if i % 32 == 31:
             clips.renew()
-        for optimizer in optimizers:
-            common.learning_rate(optimizer, args.rate, clock.progress, warmup=.01, decay=.5)
+        common.learning_rate(optimizer, args.rate, clock.progress, warmup=.01, decay=.5)
         x = clips.sample(batch, frames, height, width)
         late = args.stay or clock.progress > (.3 if args.resume else .7)
         loss, error, moved = recorder(exact if late else robust, True, x=x)
         common.average_gradients(vae)
         norm = torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
+        optimizer.step()
         average.update(vae)
         clock.log(loss=loss, psnr=-10 * (error / 4).log10(), norm=norm, moved=moved.sqrt(), frames=frames)
         if clock.due(args.save_every):
