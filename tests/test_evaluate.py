@@ -252,6 +252,17 @@ def test_the_shipped_figures_are_of_the_shipped_weights():
     card = (pocket.folder / "README.md").read_text("utf-8")
     for name in ("psnr", "psnr_worst_tenth", "psnr_subject"):
         assert f"{figures['vae'][name]:.1f} dB" in card
-    rates = figures["adherence"]["adherence"]
-    shown = " | ".join(f"{100 * rates[name]:.0f} %" for name in (*judge.ATTRIBUTES[:6], "all"))
-    assert f"| this version | {shown} |" in card
+    asked = figures["adherence"]
+    for row, rates in {
+        "this version": asked["adherence"],
+        "of it, scenes with one subject (370)": asked["one_subject"],
+        "of it, scenes with two (230)": asked["two_subjects"],
+        "the probe's ceiling: the same 600 scenes, drawn and through the VAE": asked["ceiling"],
+    }.items():
+        shown = " | ".join(f"{100 * rates[name]:.0f} %" for name in (*judge.ATTRIBUTES[:6], "all"))
+        assert f"| {row} | {shown} |" in card
+    for scale, name in (("1", "1"), ("3", "3, the default"), ("6", "6")):
+        seen = figures["guidance"][scale]
+        off = [f"{100 * seen[key]:.0f} %" for key in ("velocity_error", "velocity_error_without_knob")]
+        followed, varied = f"{100 * seen['adherence']['all']:.0f} %", f"{seen['diversity_features']:.1f}"
+        assert " | ".join((f"| {name}", followed, varied, f"{seen['chroma']:.3f}", *off)) + " |" in card
