@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from t2v_kit import toyland
-from t2v_kit.toyland import Scene, caption, held_out, random_scene, render, render_batch, truth
+from t2v_kit.toyland import FPS, Scene, caption, held_out, random_scene, render, render_batch, truth
+from t2v_kit.toyland.picture import draw
 
 SIZE = dict(height=56, width=96, num_frames=9)
 SCENE = Scene("car", "red", "street", "sunny", "right", "high", seed=7)
@@ -138,6 +139,12 @@ def test_render_keeps_its_contract():
     assert batch.shape == (1, 3, 5, 40, 64) and batch.dtype == torch.float32
     assert batch.min() >= 0 and batch.max() <= 1
     assert render(SCENE, 40, 64, 1).shape == (1, 40, 64, 3)
+
+
+def test_everything_is_drawn_on_the_device_asked_for():
+    """"meta" stands for a GPU: it mixes with the CPU's tensors as little."""
+    canvas = draw([random_scene(seed, pair=.5) for seed in range(60)], 16, 24, 5, FPS, "meta", with_truth=True)
+    assert {x.device.type for x in (canvas.image, canvas.owner, canvas.flow)} == {"meta"}
 
 
 def test_a_batch_draws_each_scene_as_alone():

@@ -2,6 +2,7 @@
 import copy
 import itertools
 import json
+import math
 import os
 import random
 import subprocess
@@ -10,6 +11,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, HunyuanVideoPipeline
@@ -94,6 +96,7 @@ def test_folding_moves_no_pixel():
 @pytest.fixture
 def small_clips(monkeypatch):
     whole = vae.toyland.render_batch
+    monkeypatch.setattr(vae, "SIZE", (16, 24, 5))
     monkeypatch.setattr(vae.toyland, "render_batch", lambda scenes, **how: whole(scenes, 16, 24, num_frames=5, **how))
 
 
@@ -102,7 +105,36 @@ def test_clips_are_renewed_and_cut(small_clips):
     before = clips.video.clone()
     clips.renew()
     assert [torch.equal(old, new) for old, new in zip(before, clips.video)] == [False, False, True, True]
-    assert clips.sample(3, 1, 0, 0).shape == (3, 3, 1, 16, 24) and clips.sample(3, 2, 8, 16).shape == (3, 3, 2, 8, 16)
+    for frames, height, width in ((1, 0, 0), (2, 8, 16)):
+        video, mask = clips.sample(3, frames, height, width)
+        size = frames, height or 16, width or 24
+        assert video.shape == (3, 3, *size) and mask.shape == (3, *size)
+
+
+def test_a_clips_mask_is_its_subjects():
+    """Drawn on their own, the subjects' pixels are those that the truth names."""
+    clips = vae.Clips(2, 2, "cpu", 0)
+    scenes = [toyland.random_scene(rng, pair=.35, unseen=False) for rng in [random.Random(0)] for _ in range(2)]
+    for scene, (*video, mask) in zip(scenes, clips.video.numpy()):
+        assert (mask == toyland.truth(scene).masks.any(0)).all()
+        assert (np.stack(video, -1) == toyland.render(scene)).all()
+
+
+def test_the_log_error_is_what_psnr_measures():
+    """Half an error less is worth the same in every clip; subjects have their share, and a clip without any no part."""
+    error, mask = torch.rand(2, 3, 16, 16), torch.zeros(2, 3, 16, 16)
+    mask[:, :, 4:12] = 1
+
+    def size(error, mask=mask, share=0.0):
+        return 1e3 * vae.log_error(error, mask, share)
+
+    scale = torch.tensor([.01, 1.]).view(2, 1, 1, 1)
+    assert size(error) - size(error / 2) == pytest.approx(math.log(2), abs=1e-3)
+    assert size(error * scale) - size(error * scale / 2) == pytest.approx(math.log(2), abs=5e-3)
+    still = error.clone()
+    still[:, :, :3] = 0  # what lies outside the mask and its edge
+    assert size(still, share=1.) == pytest.approx(size(error, share=1.)) and size(still) < size(error) - .1
+    assert size(error, 0 * mask, 1.) == pytest.approx(math.log(vae.FINEST))
 
 
 def test_latents_stay_where_the_transformer_knows_them(small_clips, monkeypatch, tmp_path):

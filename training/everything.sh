@@ -6,7 +6,7 @@ set -eu
 cd "$(dirname "$0")/.."
 out=${1:?usage: training/everything.sh OUT}
 : "${LLM:=95}" "${CLIP:=80}" "${VAE:=1200}" "${TRANSFORMER:=1500}" "${ONWARD:=300}" "${GUIDANCE:=440}" "${UPSCALER:=300}"
-: "${PROBE:=200}" "${CONTINUE:=0}"
+: "${PROBE:=400}" "${CONTINUE:=0}"
 bundle=$out/bundle log=$out/log
 mkdir -p "$bundle" "$log"
 [ "$LLM" = 0 ] || python3 -m training.tokenizers # as it was before training.words
@@ -39,7 +39,7 @@ stage transformer "$TRANSFORMER" 0,1 training.transformer --bundle "$bundle" --o
 [ "$TRANSFORMER" = 0 ] || ship "$out/transformer"
 # What does not disturb the transformer, on one GPU; guidance on the other.
 stage guidance "$GUIDANCE" 1 training.guidance --bundle "$bundle" --resume "$bundle/transformer" --out "$out/student" & second=$!
-stage onward "$ONWARD" 0 training.vae --stay .02 --resume "$bundle/vae" --out "$out/onward"
+stage onward "$ONWARD" 0 training.vae --stay .005 --resume "$bundle/vae" --out "$out/onward"
 [ "$ONWARD" = 0 ] || ship "$out/onward/vae"
 stage probe "$PROBE" 0 training.probe --vae "$bundle/vae" --out "$out/probe"
 stage upscaler "$UPSCALER" 0 training.upscaler --vae "$bundle" --out "$out/upscaler"

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 import t2v_kit  # noqa: F401  before diffusers: makes torchvision importable
 from t2v_kit.toyland import COLOURS, DIRECTIONS, FPS, PLACES, SKIES, SPEEDS, SUBJECTS, Scene, random_scene, render_batch
 from t2v_kit.toyland.picture import draw
-from training.common import Clock, learning_rate, options
+from training.common import Clock, Muon, learning_rate, options
 from training.judge import (
     FRAMES,
     HEIGHT,
@@ -148,7 +148,8 @@ def train(args, probes: list[Probe], vae=None):
     rng = random.Random(args.seed)
     pool = torch.zeros(args.pool, FRAMES, 3, HEIGHT, WIDTH, dtype=torch.uint8, device=args.device)
     marks = torch.zeros(args.pool, len(SIZES), dtype=torch.long, device=args.device)
-    optimizer = torch.optim.AdamW([p for probe in probes for p in probe.parameters()], lr=0., weight_decay=.02)
+    everything = [p for probe in probes for p in probe.parameters()]
+    optimizer = Muon(everything, args.rate)
     filled, clock = 0, Clock(args.seconds, args.log_every)
     for step in clock:
         if step % args.every == 0 or filled < 4 * args.batch:  # or the first few clips are learnt by heart
@@ -169,7 +170,7 @@ def train(args, probes: list[Probe], vae=None):
         learning_rate(optimizer, args.rate, clock.progress, decay=.6)
         optimizer.zero_grad()
         sum(losses).backward()
-        torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 5.)
+        torch.nn.utils.clip_grad_norm_(everything, 5.)
         optimizer.step()
         clock.log(a=losses[0].detach(), b=losses[1].detach(), clips=filled)
 

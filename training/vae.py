@@ -1,10 +1,11 @@
 """Train pocket's causal 3D VAE on Toyland.
 
 Joint part: small crops first, then whole frames in clips of 17 (the length of the pipeline's own time tile), then
-33 frames through diffusers' time tiles, as it will be used. Then the latents' mean and deviation are folded into
-the 1 x 1 x 1 convolutions around them, so that HunyuanVideo's scaling factor makes them unit variance. With `--stay`
-training goes on around a transformer that knows the latents: they may hardly move, and a quarter of the clips is
-decoded from the latents as they were.
+33 frames through diffusers' time tiles, as it will be used. At last the loss is what is measured: each clip's PSNR,
+and that of its subjects' pixels (`--subject`: how much of the loss the latter are). Then the latents' mean and
+deviation are folded into the 1 x 1 x 1 convolutions around them, so that HunyuanVideo's scaling factor makes them
+unit variance. With `--stay` training goes on around a transformer that knows the latents: they may hardly move, and a
+quarter of the clips is decoded from the latents as they were.
 """
 from __future__ import annotations
 
@@ -17,16 +18,20 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKLHunyuanVideo
 
 from t2v_kit import toyland
+from t2v_kit.toyland.picture import draw
 
 from . import common, pocket
 
+SIZE = 112, 192, 33  #: height, width and frames of pocket's videos
 #: until this share of the time: frames, height, width (0: whole), clips a step on one GPU
 JOINT = ((.20, 9, 64, 96, 12), (.85, 17, 0, 0, 4), (1.0, 33, 0, 0, 3))
+FINEST, FEW = 1e-5, 50  #: a squared error nobody sees (of values in [-1, 1]); pixels too few to be called a subject
 AS_THEY_WERE = .25  #: with --stay, the share of clips decoded from latents that have not moved: the transformer's own
 
 
 class Clips:
-    """A pool of rendered clips on the GPU, (N, 3, 33, 112, 192) uint8, renewed a few at a time.
+    """A pool of rendered clips on the GPU, (N, 4, 33, 112, 192) uint8, renewed a few at a time: RGB, and 1 where a
+    subject is.
 
     Drawing is many small kernels, so it pays to draw many clips at once and use each a few times."""
 
@@ -36,21 +41,24 @@ class Clips:
 
     def draw(self) -> torch.Tensor:
         scenes = [toyland.random_scene(self.rng, pair=.35, unseen=False) for _ in range(self.chunk)]
-        return (toyland.render_batch(scenes, device=self.device) * 255).round().to(torch.uint8)
+        canvas = draw(scenes, *SIZE, toyland.FPS, self.device, with_truth=True)
+        video = (canvas.image * 255).round().to(torch.uint8)
+        return torch.cat([video, (canvas.owner > 0).to(torch.uint8)[:, None]], 1)
 
     def renew(self):
         self.video[self.next : self.next + self.chunk] = self.draw()
         self.next = (self.next + self.chunk) % len(self.video)
 
-    def sample(self, batch: int, frames: int, height: int, width: int) -> torch.Tensor:
-        """(B, 3, frames, height, width) in [-1, 1]: random clips, cut at a random place in time and space."""
+    def sample(self, batch: int, frames: int, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Random clips, cut at a random place in time and space: (B, 3, frames, height, width) in [-1, 1], and
+        (B, frames, height, width), 1 where a subject is, else 0."""
         total, full_height, full_width = self.video.shape[2:]
         t = self.rng.randrange(0, total - frames + 1)
         y = self.rng.randrange(0, full_height - height + 1) if height else 0
         x = self.rng.randrange(0, full_width - width + 1) if width else 0
         pick = torch.randint(len(self.video), (batch,), device=self.video.device)
         cut = self.video[pick, :, t : t + frames, y : y + height or None, x : x + width or None]
-        return cut.float() / 127.5 - 1
+        return cut[:, :3].float() / 127.5 - 1, cut[:, 3].float()
 
 
 def weights(x: torch.Tensor) -> torch.Tensor:
@@ -60,6 +68,18 @@ def weights(x: torch.Tensor) -> torch.Tensor:
     moved = (x[:, :, 1:] - x[:, :, :-1]).abs().amax(1, keepdim=True) > .06
     moved = F.pad(moved.float(), (0, 0, 0, 0, 1, 0))
     return 1 + 2 * F.max_pool3d(moved, (5, 3, 3), 1, (2, 1, 1))
+
+
+def log_error(error: torch.Tensor, mask: torch.Tensor, subject: float) -> torch.Tensor:
+    """The log of each clip's mean squared error, its subjects' pixels being counted apart with a share of `subject`:
+    PSNR is measured so, clip by clip, and a clip that is hard already does not drown the others.
+
+    error (B, T, H, W): squared; mask (B, T, H, W): 1 where a subject is. Times 1/1000, about a squared error here, so
+    that what stands beside it in the loss weighs the same."""
+    whole = error.mean((1, 2, 3)) + FINEST
+    mask = F.max_pool2d(mask, 3, 1, 1)  # with their edges, or the errors move to just outside
+    part = (error * mask).sum((1, 2, 3)) / (mask.sum((1, 2, 3)) + FEW) + FINEST
+    return 1e-3 * ((1 - subject) * whole.log() + subject * part.log()).mean()
 
 
 @torch.no_grad()
@@ -98,7 +118,7 @@ def evaluate(vae: AutoencoderKLHunyuanVideo, device: str, count: int = 48) -> di
 
 
 def main():
-    args = common.options(__doc__, batch=0, rate=8e-4, stay=0.0, pool=1024, chunk=64,
+    args = common.options(__doc__, batch=0, rate=8e-4, stay=0.0, subject=.75, pool=1024, chunk=64,
                           save_every=120.0, kl=3e-6, noise=.05, count=48, graphs=True, kernels=True)
     cuda = args.device != "cpu"
     torch.backends.cudnn.benchmark, torch.backends.cudnn.benchmark_limit = True, 4
@@ -117,7 +137,7 @@ def main():
     optimizer = common.Muon(vae.parameters(), args.rate)
     before = copy.deepcopy(vae).requires_grad_(False) if args.stay else None
 
-    def both(x, noise: float, absolute: float):
+    def both(x, noise: float):
         with autocast:
             posterior = vae.encode(x).latent_dist
         mean, z, moved = posterior.mean.float(), posterior.sample(), torch.zeros((), device=x.device)
@@ -128,16 +148,17 @@ def main():
             z = torch.where(torch.rand(len(z), 1, 1, 1, 1, device=z.device) < AS_THEY_WERE, old, z)
         with autocast:
             y = vae.decode(z + noise * z.detach().std() * torch.randn_like(z)).sample
-        error, weight = y.float() - x, weights(x)
-        loss = (weight * error.square()).mean() + absolute * (weight * error.abs()).mean()
-        kl = .5 * (mean.square() + posterior.var.float() - 1 - posterior.logvar.float())
-        return loss + args.kl * kl.mean() + args.stay * moved, error.detach().square().mean(), moved.detach()
+        error, kl = y.float() - x, .5 * (mean.square() + posterior.var.float() - 1 - posterior.logvar.float())
+        rest = args.kl * kl.mean() + args.stay * moved
+        return error, rest, (error.detach().square().mean(), moved.detach())
 
-    def robust(x):  # at first, noise on the latents keeps their space smooth and L1 keeps edges sharp
-        return both(x, noise=args.noise, absolute=.3)
+    def robust(x, mask):  # at first, noise on the latents keeps their space smooth and L1 keeps edges sharp
+        error, rest, seen = both(x, noise=args.noise)
+        return (weights(x) * (error.square() + .3 * error.abs())).mean() + rest, *seen
 
-    def exact(x):  # at last, what counts is the squared error
-        return both(x, noise=.4 * args.noise, absolute=0)
+    def exact(x, mask):
+        error, rest, seen = both(x, noise=.4 * args.noise)
+        return log_error(error.square().mean(1), mask, args.subject) + rest, *seen
 
     phases = JOINT[1:] if args.resume else JOINT
     recorder = common.Recorder(vae, cuda and args.graphs)
@@ -150,9 +171,9 @@ def main():
         if i % 32 == 31:
             clips.renew()
         common.learning_rate(optimizer, args.rate, clock.progress, warmup=.01, decay=.5)
-        x = clips.sample(batch, frames, height, width)
+        x, mask = clips.sample(batch, frames, height, width)
         late = args.stay or clock.progress > (.3 if args.resume else .7)
-        loss, error, moved = recorder(exact if late else robust, True, x=x)
+        loss, error, moved = recorder(exact if late else robust, True, x=x, mask=mask)
         common.average_gradients(vae)
         norm = torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimizer.step()
@@ -163,7 +184,7 @@ def main():
     vae = average.model
     if not args.stay:
         with torch.no_grad():
-            fold(vae, torch.cat([vae.encode(clips.sample(4, 33, 0, 0)).latent_dist.mode() for _ in range(16)]))
+            fold(vae, torch.cat([vae.encode(clips.sample(4, 33, 0, 0)[0]).latent_dist.mode() for _ in range(16)]))
     common.save(vae, args.out / "vae")
     if args.rank == 0:
         numbers = evaluate(vae, args.device, args.count)

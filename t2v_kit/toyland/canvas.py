@@ -77,6 +77,6 @@ class Canvas:
         self.image += (colour - self.image) * cover.unsqueeze(1)
         if self.owner is not None and (self.actor or self.motion is not None):
             inside = (cover > .5).expand(self.owner.shape)
-            self.owner = torch.where(inside, torch.tensor(self.actor, dtype=torch.uint8), self.owner)
-            motion = self.motion if self.motion is not None else torch.zeros(2, 1, 1, 1)
+            self.owner = self.owner.masked_fill(inside, self.actor)
+            motion = 0. if self.motion is None else self.motion
             self.flow = torch.where(inside.unsqueeze(1), motion, self.flow)

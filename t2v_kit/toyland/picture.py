@@ -73,7 +73,7 @@ def _actors(canvas, scenes, own, aspect, seconds, fps):
         for name, index in groups([a[0] if a else None for a in actors], device):
             if name is None:
                 continue
-            mine, who = own[index], index.tolist()
+            mine, who = own[index], [i for i, a in enumerate(actors) if a and a[0] == name]
             scale = (.90 + .25 * col(mine, base)) * torch.where(paired[index], .82, 1.)
             cx = aspect * place[index] + facing[index] * speed[index] * seconds
             ground = torch.tensor([GROUND[scenes[i].place] for i in who], device=device).view(-1, 1, 1, 1)

@@ -141,7 +141,7 @@ def flakes(canvas, r, seconds):
                           2, pick.flatten(2)).view(pick.shape)
     px, py = column + .2 + .6 * jitter, row + .2 + .6 * torch.remainder(jitter * 7.3, 1.)
     if canvas.flow is not None:
-        canvas.motion = torch.tensor([0., fall / 16 / canvas.pixel]).view(2, 1, 1, 1)
+        canvas.motion = torch.tensor([0., fall / 16 / canvas.pixel], device=canvas.flow.device).view(2, 1, 1, 1)
         kept = canvas.owner.clone()  # a flake moves, but what it falls in front of stays that subject's
     canvas.paint(circle((x - px) * cell, (y - py) * cell, .013 + .006 * jitter), (1., 1., 1.), .9, lit=0, soft=.006)
     if canvas.flow is not None:
