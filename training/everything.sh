@@ -5,7 +5,7 @@
 set -eu
 cd "$(dirname "$0")/.."
 out=${1:?usage: training/everything.sh OUT}
-: "${LLM:=95}" "${CLIP:=80}" "${VAE:=1200}" "${TRANSFORMER:=1500}" "${ONWARD:=300}" "${GUIDANCE:=440}" "${UPSCALER:=300}"
+: "${LLM:=95}" "${CLIP:=80}" "${VAE:=1200}" "${TRANSFORMER:=1500}" "${ONWARD:=2000}" "${GUIDANCE:=440}" "${UPSCALER:=400}"
 : "${PROBE:=400}" "${CONTINUE:=0}"
 bundle=$out/bundle log=$out/log
 mkdir -p "$bundle" "$log"

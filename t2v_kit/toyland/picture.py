@@ -62,24 +62,24 @@ def _actors(canvas, scenes, own, aspect, seconds, fps):
     facing = torch.tensor([1. if s.direction == "right" else -1. for s in scenes], device=device).view(-1, 1, 1, 1)
     fast = torch.tensor([s.speed == "high" for s in scenes], device=device).view(-1, 1, 1, 1)
     paired = torch.tensor([s.companion is not None for s in scenes], device=device).view(-1, 1, 1, 1)
+    ground = torch.tensor([GROUND[s.place] for s in scenes], device=device).view(-1, 1, 1, 1)
     # Frame widths a second, so that a clip shows as much of the way at any shape of frame.
     speed = aspect * torch.where(fast, .28 + .06 * col(own, 0), .06 + .04 * col(own, 0))
     side = torch.where(col(own, 1) > .5, 1., -1.)
     for number in (2, 1):
         actors = [s.actors[number - 1] if len(s.actors) >= number else None for s in scenes]
+        colours = torch.tensor([RGB[a[1]] if a else (0., 0., 0.) for a in actors], device=device)
         apart = side * (1.5 - number) * (.36 + .08 * col(own, 2))
         place = .5 + torch.where(paired, apart, .14 * (col(own, 2) - .5))
         base = 4 + 4 * number
         for name, index in groups([a[0] if a else None for a in actors], device):
             if name is None:
                 continue
-            mine, who = own[index], [i for i, a in enumerate(actors) if a and a[0] == name]
+            mine = own[index]
             scale = (.90 + .25 * col(mine, base)) * torch.where(paired[index], .82, 1.)
             cx = aspect * place[index] + facing[index] * speed[index] * seconds
-            ground = torch.tensor([GROUND[scenes[i].place] for i in who], device=device).view(-1, 1, 1, 1)
             cy = (AERIAL[name] + .10 * (col(mine, base + 1) - .5) if name in AERIAL
-                  else ground + .05 * (col(mine, base + 1) - .5) + .05 * (number == 1) * paired[index])
-            colour = torch.tensor([RGB[actors[i][1]] for i in who], device=device)
+                  else ground[index] + .05 * (col(mine, base + 1) - .5) + .05 * (number == 1) * paired[index])
             phase = 6.28 * col(mine, base + 2)
             with canvas.part(index) as part:
-                act(part, name, colour, number, cx, cy, speed[index], facing[index], phase, scale, fps)
+                act(part, name, colours[index], number, cx, cy, speed[index], facing[index], phase, scale, fps)
