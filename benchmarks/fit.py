@@ -21,8 +21,8 @@ import numpy as np
 
 from benchmarks.common import RESULTS
 from benchmarks.rows import ROWS, SIZES, TINY_SIZE
-from t2v_kit.memory import Plan, Size
 from t2v_kit.memory.estimate import coefficients, estimate
+from t2v_kit.memory.plan import Plan, Size
 
 COEFFICIENTS = Path(t2v_kit.__file__).parent / "memory" / "coefficients.json"
 OVER, UNDER = 0.10, 0.03  # how far an estimate may be over, and under, what was measured

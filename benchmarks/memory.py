@@ -36,9 +36,10 @@ from safetensors.torch import save_file
 from benchmarks.common import GIB, PROMPT, header, measured, write
 from benchmarks.full_size import FULL, TINY, random_pipeline, room_for, save
 from benchmarks.rows import ROWS, SIZES, TINY_SIZE, Row
-from t2v_kit import models as loading
-from t2v_kit.memory import Part, Plan, Size, plan
+from t2v_kit.model import loading
+from t2v_kit.memory.choose import plan
 from t2v_kit.memory.machine import Machine
+from t2v_kit.memory.plan import Part, Plan, Size
 
 STEPS = 3  # one to warm up, two to measure
 T4 = {"capability": (7, 5), "gpu": "Tesla T4"}
@@ -209,7 +210,7 @@ def diffusers_recipe(row: Row, size: Size, folder: Path, result: dict) -> None:
     template = json.loads((folder / "t2v_kit.json").read_text())
     stamps = []
     with measured(result["stages"].setdefault("load", {})):
-        tokenizer, template = loading.load_tokenizer(folder / "tokenizer", loading._template(template), folder)
+        tokenizer, template = loading.load_tokenizer(folder / "tokenizer", loading.own_template(template), folder)
         pipe = HunyuanVideoPipeline.from_pretrained(
             folder, tokenizer=tokenizer, quantization_config=quantised, torch_dtype=torch.bfloat16
         )

@@ -29,7 +29,7 @@ import torch
 
 from benchmarks.common import header, write
 from t2v_kit import Settings, toyland
-from t2v_kit.memory import quantise
+from t2v_kit.model import quantise
 from training.judge import ATTRIBUTES, answers, load_probes, score, table, wish
 
 BITS = ("int8", "nf4")  # as many operations as before, of which PyTorch does not count all

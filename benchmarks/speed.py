@@ -35,9 +35,9 @@ from diffusers import (
 from benchmarks.common import GIB, guarded, header, measured
 from benchmarks.full_size import FULL, TINY
 from benchmarks.rows import SIZES, TINY_SIZE
-from t2v_kit.denoise import skip_full_masks
+from t2v_kit.hunyuan.chunks import use_chunks
+from t2v_kit.hunyuan.masks import skip_full_masks
 from t2v_kit.memory.footprint import set_tiles
-from t2v_kit.memory.frugal import use_chunks
 
 PADDED, WORDS, OTHER_WORDS = 256, 40, (17, 23, 61, 88, 120)  # tokens of a prompt
 STEPS = 50

@@ -19,8 +19,8 @@ from pathlib import Path
 
 from benchmarks.common import RESULTS
 from benchmarks.rows import SIZES
-from t2v_kit.memory import Plan, Size
 from t2v_kit.memory.estimate import estimate
+from t2v_kit.memory.plan import Plan, Size
 
 README = Path(__file__).parents[1] / "README.md"
 MARKED = re.compile(r"(<!-- benchmarks: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)

@@ -23,9 +23,9 @@ from benchmarks.common import header, write
 from benchmarks.full_size import FULL, TINY
 from benchmarks.rows import SIZES, TINY_SIZE
 from benchmarks.speed import Transformer
-from t2v_kit.denoise import skip_full_masks
-from t2v_kit.memory.frugal import use_chunks
-from t2v_kit.memory.residence import pin
+from t2v_kit.hunyuan.chunks import use_chunks
+from t2v_kit.hunyuan.masks import skip_full_masks
+from t2v_kit.model.residence import pin
 
 GAP = 0.1  # milliseconds: shorter pauses are not drawn
 

@@ -33,8 +33,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from t2v_kit import load_upscaler, save_video, toyland, upscale, upscale_file
-from t2v_kit.film import video_reader, video_writer
-from t2v_kit.upscale.net import prepare, tiled
+from t2v_kit.stages.upscaling.network import prepare, tiled
+from t2v_kit.video.files import video_reader, video_writer
 
 from .common import GIB, guarded, header, write
 from .upscalers import NETWORKS, POCKET, X4PLUS, official, weight_files

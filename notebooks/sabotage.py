@@ -29,7 +29,7 @@ t2v.load = _broken
 BREAKS = {
     "the flow shift, doubled on the way to the scheduler": (
         "03_noisy_latents",
-        "from dataclasses import replace; import t2v_kit.latents as room; make = room.make_scheduler; "
+        "from dataclasses import replace; import t2v_kit.stages.noise as room; make = room.make_scheduler; "
         "room.make_scheduler = lambda models, s: make(models, replace(s, flow_shift=2 * s.flow_shift))",
     ),
     "the prompt's crop, one token short": ("01_prompt_encoding", "models.template['crop_start'] -= 1"),

@@ -16,8 +16,9 @@ from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import DEFAULT_PRO
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, LlamaConfig, LlamaModel, PreTrainedTokenizerFast
 
-from t2v_kit import settings as settings_module
-from t2v_kit.models import POCKET, load
+from t2v_kit.errors import fresh_notes
+from t2v_kit.hunyuan.files import POCKET
+from t2v_kit.model.loading import load
 from t2v_kit.settings import Settings
 
 # The split pattern in the tokenizer.json of meta-llama/Meta-Llama-3-8B.
@@ -42,9 +43,10 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(autouse=True)
-def tell_again():
-    """Each test hears what is told once in a process."""
-    settings_module.tell_once.cache_clear()
+def notes_again():
+    """Each test hears every note, also those that an earlier test heard of the same model."""
+    with fresh_notes():
+        yield
 
 
 def byte_level_tokenizer(specials: list[str], bos: str, eos: str, pad: str, padding_side: str = "right"):

@@ -10,12 +10,13 @@ from torch.nn import functional as F
 
 import t2v_kit
 from t2v_kit import UserError, toyland
-from t2v_kit.attention import auc, find_tokens, overlay_heat, token_mask, watch_attention
+from t2v_kit.attention.maps import auc, find_tokens, overlay_heat, token_mask, watch_attention
 from t2v_kit.attention.watching import _queries_at_once, summed_attention
-from t2v_kit.denoise import _NoFullMask, denoise
-from t2v_kit.latents import add_noise, initial_latents, sigma_schedule
-from t2v_kit.prompt import encode_prompt, token_table
-from t2v_kit.vae import encode
+from t2v_kit.hunyuan.masks import NoFullMask
+from t2v_kit.stages.decoding import encode
+from t2v_kit.stages.denoising import denoise
+from t2v_kit.stages.noise import add_noise, initial_latents, sigma_schedule
+from t2v_kit.stages.prompt import encode_prompt, token_table
 
 from conftest import PROMPT  # isort: skip
 
@@ -160,7 +161,7 @@ def test_processors_come_back(tiny32, settings):
     """After a watch, after an exception in it, and when the watch could not even begin."""
     prompt, before = encode_prompt(tiny32, PROMPT), processors(tiny32)
     hooks = len(tiny32.pipe.transformer._forward_pre_hooks)
-    assert all(isinstance(processor, _NoFullMask) for processor in before)
+    assert all(isinstance(processor, NoFullMask) for processor in before)
     with watch_attention(tiny32, prompt, "man", blocks=[1]):
         assert [a is b for a, b in zip(processors(tiny32), before)] == [True, False, True]
         with pytest.raises(UserError, match="watched already"), watch_attention(tiny32, prompt, "man", blocks=[0, 1]):

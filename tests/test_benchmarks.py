@@ -14,7 +14,7 @@ from benchmarks import table
 from benchmarks.fit import fit_memory
 from benchmarks.rows import ROWS, SET_ASIDE_SIZES
 from benchmarks.timeline import busy, lanes
-from t2v_kit.memory import Plan, Size
+from t2v_kit.memory.plan import Plan, Size
 from t2v_kit.memory.estimate import estimate
 
 ROOT = Path(__file__).parents[1]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from t2v_kit.__main__ import default_folder, main
+from t2v_kit.cli import default_folder, main
 
 PROMPT = "A man with a beard riding a motorcycle."
 ROOT = Path(__file__).parent.parent

@@ -20,12 +20,14 @@ from diffusers import (
 from diffusers.models.transformers.transformer_hunyuan_video import HunyuanVideoAttnProcessor2_0
 from safetensors.torch import load_file, save_file
 
-from t2v_kit.denoise import count_work, denoise, velocity
-from t2v_kit.latents import add_noise, initial_latents, sigma_schedule
-from t2v_kit.models import POCKET, load
-from t2v_kit.prompt import PromptEncoding, encode_prompt
-from t2v_kit.settings import Settings, UserError
-from t2v_kit.vae import decode
+from t2v_kit.errors import UserError
+from t2v_kit.hunyuan.files import POCKET
+from t2v_kit.model.loading import load
+from t2v_kit.settings import Settings
+from t2v_kit.stages.decoding import decode
+from t2v_kit.stages.denoising import count_work, denoise, velocity
+from t2v_kit.stages.noise import add_noise, initial_latents, sigma_schedule
+from t2v_kit.stages.prompt import PromptEncoding, encode_prompt
 
 
 def pipeline_run(pipe, settings, **prompt):

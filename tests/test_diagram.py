@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from t2v_kit import UserError, show_diagram
-from t2v_kit.diagram import PARTS, diagram
+from t2v_kit.view.diagram.drawing import PARTS, diagram
 
 
 def share(picture: Image.Image, part: str) -> float:

@@ -13,7 +13,7 @@ from PIL import Image
 
 import t2v_kit
 from t2v_kit import Stopped, UserError, compare, gallery, generate, runs
-from t2v_kit.run.gallery import RunRecord
+from t2v_kit.run.records import RunRecord
 
 SMALL = {"num_frames": 5, "height": 32, "width": 48, "upscale": "none", "progress": False}
 CAR = "A red car drives to the left on the beach at sunset, slow motion."

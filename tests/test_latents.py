@@ -6,16 +6,10 @@ import torch
 from conftest import PROMPT
 from diffusers import EulerDiscreteScheduler, UniPCMultistepScheduler
 
-from t2v_kit.latents import (
-    add_noise,
-    fit_rgb,
-    initial_latents,
-    make_scheduler,
-    preview_rgb,
-    sigma_schedule,
-    tile_channels,
-)
-from t2v_kit.settings import Settings, UserError
+from t2v_kit.errors import UserError
+from t2v_kit.settings import Settings
+from t2v_kit.stages.noise import add_noise, initial_latents, make_scheduler, sigma_schedule
+from t2v_kit.view.latents import fit_rgb, preview_rgb, tile_channels
 
 
 def test_noise_is_float32_from_a_cpu_generator(tiny, settings):

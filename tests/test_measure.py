@@ -8,7 +8,7 @@ import torch
 from skimage.metrics import peak_signal_noise_ratio
 
 from t2v_kit import UserError, flicker, psnr, ssim, steady, still_pixels, toyland
-from t2v_kit.measure import followed
+from t2v_kit.video.metrics import followed
 
 SCENE = toyland.Scene("car", "red", "street", "sunny", "right", "high", seed=3)
 

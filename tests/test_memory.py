@@ -11,8 +11,9 @@ from conftest import PROMPT
 from diffusers import FirstBlockCacheConfig, HunyuanVideoTransformer3DModel
 
 from t2v_kit import decode, denoise, encode_prompt, frozen_norms, initial_latents, load, tiles, watch_attention
-from t2v_kit import models as loading
-from t2v_kit.memory import OFFLOADS, PARTS, Part, Plan, Size, as_plan, cheaper, fitting, ladder, plan
+from t2v_kit.errors import UserError
+from t2v_kit.hunyuan.chunks import check_mask, use_chunks
+from t2v_kit.memory.choose import OutOfMemory, as_plan, cheaper, fitting, ladder, out_of_memory, plan
 from t2v_kit.memory.estimate import GIB, coefficients, estimate
 from t2v_kit.memory.footprint import (
     LiveBytes,
@@ -22,13 +23,13 @@ from t2v_kit.memory.footprint import (
     denoising_bytes,
     linear_flops,
 )
-from t2v_kit.memory.frugal import check_mask, use_chunks
 from t2v_kit.memory.machine import Machine
-from t2v_kit.memory.quantise import code_book, layer_errors, linear, quantised, round_trip
-from t2v_kit.memory.residence import pin
-from t2v_kit.memory.rules import RULES, OutOfMemory, as_markdown, broken, check, out_of_memory
+from t2v_kit.memory.plan import OFFLOADS, PARTS, Part, Plan, Size
+from t2v_kit.memory.rules import RULES, as_markdown, broken, check
 from t2v_kit.memory.weights import Configs, weights
-from t2v_kit.settings import UserError
+from t2v_kit.model import loading
+from t2v_kit.model.quantise import code_book, layer_errors, linear, quantised, round_trip
+from t2v_kit.model.residence import pin
 
 F32 = Part("float32")
 CARD = Machine(24, 64)
@@ -131,7 +132,7 @@ def test_a_size_that_is_too_long_names_one_that_works():
 def test_the_length_that_is_named_works(model, lossless, monkeypatch):
     """It is looked for with the same model and among the same plans."""
     asked = []
-    monkeypatch.setattr("t2v_kit.memory.fitting", lambda *given: asked.append(given) or iter(()))
+    monkeypatch.setattr("t2v_kit.memory.choose.fitting", lambda *given: asked.append(given) or iter(()))
     with pytest.raises(UserError, match="a smaller height and width may work"):
         plan(3.3, 64, model=model, lossless=lossless)
     assert [(size.num_frames, *rest) for _, size, *rest in asked] == [(n, model, lossless) for n in (129, 61, 17)]
@@ -365,17 +366,17 @@ def test_one_stage_is_there_at_a_time(let_through, tiny_folder, settings):
     assert step.index == 2
     decode(models, step.latents)
     assert there() == {"vae"} and models.pipe.transformer.dtype == torch.float32
-    assert models.bring("transformer") is models.pipe.transformer and there() == {"transformer"}
+    assert models.network("transformer") is models.pipe.transformer and there() == {"transformer"}
 
 
 def test_a_step_cache_survives_one_stage_at_a_time(let_through, tiny_folder, settings):
     """Switched on for a transformer that leaves and comes back, it is on again, and starts empty each time."""
     models = load(tiny_folder, memory=MOVED["one stage"], device="cpu")
-    models.bring("transformer").enable_cache(FirstBlockCacheConfig(threshold=1e9))
+    models.network("transformer").enable_cache(FirstBlockCacheConfig(threshold=1e9))
     full = settings.check(models)
-    models.bring("text_encoder")
+    models.network("text_encoder")
     prompt = encode_prompt(models, PROMPT)
-    models.bring("transformer")
+    models.network("transformer")
     first, second = (
         [step.latents for step in denoise(models, prompt, initial_latents(models, full), full)][-1] for _ in range(2)
     )

@@ -11,9 +11,9 @@ from diffusers import HunyuanVideoPipeline
 from safetensors.torch import load_file, save_file
 from transformers import LlamaTokenizerFast
 
-from t2v_kit.models import load
-from t2v_kit.prompt import encode_prompt
-from t2v_kit.settings import UserError
+from t2v_kit.errors import UserError
+from t2v_kit.model.loading import load
+from t2v_kit.stages.prompt import encode_prompt
 
 
 @pytest.fixture
@@ -152,7 +152,7 @@ def test_the_hash_follows_every_byte_of_the_weights(folder, tiny32):
 
 
 def test_a_large_folder_is_hashed_by_its_headers(folder, tiny32, monkeypatch):
-    monkeypatch.setattr("t2v_kit.models.HASH_WHOLE_FILES_UP_TO", 0)
+    monkeypatch.setattr("t2v_kit.model.models.HASH_WHOLE_FILES_UP_TO", 0)
     assert load(folder, device="cpu").weights_hash.startswith("headers-")
 
 

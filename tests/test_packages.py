@@ -100,7 +100,7 @@ def test_readme_and_makefile_agree():
 def test_readme_names_options_and_functions_that_exist():
     """Every command line in README is understood, and every name its Python uses is public."""
     import t2v_kit
-    from t2v_kit.__main__ import parser
+    from t2v_kit.cli import parser
 
     for line in re.findall(r'-m t2v_kit (".*)', README):
         words = re.findall(r'"[^"]*"|\S+', line)

@@ -14,8 +14,8 @@ import torch
 from conftest import PROMPT
 
 import t2v_kit as t2v
-from t2v_kit.memory import Machine
-from t2v_kit.models import HUNYUAN_DEFAULTS
+from t2v_kit.hunyuan.files import HUNYUAN_DEFAULTS
+from t2v_kit.memory.machine import Machine
 from t2v_kit.playground import Playground, Preview, difference, differing, together
 from t2v_kit.playground.bars import STAGES, StageBars, duration
 from t2v_kit.playground.compare import wiped
@@ -95,7 +95,7 @@ class TestControls:
             ("width", 50, "48 or 64"),
             ("height", 30, "16 or 32"),
             ("seed", -1, "0 would work"),
-            ("guidance_scale", -2.0, "0.0 would work"),
+            ("guidance_scale", -2.0, "0 would work"),
             ("prompt", "  ", "A red car"),
             ("prompt", "a cat " * 300, "shorter by about"),
             ("negative_prompt", "a cat " * 300, "shorter by about"),
@@ -270,7 +270,8 @@ class TestRuns:
         monkeypatch.setenv("HOME", str(tmp_path))
         panel.out = Playground(tiny32, out="~/home").out
         assert panel.out == tmp_path / "home"
-        monkeypatch.setattr("t2v_kit.run.decode", lambda *_: (_ for _ in ()).throw(MemoryError("too little")))
+        out_of_memory = (MemoryError("too little") for _ in range(1))
+        monkeypatch.setattr("t2v_kit.run.generating.decode", lambda *_: (_ for _ in ()).throw(next(out_of_memory)))
         panel.generate()
         panel.wait(60)
         assert "MemoryError: too little" in panel.status.value and is_shown(panel.resume_button)

@@ -7,10 +7,11 @@ import pytest
 import torch
 from conftest import PROMPT, llama3_tokenizer
 
-from t2v_kit.denoise import denoise
-from t2v_kit.latents import initial_latents
-from t2v_kit.prompt import LLM_TOKENS, PromptEncoding, encode_prompt, prompt_template, token_table
-from t2v_kit.settings import UserError
+from t2v_kit.errors import UserError
+from t2v_kit.hunyuan.tokens import LLM_TOKENS
+from t2v_kit.stages.denoising import denoise
+from t2v_kit.stages.noise import initial_latents
+from t2v_kit.stages.prompt import PromptEncoding, encode_prompt, prompt_template, token_table
 
 
 def test_padded_embeddings_are_the_pipelines_bits(tiny, plain):

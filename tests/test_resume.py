@@ -17,9 +17,9 @@ from diffusers import FirstBlockCacheConfig
 from safetensors.torch import load_file
 
 from t2v_kit import Stopped, UserError, compare, generate, resume
-from t2v_kit import run as run_module
+from t2v_kit.run import generating as run_module
 from t2v_kit.run.folder import CHECKPOINT, FILES, read_log
-from t2v_kit.run.gallery import RunRecord
+from t2v_kit.run.records import RunRecord
 
 SMALL = {"prompt": PROMPT, "num_frames": 5, "height": 64, "width": 96, "num_inference_steps": 6, "seed": 3}
 LONG = {**SMALL, "num_inference_steps": 40}

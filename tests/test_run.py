@@ -12,8 +12,8 @@ from diffusers import FirstBlockCacheConfig
 from safetensors.torch import load_file, save_file
 from spandrel.architectures.Compact import Compact
 
-import t2v_kit.run as run_module
 import t2v_kit.run.folder as folder_module
+import t2v_kit.run.generating as run_module
 from t2v_kit import (
     Part,
     Plan,
@@ -197,8 +197,8 @@ MISTAKES = {  # keywords, and what the message must name
     "not a number": ({"guidance_scale": float("nan")}, "guidance_scale=nan"),
     "long prompt": ({"prompt": "a red car " * 200}, "over the limit of 256"),
     "long negative": ({"negative_prompt": "a red car " * 200, "true_cfg_scale": 2.0}, "^negative_prompt=.*of 256"),
-    "near keyword": ({"num_inference_step": 3}, "did you mean num_inference_steps"),
-    "near own keyword": ({"upscaler": "none"}, "did you mean upscale"),
+    "near keyword": ({"num_inference_step": 3}, "did you mean 'num_inference_steps'"),
+    "near own keyword": ({"upscaler": "none"}, "did you mean 'upscale'"),
     "upscaler": ({"upscale": "missing.pth"}, "unknown upscaler 'missing.pth'"),
     "model": ({"model": "pokcet"}, "did you mean 'pocket'"),
     "folder name": ({"out": " "}, "out=' '"),

@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 
 from t2v_kit import UserError, generate, read_metadata, runs, sweep
 from t2v_kit.run.folder import read_log
-from t2v_kit.sweep.grid import grid
-from t2v_kit.sweep.on_ray import on_ray
+from t2v_kit.run.sweeps.grid import grid
+from t2v_kit.run.sweeps.on_ray import on_ray
 
 SMALL = {"prompt": PROMPT, "num_frames": 5, "height": 32, "width": 48}
 NO_RAY = 'Ray is not installed (pip install "t2v-kit[ray]"): sweeps on a cluster were not tested'
@@ -34,7 +34,7 @@ def here(tmp_path, monkeypatch) -> Path:
 @pytest.fixture
 def module():
     """The module, whose name in the package is the function's."""
-    return sys.modules["t2v_kit.sweep"]
+    return sys.modules["t2v_kit.run.sweeps.cells"]
 
 
 def latents_in(folder: Path) -> torch.Tensor:
@@ -142,7 +142,7 @@ MISTAKES = {
     "a wrong one": ({"num_frames": [5, 56]}, "num_frames=56.*53 or 57"),
     "a wrong type": ({"seed": [1, "two"]}, "seed='two'"),
     "too near": ({"guidance_scale": [1.00000001, 1.00000002]}, "read the same to six digits"),
-    "unknown": ({"sede": [1]}, "did you mean seed"),
+    "unknown": ({"sede": [1]}, "did you mean 'seed'"),
     "engine": ({"engine": "spark"}, "engine='spark': must be one of local, ray"),
     "out": ({"out": None}, "out=None: a sweep is kept in a folder"),
     "a long one": ({"prompt": [PROMPT, "word " * 400]}, "^prompt='word.*over the limit of 256"),

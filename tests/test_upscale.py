@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib
 import io
 import json
 import os
@@ -28,16 +27,25 @@ from safetensors.torch import load_file, save_file
 from spandrel.architectures.Compact import Compact
 
 from benchmarks.upscalers import POCKET, FrameLoop, official, weight_files
-from t2v_kit import UserError, load_upscaler, read_metadata, save_video, toyland, upscale, upscale_file, upscale_frames
-from t2v_kit.film import video_writer
-from t2v_kit.settings import tell_once
-from t2v_kit.upscale.files import PUBLISHED, SHIPPED, Published
-from t2v_kit.upscale.net import overlap, share_cores, tiled
-from t2v_kit.upscale.planes import PlaneWriter
+from t2v_kit import (
+    UserError,
+    errors,
+    load_upscaler,
+    read_metadata,
+    save_video,
+    toyland,
+    upscale,
+    upscale_file,
+    upscale_frames,
+)
+from t2v_kit.stages.upscaling import enlarging as ROOM
+from t2v_kit.stages.upscaling import weights as FILES
+from t2v_kit.stages.upscaling.network import overlap, share_cores, tiled
+from t2v_kit.stages.upscaling.planes import PlaneWriter
+from t2v_kit.stages.upscaling.weights import PUBLISHED, SHIPPED, Published
+from t2v_kit.video.files import video_writer
 from training.degrade import KERNEL, Dice, blur, degrade, jpeg, kernels, sinc
 
-ROOM = importlib.import_module("t2v_kit.upscale")  # the attribute of this name is the function
-FILES = importlib.import_module("t2v_kit.upscale.files")
 quiet = dict(progress=False)
 ROOT = Path(__file__).parents[1]
 mediapy.set_ffmpeg(imageio_ffmpeg.get_ffmpeg_exe())
@@ -511,7 +519,7 @@ def small_gpu(compact, monkeypatch):
                 raise torch.OutOfMemoryError("CUDA out of memory.")
             ran.append((batch, height, width))
 
-        tell_once.cache_clear()
+        errors._notes_of_this_run.get().clear()
         net.model.register_forward_pre_hook(check)
         monkeypatch.setattr(ROOM, "load_upscaler", lambda *_: net)
         monkeypatch.setattr(ROOM, "share_cores", lambda _: contextlib.nullcontext())  # a GPU takes whole batches

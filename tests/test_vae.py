@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from t2v_kit import toyland
-from t2v_kit.measure import psnr
-from t2v_kit.models import load
-from t2v_kit.settings import UserError
-from t2v_kit.vae import decode, encode, frozen_norms, tiles
+from t2v_kit.errors import UserError
+from t2v_kit.model.loading import load
+from t2v_kit.stages.decoding import decode, encode, frozen_norms, tiles
+from t2v_kit.video.metrics import psnr
 
 
 @pytest.fixture

@@ -11,16 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from t2v_kit.film import read_metadata, save_video, video_reader, video_writer
-from t2v_kit.settings import UserError
-from t2v_kit.view import (
-    animation,
-    contact_sheet,
-    show_image,
-    show_video,
-    side_by_side,
-    stills,
-)
+from t2v_kit.errors import UserError
+from t2v_kit.video.files import read_metadata, save_video, video_reader, video_writer
+from t2v_kit.view.pictures import contact_sheet, side_by_side, stills
+from t2v_kit.view.players import animation, show_image, show_video
 
 
 def film(frames: int = 9, height: int = 48, width: int = 64) -> np.ndarray:

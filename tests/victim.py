@@ -20,11 +20,11 @@ from pathlib import Path
 import torch
 
 import t2v_kit  # noqa: F401  (before diffusers)
-from t2v_kit import prompt as prompt_module
-from t2v_kit import run as run_module
-from t2v_kit.models import load
+from t2v_kit.errors import UserError
+from t2v_kit.model.loading import load
 from t2v_kit.run import folder as folder_module
-from t2v_kit.settings import UserError
+from t2v_kit.run import generating as run_module
+from t2v_kit.stages import prompt as prompt_module
 
 
 class Harm:

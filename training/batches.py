@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageDraw
 
 import t2v_kit
-from t2v_kit.latents import make_scheduler
+from t2v_kit.stages.noise import make_scheduler
 from training.judge import Probe, answers, score, shrink
 
 

@@ -21,7 +21,7 @@ import torch
 from diffusers import HunyuanVideoTransformer3DModel
 
 import t2v_kit
-from t2v_kit.models import NETWORKS
+from t2v_kit.hunyuan.files import NETWORKS
 from t2v_kit.toyland import Scene, caption, random_scene, render_batch, truth
 from training.batches import Judged, compare, contact_sheet, encode, judge, size, trajectory, velocity
 from training.common import options

@@ -3,22 +3,55 @@
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from ..prompt import PromptEncoding
-from ..settings import UserError
-
-if TYPE_CHECKING:
-    from . import AttentionMaps
+from ..errors import UserError
+from ..stages.prompt import PromptEncoding
 
 # Weights that may exist at a time where the kernel does not fuse softmax and sum: 256 MiB in float32.
 WEIGHTS_AT_ONCE = 2**26
 QUERIES_AT_ONCE = 1024  # on a GPU, where PyTorch fuses them for these shapes: there the weights never exist
+
+
+@dataclass(eq=False)
+class AttentionMaps:
+    """What `watch_attention` has gathered; it grows by a row with every step.
+
+    words: each word and the numbers of its tokens.  tokens: all tokens of the prompt as text.
+    blocks: names of the blocks watched, as 'dual 0' or 'single 3'.  sigmas: the noise level of each step.
+    maps: by word, (steps, blocks, T, H', W') float32, or (steps, blocks, heads, T, H', W') by head. A value is
+    the attention weight between the word and that video token, 0 to 1: a word's tokens are summed where they
+    are looked at and averaged where they look; heads are averaged.
+    shares: (steps, blocks, len(tokens) + 1) float32, where the lookers' attention goes on the average: to each
+    text token and, in the last place, to all video tokens; sums to 1.
+    NaN where a step cache has skipped a block.
+    """
+
+    words: dict[str, list[int]]
+    tokens: list[str]
+    blocks: list[str]
+    sigmas: list[float] = field(default_factory=list)
+    _heat: list[np.ndarray] = field(default_factory=list, repr=False)
+    _shares: list[np.ndarray] = field(default_factory=list, repr=False)
+
+    @property
+    def maps(self) -> dict[str, np.ndarray]:
+        self._check_filled()
+        return {word: np.stack([heat[place] for heat in self._heat]) for place, word in enumerate(self.words)}
+
+    @property
+    def shares(self) -> np.ndarray:
+        self._check_filled()
+        return np.stack(self._shares)
+
+    def _check_filled(self) -> None:
+        if not self._heat:
+            raise UserError("nothing was watched: run denoise with the watched prompt inside the with block.")
 
 
 class Watcher:

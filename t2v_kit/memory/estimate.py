@@ -15,15 +15,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..settings import Settings, UserError
-from . import DTYPES, QUANTISATIONS, Part, Plan, Size
+from ..errors import UserError
+from ..settings import Settings
 from .footprint import attention_flops, decoding_cost, denoising_bytes, linear_flops, reading_bytes
 from .machine import Machine
+from .plan import DTYPES, QUANTISATIONS, Part, Plan, Size
 from .weights import Configs, Weights, weights
 
 GIB = 2**30
 STAGES = {"encode": ("text_encoder", "text_encoder_2"), "denoise": ("transformer",), "decode": ("vae",)}
 WORDS = 40  # tokens of a prompt without its padding
+
 # Dense 16-bit tensor-core TFLOP/s, summed in float32, from NVIDIA's data sheets and architecture white papers.
 TFLOPS = {
     "NVIDIA H200": 989,

@@ -18,8 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..denoise import skip_full_masks
-from .frugal import use_chunks
+from ..hunyuan.chunks import use_chunks
+from ..hunyuan.masks import skip_full_masks
 from .weights import parameters
 
 LLM_READS = 351  # tokens: 95 of the instruction and 256 of the prompt, what HunyuanVideoPipeline gives Llama to read

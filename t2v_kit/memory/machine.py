@@ -10,7 +10,16 @@ from pathlib import Path
 import psutil
 import torch
 
-from ..settings import UserError
+from ..errors import UserError
+from ..hunyuan.files import one_line
+
+
+def pick_device(device: str | torch.device | None) -> torch.device:
+    try:
+        # Says whether this torch build and machine have it, and which GPU "cuda" is: some calls want its number.
+        return torch.empty(0, device=device or ("cuda" if torch.cuda.is_available() else "cpu")).device
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise UserError(f"device={device!r}: cannot be used ({one_line(error)}); 'cpu' would work.") from error
 
 
 @dataclass(frozen=True)

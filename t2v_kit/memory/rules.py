@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from ..settings import UserError
-from . import QUANTISATIONS, Plan, Size
-from .frugal import NO_MASKS
+from ..errors import UserError
+from ..hunyuan.chunks import NO_MASKS
+from .estimate import estimate
 from .machine import Machine
+from .plan import QUANTISATIONS, Plan, Size
 
 STREAMED = ("group", "disk", "sequential")
 BITSANDBYTES = ("int8", "nf4")
@@ -39,13 +40,9 @@ def _needs_gpu(made: Plan) -> bool:
 
 def _ram_gb(made: Plan, model) -> float:
     """GiB of RAM that a plan with pinned weights needs before the video decides anything; 0 without such weights."""
-    from .estimate import estimate
-
     if not _parts(made, QUANTISATIONS, ("group",)):
         return 0
     return estimate(made, Size(16, 16, 1), model, stages=("encode", "denoise")).ram_gb
-
-
 RULES = (
     Rule(
         "quantisation, offload or compilation without a GPU",
@@ -142,25 +139,6 @@ def as_markdown() -> str:
     """The rules as a table."""
     rows = [f"| {rule.what} | {rule.why} | {rule.remedy} |" for rule in RULES]
     return "\n".join(["| what cannot work | why | remedy |", "|---|---|---|", *rows])
-
-
-class OutOfMemory(UserError):
-    """GPU memory ran out. The message names the stage, the plan, the next cheaper plan, and what is kept."""
-
-
-def out_of_memory(made: Plan, stage: str, size: Size | None, model, error: Exception) -> OutOfMemory:
-    """What to raise in the place of PyTorch's error. size: of the video, None when it is not known there."""
-    from . import cheaper
-
-    other = cheaper(made, size or Size(), model)
-    hint = (
-        f"the next cheaper plan is {other.name!r} (memory={other.as_dict()})" if other else "this is the cheapest plan"
-    )
-    said = " ".join(str(error).split()).split(". ")[1:3]
-    return OutOfMemory(
-        f"{stage}: out of GPU memory with plan {made.name!r} ({'. '.join(said)}); {hint}, and fewer frames or a "
-        "smaller picture need less. Files of finished stages (prompt.safetensors, latents.safetensors) are kept."
-    )
 
 
 def _older(version: str | None, than: tuple[int, int]) -> bool:

@@ -99,14 +99,14 @@ class Configs:
 
         Raises UserError for an unknown name and a folder without them.
         """
-        from ..models import _locate, _read_json  # here: models needs this package itself
+        from ..hunyuan.files import locate, read_json  # here: models needs this package itself
 
         if model == "hunyuan":
             found = (LLAMA, CLIP, _defaults(HunyuanVideoTransformer3DModel), _defaults(AutoencoderKLHunyuanVideo))
         else:
-            folder = getattr(model, "folder", None) or _locate(model, None)[0]
+            folder = getattr(model, "folder", None) or locate(model, None)[0]
             names = [field.name for field in dataclasses.fields(cls)]
-            found = (_read_json(folder / name / "config.json") for name in names)
+            found = (read_json(folder / name / "config.json") for name in names)
         return cls(*map(_items, found))
 
     def make(self, network: str) -> torch.nn.Module:

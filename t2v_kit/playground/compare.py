@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 import ipywidgets as widgets
 import numpy as np
 
-from ..film import save_video
-from ..measure import psnr
-from ..settings import UserError
-from ..view import animation, side_by_side, split_at
+from ..errors import UserError
+from ..video.files import save_video
+from ..video.metrics import psnr
+from ..view.pictures import side_by_side, split_at
+from ..view.players import animation
 from .look import failure, heading, show_if, table, tip
 
 if TYPE_CHECKING:

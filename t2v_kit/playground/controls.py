@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING
 
 import ipywidgets as widgets
 
-from ..prompt import prompt_notes
-from ..settings import Settings, UserError
+from ..errors import UserError
+from ..model.check import notes as model_notes
+from ..model.check import resolve
+from ..settings import Settings
+from ..stages.prompt import prompt_notes
 from .look import UNDER, aligned, button, heading, note, show_if, tip
 from .presets import presets, ranges, sentence
 
 if TYPE_CHECKING:
-    from ..models import Models
+    from ..model.models import Models
 
 #: Why each setting is there: the tooltip of its control.
 WHY = {
@@ -170,7 +173,7 @@ class Controls:
         self._name_preset(values)
         for _ in WHY:  # a wrong value is told and replaced, so that the next one is told too
             try:
-                settings = Settings(**values).complete(self.models)  # its notes are shown under the controls
+                settings = resolve(Settings(**values), self.models)  # its notes are shown under the controls
                 break
             except UserError as error:
                 errors += 1
@@ -193,7 +196,7 @@ class Controls:
 
     def _advise(self, settings: Settings) -> None:
         """What is allowed, but worth knowing."""
-        notes = settings.notes(self.models)
+        notes = model_notes(settings, self.models)
         notes["prompt"] = " ".join(prompt_notes(self.models, settings.prompt))
         for name, line in notes.items():
             self.fields[name].say(line)

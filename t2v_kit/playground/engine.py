@@ -9,12 +9,17 @@ from pathlib import Path
 
 import ipywidgets as widgets
 
-from ..memory import Machine, Plan, Size, as_plan, ladder
+from ..errors import UserError
+from ..hunyuan.files import HUNYUAN_DEFAULTS
+from ..memory.choose import as_plan, ladder
 from ..memory.estimate import TFLOPS, estimate
+from ..memory.machine import Machine
+from ..memory.plan import Plan, Size
 from ..memory.rules import check
-from ..models import HUNYUAN_DEFAULTS, Models, load
-from ..settings import Settings, UserError
-from ..upscale.files import PUBLISHED, SHIPPED
+from ..model.loading import load
+from ..model.models import Models
+from ..settings import Settings
+from ..stages.upscaling.weights import PUBLISHED, SHIPPED
 from .bars import duration
 from .controls import Field
 from .look import aligned, heading, show_if, tip

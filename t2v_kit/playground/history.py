@@ -16,7 +16,7 @@ from .controls import WHY
 from .look import button, show_if, soft, tip
 
 if TYPE_CHECKING:
-    from ..run import Run
+    from ..run.generating import Run
 
 _THUMB = 200  # pixels
 

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 
 import ipywidgets as widgets
 
-from ..models import Models, load
-from ..run import Run, generate, resume
+from ..errors import UserError
+from ..model.loading import load
+from ..model.models import Models
 from ..run.folder import CHECKPOINT, read_record
+from ..run.generating import Run, generate, resume
 from ..run.progress import Stopped
 from ..run.recipe import reproducing
-from ..settings import UserError
 from .bars import StageBars
 from .compare import Comparison
 from .controls import Controls
@@ -28,7 +29,7 @@ from .preview import Preview
 from .screen import Screen
 
 if TYPE_CHECKING:
-    from ..denoise import Step
+    from ..stages.denoising import Step
 
 
 class Playground(widgets.VBox):

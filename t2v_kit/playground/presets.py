@@ -6,10 +6,10 @@ import random
 import re
 from typing import TYPE_CHECKING
 
-from .. import toyland
+from ..toyland import caption, random_scene
 
 if TYPE_CHECKING:
-    from ..models import Models
+    from ..model.models import Models
 
 
 def presets(models: Models) -> dict[str, dict]:
@@ -45,7 +45,7 @@ def ranges(defaults: dict) -> dict[str, tuple[float, float]]:
 def sentence(models: Models) -> str:
     """A caption of Toyland that says only what this model has read."""
     for seed in random.sample(range(10**6), 20):
-        text = toyland.caption(toyland.random_scene(seed))
+        text = caption(random_scene(seed))
         if set(re.findall(r"[a-z]+", text.lower())) <= (models.vocabulary or frozenset()):
             break
     return text

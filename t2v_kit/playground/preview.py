@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from .. import toyland
-from ..latents import fit_rgb, preview_rgb
-from ..vae import encode
-from ..view import animation
+from ..stages.decoding import encode
+from ..toyland import random_scene, render
+from ..view.latents import fit_rgb, preview_rgb
+from ..view.players import animation
 
 if TYPE_CHECKING:
-    from ..denoise import Step
-    from ..models import Models
+    from ..model.models import Models
+    from ..stages.denoising import Step
 
 #: The part of the denoising time that previews may take.
 BUDGET = 0.05
@@ -30,7 +30,7 @@ class Preview:
 
     def __init__(self, models: Models, budget: float = BUDGET) -> None:
         self.models, began = models, time.perf_counter()
-        scenes = [toyland.render(toyland.random_scene(seed), 64, 96, 1) for seed in range(_SCENES)]
+        scenes = [render(random_scene(seed), 64, 96, 1) for seed in range(_SCENES)]
         row = np.concatenate(scenes, axis=2)
         self.map: torch.Tensor = fit_rgb(encode(models, row), row)
         animation(row, 1, 96)  # the first one takes Pillow 50 ms of importing, which no run should pay

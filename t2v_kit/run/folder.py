@@ -15,16 +15,18 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from ..settings import UserError
-from .fingerprint import latents_key
+from ..errors import UserError
+from .record import latents_key
 
 if TYPE_CHECKING:
-    from ..denoise import Step
+    from ..stages.denoising import Step
+
 
 #: What a finished run leaves in its folder, in the order in which it is written.
 FILES = ("settings.json", "prompt.safetensors", "latents.safetensors", "video.mp4", "upscaled.mp4", "contact_sheet.png")
 CHECKPOINT = "checkpoint.safetensors"  # there while denoising, and after it was stopped
 LOG = "log.jsonl"
+
 #: Settings that every run has written down, in all versions.
 ALWAYS_SET = ("prompt", "height", "width", "num_frames", "num_inference_steps", "fps", "upscale")
 

@@ -14,7 +14,7 @@ import torch
 from tqdm.auto import tqdm
 
 if TYPE_CHECKING:
-    from ..denoise import Step
+    from ..stages.denoising import Step
     from .folder import RunFolder
 
 _LOOK = 0.01  # seconds between two looks at the process's memory

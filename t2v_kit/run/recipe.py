@@ -6,7 +6,8 @@ import dataclasses
 import json
 from pathlib import Path
 
-from ..settings import Settings, UserError
+from ..errors import UserError
+from ..settings import Settings
 
 
 def reproducing(settings: dict, out: str = "") -> str:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
-from ..prompt import PromptEncoding
-from ..settings import UserError
-from .fingerprint import latents_key, prompt_key
+from ..errors import UserError
+from ..stages.prompt import PromptEncoding
 from .folder import CHECKPOINT, read_latents, read_notes, read_record
+from .record import latents_key, prompt_key
 
 
 @dataclass(frozen=True, eq=False)

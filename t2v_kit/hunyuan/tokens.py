@@ -1,0 +1,102 @@
+"""HunyuanVideo's tokens: the prompt template, the tokenizer of its language model, and the rows it reads."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import DEFAULT_PROMPT_TEMPLATE
+from transformers import PreTrainedTokenizerFast
+
+from ..errors import UserError
+
+LLM_TOKENS = 256  # max_sequence_length of HunyuanVideoPipeline.__call__; its end token counts
+CLIP_TOKENS = 77  # what HunyuanVideoPipeline.encode_prompt asks of CLIP; start and end token count
+
+# How DEFAULT_PROMPT_TEMPLATE of diffusers frames its instruction: Llama 3's chat format.
+CHAT = (
+    "<|start_header_id|>system<|end_header_id|>\n\nSYSTEM<|eot_id|>"
+    "<|start_header_id|>user<|end_header_id|>\n\n{}<|eot_id|>"
+)
+PROBE = "Sunny day, freedom and adventure, high motion. A man with a beard riding a motorcycle on the street."
+
+def own_template(extra: dict) -> dict:
+    """The pipeline's own prompt template, with this model's crop (None: count the prefix)."""
+    crop = extra.get("crop_start", DEFAULT_PROMPT_TEMPLATE["crop_start"])
+    return {"template": DEFAULT_PROMPT_TEMPLATE["template"], "crop_start": crop}
+
+
+def token_rows(tokenizer: PreTrainedTokenizerFast, template: dict, text: str) -> list[dict]:
+    """Every token that the language model reads, in order: what `token_table` returns."""
+    crop = template["crop_start"]
+    ids = tokenizer(template["template"].format(text), verbose=False).input_ids
+    real = len(ids)
+    ids += [tokenizer.pad_token_id] * (crop + LLM_TOKENS - real)
+    return [
+        {"index": i, "token": readable(tokenizer, id), "id": id, "cropped": i < crop, "pad": i >= real}
+        for i, id in enumerate(ids)
+    ]
+
+
+def check_length(text: str, rows: list[dict], name: str = "prompt") -> int:
+    """How many of the rows of `token_table` are the prompt's own; UserError when they are over the limit.
+
+    name: the setting that the text is, 'prompt' or 'negative_prompt'.
+    """
+    count = sum(not row["cropped"] and not row["pad"] for row in rows)
+    if count > LLM_TOKENS:
+        raise UserError(
+            f"{name}={text[:60] + '...'!r}: has {count} tokens, {count - LLM_TOKENS} over the limit of "
+            f"{LLM_TOKENS}; a prompt shorter by about {_words_over(text, count)} words would work."
+        )
+    return count
+
+
+def load_tokenizer(folder: Path, template: dict, model: Path) -> tuple[PreTrainedTokenizerFast, dict]:
+    """The language model's tokenizer, and the template with its crop counted or confirmed.
+
+    Always read as PreTrainedTokenizerFast: transformers 5 puts SentencePiece spaces and left padding
+    over HunyuanVideo's byte-level file when it is read through the class its model_index.json names.
+    Raises UserError when text does not come back from its tokens, when padding is not on the right, or
+    when the instruction before the prompt is not exactly as many tokens as are cropped.
+    """
+    try:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, padding_side="right", local_files_only=True)
+    except Exception as error:  # the Rust library raises plain Exception for a broken tokenizer.json
+        raise UserError(f"{folder}: the tokenizer cannot be read: {str(error)[:200]}; copy it again.") from error
+    text = template["template"].format(PROBE)
+    ids = tokenizer(text).input_ids
+    back = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+    if not back.endswith(text):
+        raise UserError(
+            f"{folder}: reads {PROBE!r} back as {back[-len(PROBE) - 20 :]!r}; a byte-level tokenizer works."
+        )
+    if tokenizer.pad_token_id is None:
+        raise UserError(f"{folder}: has no pad_token; name one in tokenizer_config.json.")
+    mask = tokenizer(text, padding="max_length", max_length=len(ids) + 3).attention_mask
+    if mask != [1] * len(ids) + [0] * 3:
+        raise UserError(f"{folder}: pads {mask[:3]}...{mask[-3:]}, must pad on the right by masked tokens.")
+    prefix = prefix_tokens(tokenizer, template["template"])
+    crop = len(prefix) if template["crop_start"] is None else template["crop_start"]
+    if not prefix or crop != len(prefix):
+        raise UserError(
+            f"{model}: crops {crop} tokens, but the instruction before the prompt has {len(prefix)} in this "
+            f"tokenizer; the tokenizer of the text encoder, or crop_start in t2v_kit.json, would put it right."
+        )
+    return tokenizer, {"template": template["template"], "crop_start": crop}
+
+
+def prefix_tokens(tokenizer: PreTrainedTokenizerFast, template: str) -> list[int]:
+    """The tokens before the prompt, those that are cut off; none if they run into the prompt's own."""
+    prefix = tokenizer(template.format("\0").split("\0")[0]).input_ids
+    return prefix if tokenizer(template.format(PROBE)).input_ids[: len(prefix)] == prefix else []
+
+
+def readable(tokenizer: PreTrainedTokenizerFast, id: int) -> str:
+    """A token as text; its raw name where it is only a part of a character."""
+    text = tokenizer.decode([id], clean_up_tokenization_spaces=False)
+    return tokenizer.convert_ids_to_tokens(id) if "\N{REPLACEMENT CHARACTER}" in text else text
+
+
+def _words_over(text: str, count: int) -> int:
+    return math.ceil(len(text.split()) * (count - LLM_TOKENS) / count)

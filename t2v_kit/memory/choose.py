@@ -1,0 +1,133 @@
+"""The memory plan for a machine and a video: the fastest that fits, and the next cheaper one when memory runs out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+from ..errors import UserError
+from .estimate import estimate
+from .machine import Machine, machine_with
+from .plan import CHUNKS, TILES, UNTILED, Part, Plan, Size, _from_dict
+from .rules import broken
+
+
+def plan(
+    vram_gb: float | None = None,
+    ram_gb: float | None = None,
+    height: int = 720,
+    width: int = 1280,
+    num_frames: int = 129,
+    model="hunyuan",
+    lossless: bool = False,
+    machine: Machine | None = None,
+) -> Plan:
+    """The plan that runs fastest among those that fit, by `estimate`; without it, those of this machine.
+
+    vram_gb, ram_gb: GiB of the card and of RAM; None is what this machine has.  height, width, num_frames: of the
+    video.  model: what `load` takes, 'hunyuan' being known without its files, or loaded Models.
+    lossless: only plans that change nothing of the result but its rounding.  machine: instead of the first two.
+    Raises UserError when nothing fits, naming a length that would.
+    """
+    machine = machine or machine_with(vram_gb, ram_gb)
+    size = Size(height, width, num_frames)
+    if not machine.vram_gb:
+        return Plan("CPU", *(Part("float32"),) * 3)
+    for found in fitting(machine, size, model, lossless):
+        return found
+    shorter = (Size(height, width, n) for n in (61, 17) if n < num_frames)
+    fewer = next((less.num_frames for less in shorter if any(fitting(machine, less, model, lossless))), 0)
+    hint = f"num_frames={fewer} would work." if fewer else "a smaller height and width may work."
+    raise UserError(
+        f"{height}x{width}x{num_frames} (height x width x frames): no plan fits {machine.vram_gb:g} GB of GPU memory "
+        f"and {machine.ram_gb:g} GB of RAM; {hint}"
+    )
+
+
+def fitting(machine: Machine, size: Size, model="hunyuan", lossless: bool = False) -> Iterator[Plan]:
+    """The plans that fit, from the fastest to the most frugal, each with the largest chunks and tiles that fit."""
+
+    for base in ladder(machine.capability >= (8, 0)):
+        quantised = any(part.quantisation != "none" for part in base.parts().values())
+        if (lossless and quantised) or next(broken(base, machine, model=model), None):
+            continue
+        for change, choices, stage in (("chunk", CHUNKS, "denoise"), ("tile", TILES, "decode")):
+            for choice in choices:
+                if choice is None and change == "tile" and size.height * size.width > UNTILED:
+                    continue
+                base = dataclasses.replace(base, **{change: choice})
+                if estimate(base, size, model, stages=(stage,)).fits(machine):
+                    break
+        if estimate(base, size, model).fits(machine):
+            yield base
+
+
+def ladder(bfloat16: bool = True) -> list[Plan]:
+    """The kinds of plan, from the fastest to those that get along with the least."""
+    dtype = "bfloat16" if bfloat16 else "float16"
+
+    def kind(name, text, transformer, vae="none", quantisation=("none", "none"), **more) -> Plan:
+        texts = Part("float16", quantisation[0], text)
+        return Plan(name, texts, Part(dtype, quantisation[1], transformer), Part("float16", "none", vae), **more)
+
+    return [
+        kind("resident", "none", "none"),
+        kind("one at a time", "model", "model", "model"),
+        kind("one stage at a time", "none", "none", one_stage=True),
+        kind("streamed", "disk", "group", "model"),
+        kind("streamed, one stage at a time", "disk", "group", one_stage=True),
+        kind("streamed in 8 bits", "disk", "group", quantisation=("none", "fp8"), one_stage=True),
+        kind("4-bit", "none", "none", quantisation=("nf4", "nf4"), one_stage=True),
+        kind("streamed from disk", "disk", "disk", one_stage=True),
+    ]
+
+
+def cheaper(made: Plan, size: Size, model="hunyuan") -> Plan | None:
+    """The next plan of the ladder that needs less GPU memory for this size; None when there is none."""
+
+    now = estimate(made, size, model).vram_gb
+    for base in ladder(made.transformer.dtype != "float16"):
+        for change in ({"chunk": made.chunk, "tile": made.tile}, *({"chunk": 8192, "tile": t} for t in TILES[3:])):
+            other = dataclasses.replace(base, **change)
+            if estimate(other, size, model).vram_gb < 0.95 * now:
+                return other
+    return None
+
+
+def as_plan(memory, model="hunyuan", machine: Machine | None = None, **size) -> Plan:
+    """What `load(memory=...)` takes, as a Plan: a Plan, its dict, 'auto', or a card's memory as in '12' or '12GB'."""
+    if isinstance(memory, Plan):
+        return memory
+    if isinstance(memory, dict):
+        return _from_dict(Plan, memory, "memory plan")
+    machine = machine or Machine.here()
+    if isinstance(memory, str) and memory.strip().lower() == "auto":
+        return plan(machine=machine, model=model, **size)
+    try:
+        vram = float(str(memory).lower().removesuffix("gb"))
+    except ValueError:
+        vram = 0
+    if not 0 < vram < float("inf"):
+        raise UserError(f"memory={memory!r}: must be a plan, 'auto' or GB of GPU memory; 'auto' would work.")
+    if not machine.vram_gb:
+        raise UserError(f"memory={memory!r}: this machine has no GPU whose memory could be planned; 'auto' would work.")
+    return plan(machine=dataclasses.replace(machine, vram_gb=min(vram, machine.vram_gb)), model=model, **size)
+
+
+class OutOfMemory(UserError):
+    """GPU memory ran out. The message names the stage, the plan, the next cheaper plan, and what is kept."""
+
+
+def out_of_memory(made: Plan, stage: str, size: Size | None, model, error: Exception) -> OutOfMemory:
+    """What to raise in the place of PyTorch's error. size: of the video, None when it is not known there."""
+
+
+    other = cheaper(made, size or Size(), model)
+    hint = (
+        f"the next cheaper plan is {other.name!r} (memory={other.as_dict()})" if other else "this is the cheapest plan"
+    )
+    said = " ".join(str(error).split()).split(". ")[1:3]
+    return OutOfMemory(
+        f"{stage}: out of GPU memory with plan {made.name!r} ({'. '.join(said)}); {hint}, and fewer frames or a "
+        "smaller picture need less. Files of finished stages (prompt.safetensors, latents.safetensors) are kept."
+    )

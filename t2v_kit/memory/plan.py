@@ -1,0 +1,154 @@
+"""Memory plans: what is quantised, where it waits, how it is cut up. Data to read, chosen for a card or by hand.
+
+    plan(vram_gb=12, ram_gb=32, height=544, width=960, num_frames=129)    # needs neither GPU nor weights
+    load("hunyuan", memory=plan(vram_gb=12, ram_gb=32))                   # or memory="auto", which looks at the machine
+
+`t2v_kit.estimate` says what a plan needs, `rules` what cannot work, and `residence` carries a plan out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from numbers import Integral
+
+from ..errors import UserError
+
+PARTS = ("text_encoder", "transformer", "vae")  # CLIP, 0.2 GiB, goes with the text encoder
+QUANTISATIONS = {  # bytes a number of the linear layers takes, and what it is
+    "none": (None, "as the dtype says"),
+    "fp8": (1.0, "kept in 8-bit floats, computed in the dtype: layerwise casting of diffusers"),
+    "int8": (1.0, "LLM.int8() of bitsandbytes (arXiv:2208.07339): weights and activations in 8 bits"),
+    "nf4": (0.5 + 4 / 64, "NF4 of bitsandbytes (arXiv:2305.14314): 16 levels, a scale for 64 numbers"),
+}
+OFFLOADS = {
+    "none": "on the device from its first use on",
+    "model": "on the device while it works, in RAM before and after",
+    "group": "block by block from pinned RAM: one is copied while the one before it computes",
+    "disk": "block by block out of the model's own files, which the system maps: next to no RAM",
+    "sequential": "layer by layer, waiting for every copy: the least memory, and very slow",
+}
+DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes
+
+# (size, distance) of the VAE's tiles in pixels, from the fewest seams to the least memory; (256, 192) is diffusers'
+# default. None: no tiles in height and width.
+UNTILED = 512 * 512  # pixels; the attention in the VAE's middle takes tokens^2, 10 GiB of mask at 720x1280
+TILES = (None, (512, 448), (384, 320), (256, 192), (192, 144), (128, 96))
+CHUNKS = (None, 8192)  # tokens; fewer save nothing more where there are many tokens
+
+
+@dataclass(frozen=True)
+class Part:
+    """How one network is kept: dtype, quantisation and offload are keys of DTYPES, QUANTISATIONS and OFFLOADS."""
+
+    dtype: str = "bfloat16"
+    quantisation: str = "none"
+    offload: str = "none"
+
+    def __post_init__(self) -> None:
+        for name, known in (("dtype", DTYPES), ("quantisation", QUANTISATIONS), ("offload", OFFLOADS)):
+            if getattr(self, name) not in list(known):
+                raise UserError(
+                    f"{name}={getattr(self, name)!r}: must be one of {', '.join(known)}; {next(iter(known))!r} works."
+                )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a model is kept and computed. `print` shows it; dataclasses.replace changes it.
+
+    text_encoder, transformer, vae: a Part each (CLIP goes with the text encoder).
+    one_stage: a network is read from disk when its stage begins and gone when the next one begins.
+    tile: (size, distance) of the VAE's tiles in pixels; None decodes whole pictures, in time tiles as always.
+    slicing: the VAE takes a batch one by one.  chunk: tokens that feed-forward layers and projections take at a
+    time; None is diffusers' own, all at once.  attention: a backend of diffusers.  compile: the transformer's
+    blocks are compiled at their first step.
+    Raises UserError for a value of the wrong kind; `rules.check` tells what cannot work together.
+    """
+
+    name: str = "by hand"
+    text_encoder: Part = Part("float16")
+    transformer: Part = Part()
+    vae: Part = Part("float16")
+    one_stage: bool = False
+    tile: tuple[int, int] | None = None
+    slicing: bool = False
+    chunk: int | None = None
+    attention: str = "native"
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        for name, part in self.parts().items():
+            if isinstance(part, dict):
+                object.__setattr__(self, name, _from_dict(Part, part, name))
+            elif not isinstance(part, Part):
+                raise UserError(f"{name}={part!r}: must be a Part or its dict; Part('float16') would work.")
+        for name in ("one_stage", "slicing", "compile"):
+            if not isinstance(getattr(self, name), bool):
+                raise UserError(f"{name}={getattr(self, name)!r}: must be True or False; False would work.")
+        if self.tile is not None:
+            if not _is_tile(self.tile):
+                raise UserError(
+                    f"tile={self.tile!r}: must be (size, distance), multiples of 16; (256, 192) would work."
+                )
+            object.__setattr__(self, "tile", tuple(map(int, self.tile)))
+        if self.chunk is not None and not (_is_whole(self.chunk) and self.chunk >= 1):
+            raise UserError(f"chunk={self.chunk!r}: must be a whole number of tokens from 1; 8192 would work.")
+        if self.attention not in (known := _backends()):
+            raise UserError(f"attention={self.attention!r}: must be one of {', '.join(known)}; 'native' would work.")
+
+    def parts(self) -> dict[str, Part]:
+        return {name: getattr(self, name) for name in PARTS}
+
+    def as_dict(self) -> dict:
+        """The plan as JSON can hold it; Plan(**it) is the same plan."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    def __str__(self) -> str:
+        lines = [f"plan {self.name!r}" + (", one stage in memory at a time" if self.one_stage else "")]
+        for name, part in self.parts().items():
+            lines.append(f"  {name:13} {part.dtype:9} {part.quantisation:5} {part.offload:6}  {OFFLOADS[part.offload]}")
+        tiles = f"{self.tile[0]} pixels wide and high, every {self.tile[1]}" if self.tile else "in time only"
+        chunk = f"{self.chunk} tokens at a time" if self.chunk else "all tokens at once"
+        lines.append(f"  VAE tiles     {tiles}{', batch sliced' if self.slicing else ''}")
+        lines.append(f"  feed-forward  {chunk}")
+        lines.append(f"  attention     {self.attention}{', blocks compiled' if self.compile else ''}")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Size:
+    """Height and width in pixels, number of frames: what decides a plan besides the machine."""
+
+    height: int = 720
+    width: int = 1280
+    num_frames: int = 129
+    num_inference_steps: int = field(default=50, compare=False)
+
+
+def _from_dict(kind: type, given: dict, what: str):
+    """A Plan or a Part of its fields by name, as JSON holds them."""
+    known = [each.name for each in dataclasses.fields(kind)]
+    for name in given:
+        if name not in known:
+            raise UserError(f"{what}: has no {name!r}; known are {', '.join(known)}.")
+    return kind(**given)
+
+
+def _is_whole(value) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _is_tile(tile) -> bool:
+    if not isinstance(tile, (tuple, list)) or len(tile) != 2 or not all(map(_is_whole, tile)):
+        return False
+    size, distance = tile
+    return 0 < distance <= size and size % 16 == distance % 16 == 0
+
+
+def _backends() -> list[str]:
+    """The names of diffusers' attention backends."""
+    from diffusers.models.attention_dispatch import AttentionBackendName  # 'native' is one of them
+
+    return [backend.value for backend in AttentionBackendName]

@@ -1,0 +1,110 @@
+"""Settings against a model: its defaults filled in, its limits checked, and what is worth knowing about them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Protocol
+
+import torch
+from diffusers import HunyuanVideoPipeline
+
+from ..errors import UserError
+from ..hunyuan.tokens import check_length, token_rows
+from ..settings import MAX_VIDEO_TOKENS, Resolved, Settings
+
+
+class Limits(Protocol):
+    """What these checks need to know of a model; `Models` has all of it."""
+
+    pipe: HunyuanVideoPipeline
+    name: str
+    defaults: dict
+    template: dict
+    trained_sizes: tuple[tuple[int, int, int], ...]
+
+
+def resolve(settings: Settings, models: Limits) -> Resolved:
+    """Complete the settings with the model's defaults and check them, without giving notes.
+
+    Raises:
+        UserError: As `Settings.check` says.
+    """
+    given = {each.name: getattr(settings, each.name) for each in dataclasses.fields(settings)}
+    missing = {name: value for name, value in models.defaults.items() if given[name] is None}
+    full = Resolved(**(given | missing))
+    config = models.pipe.transformer.config
+    spatial = models.pipe.vae_scale_factor_spatial * config.patch_size
+    temporal = models.pipe.vae_scale_factor_temporal * config.patch_size_t
+    _check_multiples(full, spatial, temporal)
+    _check_guidance(full, models.pipe.transformer.dtype)
+    _check_lengths(full, models)
+    return full
+
+
+def notes(settings: Settings, models: Limits) -> dict[str, str]:
+    """What is allowed but worth knowing, by the setting it is about; `Settings.check` gives each once."""
+    found = {}
+    distilled = models.pipe.transformer.config.guidance_embeds
+    guidance = models.defaults["guidance_scale"] if settings.guidance_scale is None else settings.guidance_scale
+    if settings.guidance_scale is not None and not distilled:
+        found["guidance_scale"] = "guidance_scale has no effect: this model was not trained with guidance_embeds."
+    if settings.true_cfg_scale > 1 and distilled and guidance > 1:
+        found["true_cfg_scale"] = (
+            f"true_cfg_scale={settings.true_cfg_scale:g} comes on top of guidance_scale={guidance:g}, "
+            "which is guidance too; guidance_scale=1 leaves it to true_cfg_scale alone."
+        )
+    if settings.negative_prompt is not None and settings.true_cfg_scale == 1:
+        found["negative_prompt"] = "negative_prompt has no effect while true_cfg_scale is 1; try true_cfg_scale=3."
+    size = tuple(getattr(settings, key) or models.defaults[key] for key in ("num_frames", "height", "width"))
+    if models.trained_sizes and size not in models.trained_sizes:
+        known = ", ".join("x".join(map(str, trained)) for trained in models.trained_sizes)
+        found["num_frames"] = (
+            f"{size[0]}x{size[1]}x{size[2]} (frames x height x width) is not a size {models.name} "
+            f"was trained on ({known}): expect it to do worse."
+        )
+    return found
+
+
+def _check_multiples(full: Resolved, spatial: int, temporal: int) -> None:
+    """The VAE compresses space and time, the transformer cuts patches: both must come out whole."""
+    for name in ("height", "width"):
+        value = getattr(full, name)
+        if value % spatial:
+            below, above = value // spatial * spatial, (value // spatial + 1) * spatial
+            near = f"{below} or {above}" if below else f"{above}"
+            raise UserError(
+                f"{name}={value}: must be a multiple of {spatial} (VAE compression times patch size); "
+                f"{near} would work."
+            )
+    k = (full.num_frames - 1) // temporal
+    if full.num_frames != temporal * k + 1:
+        raise UserError(
+            f"num_frames={full.num_frames}: must be {temporal}k+1 (the first frame stands alone, then "
+            f"{temporal} share a latent); {temporal * k + 1} or {temporal * (k + 1) + 1} would work."
+        )
+    tokens_a_frame = full.height * full.width // spatial**2
+    if tokens_a_frame * (k + 1) > MAX_VIDEO_TOKENS:
+        frames = temporal * max(MAX_VIDEO_TOKENS // tokens_a_frame - 1, 0) + 1
+        raise UserError(
+            f"{full.num_frames}x{full.height}x{full.width} (frames x height x width): makes "
+            f"{tokens_a_frame * (k + 1)} video tokens, at most {MAX_VIDEO_TOKENS} are allowed; "
+            f"num_frames={frames} would work at this height and width."
+        )
+
+
+def _check_guidance(full: Resolved, dtype: torch.dtype) -> None:
+    """The pipeline multiplies guidance by 1000 in the transformer's dtype: float16 ends at 65504."""
+    highest = math.floor(torch.finfo(dtype).max / 1000 * 10) / 10 if dtype.is_floating_point else math.inf
+    if full.guidance_scale > highest:
+        raise UserError(
+            f"guidance_scale={full.guidance_scale}: the transformer's {dtype} carries at most {highest} "
+            f"(it is multiplied by 1000); {highest} would work, or load the transformer in bfloat16."
+        )
+
+
+def _check_lengths(full: Resolved, models: Limits) -> None:
+    """Prompts over the language model's limit are refused; the negative one only where it is read at all."""
+    for name in ("prompt", "negative_prompt") if full.true_cfg_scale > 1 else ("prompt",):
+        text = getattr(full, name)
+        check_length(text, token_rows(models.pipe.tokenizer, models.template, text), name)

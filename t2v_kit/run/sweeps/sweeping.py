@@ -1,0 +1,155 @@
+"""Many runs at once: every combination of some settings, as a labelled grid; on this machine, or spread by Ray."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm.auto import tqdm
+
+from ...errors import UserError
+from ...memory.plan import Plan
+from ...model.models import Models
+from ...settings import settings_from
+from ...video.files import save_video
+from ..folder import RunFolder
+from ..generating import loaded
+from ..records import RunRecord
+from .cells import largest, make_one
+from .grid import grid
+from .on_ray import on_ray
+
+ENGINES = ("local", "ray")
+
+
+@dataclass(frozen=True, eq=False)
+class Sweep:
+    """The runs of a sweep.
+
+    axes: {setting: its values}, in the order given; the last one runs along a row of the grid.
+    runs: one for each combination, the last axis fastest.  folder: where they lie, with grid.png and grid.mp4.
+    """
+
+    folder: Path
+    axes: dict[str, list]
+    runs: list[RunRecord] = field(repr=False)
+
+    def at(self, **values) -> RunRecord:
+        """The run with these values, as in at(guidance_scale=3, seed=0). Raises UserError when none has them."""
+        for run in self.runs:
+            if all(run.settings.get(name) == value for name, value in values.items()):
+                return run
+        raise UserError(f"{values}: no run of this sweep; its axes are {self.axes}.")
+
+    def picture(self) -> np.ndarray:
+        """The middle frame of every run in a grid (H, W, 3) uint8, its rows and columns labelled."""
+        frames = [video[len(video) // 2][None] for video in self._videos()]
+        return grid(self.axes, frames)[0]
+
+    def film(self) -> np.ndarray:
+        """All runs playing at once, (T, H, W, 3) uint8; a shorter one holds its last frame."""
+        return grid(self.axes, list(self._videos()))
+
+    def _videos(self) -> Iterator[np.ndarray]:
+        return (run.video() for run in self.runs)
+
+
+def sweep(
+    *,
+    out: str | os.PathLike,
+    model: str | Models = "pocket",
+    upscale: str | os.PathLike | None = "none",
+    memory: Plan | dict | str | float | None = None,
+    engine: str = "local",
+    progress: bool = True,
+    **settings,
+) -> Sweep:
+    """Make a run for every combination of the settings that are given as lists.
+
+        sweep(prompt="A red car.", guidance_scale=[1, 3, 6], num_inference_steps=[10, 30], out="runs/guidance")
+
+    settings: fields of `Settings`, prompt and seed among them; a list or tuple has several values.
+    out: a folder; each run gets one in it, named after its values.  model, upscale, memory: as for `generate`.
+    What is finished is not made again, and what was interrupted goes on: call the same sweep once more.
+    engine: "local", one run after the other; "ray", on the Ray cluster that this process is connected to, or
+    on one of this machine: one worker a GPU, or a CPU core where there is none. The bits are the same. Workers
+    on other machines must see `out` under the same path; a worker that dies is replaced and its run goes on.
+
+    Raises UserError for every mistake in these before the first run; with Ray, what only the loaded model can
+    tell comes from its worker.
+    """
+    if engine not in ENGINES:
+        raise UserError(f"engine={engine!r}: must be one of {', '.join(ENGINES)}; 'local' would work.")
+    axes = {name: list(value) for name, value in settings.items() if isinstance(value, (list, tuple))}
+    cells = _cells(settings, axes)
+    folder = RunFolder(out).path
+    if folder is None:
+        raise UserError("out=None: a sweep is kept in a folder; 'runs/sweep' would work.")
+    places = [folder / _name(axes, cell) for cell in cells]
+    if len(set(places)) < len(places):
+        raise UserError(f"{axes}: has values that read the same to six digits; values further apart would work.")
+    for place in places:
+        RunFolder(place).check_own()
+    make_all = on_ray if engine == "ray" else _one_by_one
+    with tqdm(total=len(cells), desc="sweep", unit="run", disable=not progress) as bar:
+        make_all(cells, places, model, memory, upscale, bar)
+    made = Sweep(folder, axes, [RunRecord.read(place) for place in places])
+    _save_grid(made)
+    return made
+
+
+
+
+def _one_by_one(cells: list[dict], places: list[Path], model, memory, upscale, bar: tqdm) -> None:
+    """The local engine."""
+    models = loaded(model, memory, largest(cells))
+    for cell in cells:
+        settings_from(**cell).check(models)
+    for cell, place in zip(cells, places):
+
+        def show(step, place=place) -> None:
+            bar.set_postfix_str(f"{place.name}: step {step.index + 1}")
+
+        make_one(models, cell, place, upscale, show)
+        bar.update()
+
+
+
+
+def _cells(settings: dict, axes: dict[str, list]) -> list[dict]:
+    """`generate`'s keywords for each combination, the last axis fastest. Raises UserError for a mistake in any."""
+    for name, values in axes.items():
+        if not values or any(value in values[:place] for place, value in enumerate(values)):
+            raise UserError(f"{name}={values}: must hold at least one value, and none twice.")
+    cells = [settings | dict(zip(axes, values)) for values in itertools.product(*axes.values())]
+    for cell in cells:
+        settings_from(also=("out", "model", "upscale", "memory", "engine"), **cell)
+    return cells
+
+
+def _name(axes: dict[str, list], cell: dict) -> str:
+    """The folder of a combination: guidance_scale=3,num_inference_steps=10; texts are cut and told apart by a hash."""
+    return ",".join(f"{name}={_written(cell[name])}" for name in axes) or "run"
+
+
+def _written(value: object) -> str:
+    if not isinstance(value, str):
+        return f"{value:g}" if isinstance(value, float) else str(value).lower()
+    slug = re.sub("[^a-z0-9]+", "-", value.lower()).strip("-")[:30]
+    return f"{slug}-{hashlib.sha256(value.encode()).hexdigest()[:4]}"
+
+
+def _save_grid(made: Sweep) -> None:
+    """grid.png and grid.mp4 beside the runs."""
+    folder = RunFolder(made.folder)
+    film = made.film()
+    picture = Image.fromarray(made.picture())
+    folder.save("grid.png", lambda path: picture.save(path, "PNG"))
+    folder.save("grid.mp4", lambda path: save_video(path, film, max(run.settings["fps"] for run in made.runs)))

@@ -1,0 +1,215 @@
+"""Stage 4: a video made larger by Real-ESRGAN: an array, a stream of frames, or a file of any length.
+
+The official tool enlarges frame by frame. Here whole batches go through the network (net.py), on a CPU a
+frame to each core; which networks there are is told in files.py.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain, islice
+from numbers import Real
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from ...errors import UserError, give_note
+from ...memory.machine import pick_device
+from ...video.files import read_metadata, video_reader, video_writer, whole_or_absent
+from .network import enlarge_or_none, halved, prepare, share_cores
+from .planes import PlaneWriter, as_planes
+from .weights import load_upscaler
+
+MAX_SCALE = 16
+_PIXELS = 2**20  # input pixels in one batch: more gains nothing
+_LARGEST = 2**20  # input pixels of a frame from which on it is cut into tiles of _TILE
+_TILE = 512
+
+
+def upscale(
+    video: np.ndarray,
+    model: str | Path = "pocket",
+    scale: float = 4,
+    dtype: str = "auto",
+    tile: int | str | None = "auto",
+    batch: int | str | None = "auto",
+    device: str | torch.device | None = None,
+    progress: bool = True,
+    denoise_strength: float | None = None,
+) -> np.ndarray:
+    """Enlarge a video: `(T, H, W, 3)` uint8 in, `(T, round(H * scale), round(W * scale), 3)` uint8 out.
+
+    Grey `(T, H, W, 1)` comes out grey; of `(T, H, W, 4)` the fourth channel, how opaque a pixel is, is enlarged by
+    bicubic interpolation. Any number of frames, any size from one pixel on.
+    model: "pocket", or "pocket-wdn", which keeps noise; one of Real-ESRGAN's published files, fetched once and
+        its SHA-256 checked ("RealESRGAN_x4plus", "RealESRGAN_x2plus", "RealESRGAN_x4plus_anime_6B",
+        "realesr-animevideov3", "realesr-general-x4v3", "realesr-general-wdn-x4v3"); or the path of such a file
+        (.pth or .safetensors).
+    scale: the enlargement, 1 to 16; where it is not the network's own, its output is resized (antialiased
+        bicubic).
+    dtype: "auto" is float16 on a GPU, and on a CPU bfloat16 if the processor computes in it, else float32.
+        float32 gives `RealESRGANer`'s frames within 1 level of 255; bfloat16 rounds to 3 digits in every layer.
+    tile: side of the square tiles in input pixels, a multiple of 8; 0 for none; "auto" cuts only huge frames.
+        Tiles of a compact network give the untiled frame. RRDBNet sees, in theory, further than the 64 pixels that
+        it is shown around a tile: with random weights its tiles stayed within 1 level of 255.
+    batch: frames at work together; "auto" fits them to the device: about a million pixels, and on a CPU at most
+        a frame for each of PyTorch's threads.
+    device: None is the first GPU, or the CPU where there is none.
+    denoise_strength: 0 (noise is kept) to 1 (it is taken away), for "pocket" and "realesr-general-x4v3", which
+        have a second network to be mixed with; None is the named network alone, the same as 1.
+
+    When the GPU's memory does not suffice, `batch` is halved, then `tile`, given or not, and one warning says
+    what worked.
+
+    Raises UserError for an unknown upscaler, a file that is none, is damaged or can't be fetched, for a video,
+    scale, dtype, tile, batch, device or denoise_strength that breaks the rules above, and when the smallest tile
+    is still too large for the GPU.
+    """
+    _check_video(video)
+    frames = upscale_frames(video, model, scale, dtype, tile, batch, device, progress, denoise_strength)
+    enlarged = np.empty((len(video), *_target(video.shape[1:3], scale), video.shape[3]), np.uint8)
+    for index, frame in enumerate(frames):
+        enlarged[index] = frame
+    return enlarged
+
+
+def upscale_frames(
+    frames: Iterable[np.ndarray],
+    model: str | Path = "pocket",
+    scale: float = 4,
+    dtype: str = "auto",
+    tile: int | str | None = "auto",
+    batch: int | str | None = "auto",
+    device: str | torch.device | None = None,
+    progress: bool = True,
+    denoise_strength: float | None = None,
+    planes: bool = False,
+) -> Iterator[np.ndarray]:
+    """`upscale` as a stream: `(H, W, C)` uint8 frames of one shape in, enlarged ones out, one batch in memory.
+
+    The options are those of `upscale`; mistakes in them are raised here, not at the first frame.
+    planes: the enlarged frames of `(H, W, 3)` come out as `planes.as_planes` makes them, for a `PlaneWriter`.
+    """
+    _check_options(scale, tile, batch)
+    device = pick_device(device)
+    net = prepare(load_upscaler(model, denoise_strength, progress), dtype, device)
+    tile, batch = (None if option == "auto" else option for option in (tile, batch))
+    return _stream(net, frames, scale, tile, batch, progress, as_planes if planes else None)
+
+
+def upscale_file(
+    source: str | Path, target: str | Path, model: str | Path = "pocket", scale: float = 4, **options
+) -> Path:
+    """Enlarge a video file into an MP4 (H.264), with the memory of one batch however long it is; gives its path.
+
+    Every frame comes through once, at the source's rate. What `read_metadata` finds in the source is carried over,
+    with what was done to it under "enlarged". Sound is not. The file gets its name when it is whole.
+    options: `dtype`, `tile`, `batch`, `device`, `progress`, `denoise_strength` of `upscale`.
+
+    Raises UserError for what `upscale` does, for a source that is no video, and where height or width would come out
+    odd, which H.264 as browsers play it can't store.
+    """
+    target = Path(target)
+    _check_scale(scale)
+    with video_reader(source) as reader:
+        size = _target(reader.shape, scale)
+        if size[0] % 2 or size[1] % 2:
+            near = max(2, 2 * round(scale / 2))
+            raise UserError(f"scale={scale!r} makes {size[1]}x{size[0]}, and an MP4's sides are even: try {near}")
+        # A processor converts no faster than ffmpeg does; a GPU does, and has half as much to hand over.
+        on_gpu = pick_device(options.get("device")).type == "cuda"
+        frames = upscale_frames(reader, model, scale, planes=on_gpu, **options)
+        metadata = _carried(source) | {"enlarged": {"model": os.fspath(model), "scale": scale}}
+        target.parent.mkdir(parents=True, exist_ok=True)
+        kind = PlaneWriter if on_gpu else video_writer
+        with whole_or_absent(target) as temporary, kind(temporary, size, reader.fps, metadata) as writer:
+            for frame in _ahead(frames):
+                writer.add_image(frame)
+    return target
+
+
+def _carried(source: str | Path) -> dict:
+    try:
+        return read_metadata(source)
+    except UserError:  # a video from elsewhere says nothing, which is no mistake here
+        return {}
+
+
+def _ahead(frames: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    """The same frames, the next one made by a thread while the last one is being written."""
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, frames, None)
+        while (frame := coming.result()) is not None:
+            coming = thread.submit(next, frames, None)
+            yield frame
+
+
+def _stream(net, frames, scale, tile, batch, progress, finish) -> Iterator[np.ndarray]:
+    total = len(frames) if hasattr(frames, "__len__") else None
+    frames = iter(frames)
+    first = next(frames, None)
+    if first is None:
+        return
+    _check_video(np.asarray(first)[None])
+    height, width = first.shape[:2]
+    tile = tile if tile is not None else _TILE if height * width > _LARGEST else 0
+    on_cpu = net.device.type == "cpu"
+    fitting = max(1, _PIXELS // (height * width))
+    batch = batch or (min(fitting, torch.get_num_threads()) if on_cpu else fitting)
+    frames = _like(first, chain([first], frames))
+    warned = short = False
+    bar = tqdm(total=total, desc="upscale", unit="frame", disable=not progress)
+    with bar, share_cores(batch if on_cpu else 1) as workers:
+        group = list(islice(frames, batch))
+        while group:
+            part = np.stack(group[:batch])
+            enlarged = enlarge_or_none(net, part, _target((height, width), scale), tile, workers, finish)
+            if enlarged is None:
+                short = True
+                batch, tile = halved(len(part), tile, max(height, width))
+                continue
+            if short and not warned:
+                warned = True
+                now = f"batch={batch} and tile={tile}" if tile else f"batch={batch}"
+                give_note(f"out of GPU memory: went on with {now}; give these to start so")
+            bar.update(len(part))
+            yield from enlarged
+            group = group[len(part) :] or list(islice(frames, batch))
+
+
+def _like(first: np.ndarray, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    for frame in frames:
+        if frame.shape != first.shape or frame.dtype != np.uint8:
+            got = f"{frame.shape} {frame.dtype}"
+            raise UserError(f"every frame must be {first.shape} uint8 like the first, but one is {got}")
+        yield frame
+
+
+def _target(size: tuple[int, int], scale: float) -> tuple[int, int]:
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def _check_video(video) -> None:
+    what = "a video to enlarge is a NumPy array (T, H, W, 3) of uint8 (1 channel: grey, 4: with alpha)"
+    if not isinstance(video, np.ndarray):
+        raise UserError(f"{what}, but this is {type(video).__name__}")
+    if video.dtype != np.uint8 or video.ndim != 4 or video.shape[3] not in (1, 3, 4) or 0 in video.shape:
+        raise UserError(f"{what} with at least one frame and one pixel, but this is {video.shape} {video.dtype}")
+
+
+def _check_scale(scale) -> None:
+    if isinstance(scale, bool) or not isinstance(scale, Real) or not 1 <= scale <= MAX_SCALE:
+        near = MAX_SCALE if isinstance(scale, Real) and scale > MAX_SCALE else 4
+        raise UserError(f"scale={scale!r} must be a number from 1 to {MAX_SCALE}: try {near}")
+
+
+def _check_options(scale, tile, batch) -> None:
+    _check_scale(scale)
+    if tile not in (None, "auto") and (not isinstance(tile, int) or tile < 0 or tile % 8 or isinstance(tile, bool)):
+        raise UserError(f"tile={tile!r} must be 'auto', a multiple of 8 input pixels, or 0 for none: try {_TILE}")
+    if batch not in (None, "auto") and (not isinstance(batch, int) or batch < 1 or isinstance(batch, bool)):
+        raise UserError(f"batch={batch!r} must be 'auto' or a whole number of frames, at least 1: try 1")

@@ -1,0 +1,167 @@
+"""Where an upscaler's weights lie: pocket's beside this file, Real-ESRGAN's in its releases, any other on disk.
+
+spandrel reads them: it recognises Real-ESRGAN's two architectures by their keys, RRDBNet (x4plus, x2plus, anime_6B) and
+the compact SRVGGNet (animevideov3, general-x4v3, pocket).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from http.client import HTTPException
+from numbers import Real
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from ...errors import UserError
+
+if TYPE_CHECKING:
+    from spandrel import ImageModelDescriptor
+
+FILE = "Real-ESRGAN file (.pth, .safetensors)"
+_SHIPPED = Path(__file__).parents[2] / "pocket" / "upscaler"
+
+#: Weights that come with the package, by name.
+SHIPPED = {"pocket": _SHIPPED / "pocket_x4.safetensors", "pocket-wdn": _SHIPPED / "pocket_wdn_x4.safetensors"}
+
+
+class Published(NamedTuple):
+    """A file in a release: its address, and the SHA-256 (hex) without which it is not read."""
+
+    address: str
+    sha256: str
+_RELEASES = "https://github.com/xinntao/Real-ESRGAN/releases/download"
+
+#: Real-ESRGAN's published weights by name, as its README and `inference_realesrgan.py` list them.
+PUBLISHED = {
+    name: Published(f"{_RELEASES}/{release}/{name}.pth", sha256)
+    for name, release, sha256 in (
+        ("RealESRGAN_x4plus", "v0.1.0", "4fa0d38905f75ac06eb49a7951b426670021be3018265fd191d2125df9d682f1"),
+        ("RealESRGAN_x2plus", "v0.2.1", "49fafd45f8fd7aa8d31ab2a22d14d91b536c34494a5cfe31eb5d89c2fa266abb"),
+        ("RealESRGAN_x4plus_anime_6B", "v0.2.2.4", "f872d837d3c90ed2e05227bed711af5671a6fd1c9f7d7e91c911a61f155e99da"),
+        ("realesr-animevideov3", "v0.2.5.0", "b8a8376811077954d82ca3fcf476f1ac3da3e8a68a4f4d71363008000a18b75d"),
+        ("realesr-general-x4v3", "v0.2.5.0", "8dc7edb9ac80ccdc30c3a5dca6616509367f05fbc184ad95b731f05bece96292"),
+        ("realesr-general-wdn-x4v3", "v0.2.5.0", "1641f8c4464b9f097c9fdda5589273713f67cf59f3d909e0bd688f0cee269dca"),
+    )
+}
+
+#: Networks that take noise away, each with the one of the same shape that keeps it (wdn: weak denoising).
+PAIRS = {"pocket": "pocket-wdn", "realesr-general-x4v3": "realesr-general-wdn-x4v3"}
+
+
+def load_upscaler(
+    model: str | Path = "pocket", denoise_strength: float | None = None, progress: bool = True
+) -> ImageModelDescriptor:
+    """Read an upscaler: spandrel's descriptor (`.model`, `.scale`, `.architecture`), float32 on the CPU.
+
+    model and denoise_strength are those of `upscale`. Only tensors are read from a .pth (`weights_only=True`):
+    a file can never run code; a published file is not read at all unless its SHA-256 is right. It is kept in
+    `torch.hub.get_dir()/checkpoints`.
+
+    Raises UserError when the name is unknown or can't be fetched, denoise_strength is not from 0 to 1 or the
+    model has no pair for it, and when a file is damaged or holds no network that enlarges RGB pictures.
+    """
+    import spandrel  # over a second: only who enlarges waits for it
+
+    files = weight_files(model, denoise_strength, progress)
+    names = " or ".join(repr(str(path)) for path, _ in files)
+    try:
+        parts = [(spandrel.canonicalize_state_dict(read_tensors(path)), share) for path, share in files]
+        keys = parts[0][0].keys()
+        with torch.random.fork_rng(devices=[]):  # spandrel makes networks with random weights before it fills them
+            net = spandrel.MAIN_REGISTRY.load({key: sum(w[key].float() * share for w, share in parts) for key in keys})
+    except Exception as error:  # sizes are inferred from the keys: a wrong file can fail anywhere in there
+        raise UserError(f"{names} is damaged or no upscaler: give a {FILE}") from error
+    if not isinstance(net, spandrel.ImageModelDescriptor) or net.scale < 2 or net.input_channels != 3:
+        what = f"{net.architecture.name} x{net.scale}"
+        raise UserError(f"{names} holds {what}, which enlarges no RGB video: give a {FILE}")
+    if factor := getattr(net.model, "shuffle_factor", None):
+        # RealESRGANer pads a frame to whole pixel-unshuffled cells, spandrel further: other edges on odd sizes.
+        net.size_requirements = spandrel.SizeRequirements(minimum=2, multiple_of=factor)
+    net.model.eval().requires_grad_(False)
+    return net
+
+
+def weight_files(
+    model: str | Path, denoise_strength: float | None = None, progress: bool = True
+) -> list[tuple[Path, float]]:
+    """The files an upscaler is made of, each with its share of the weights; the shares add up to 1.
+
+    One file of share 1, except with 0 < denoise_strength < 1: then the two of a pair (`PAIRS`) with shares
+    denoise_strength and 1 - denoise_strength, as Real-ESRGAN's own tool mixes them.
+    model: a name in `SHIPPED` or `PUBLISHED`, or a path. What a published name needs is fetched first.
+    denoise_strength: 0 (the pair's noise-keeping network alone) to 1 (its denoising one alone), or None for
+        the network as it is named.
+
+    Raises UserError for an unknown name, a denoise_strength out of range or without a pair, and where a
+    published file can't be fetched or is not the published one.
+    """
+    if not isinstance(model, (str, os.PathLike)):
+        raise UserError(f"upscaler {model!r}: must be a name or the path of a {FILE}; 'pocket', or in generate 'none' "
+                        "for no enlargement, would work.")  # fmt: skip
+    name = str(model)
+    if name not in SHIPPED and name not in PUBLISHED and not Path(model).is_file():
+        names = ", ".join(repr(known) for known in [*SHIPPED, *PUBLISHED])
+        raise UserError(f"unknown upscaler {name!r}: choose {names} or the path of a {FILE}")
+    if denoise_strength is None:
+        return [(_find(name, progress), 1.0)]
+    strength = _check_strength(name, denoise_strength)
+    shares = {name: strength, PAIRS[name]: 1 - strength}
+    return [(_find(part, progress), share) for part, share in shares.items() if share]
+
+
+def read_tensors(path: Path) -> dict:
+    """What a .safetensors or .pth holds, on the CPU; of a pickle only tensors and plain containers are read."""
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _find(name: str, progress: bool) -> Path:
+    return _fetch(name, PUBLISHED[name], progress) if name in PUBLISHED else SHIPPED.get(name, Path(name))
+
+
+def _fetch(name: str, published: Published, progress: bool) -> Path:
+    """The published file in torch.hub's cache, fetched when it is missing there or not the published one."""
+    address, sha256 = published
+    path = Path(torch.hub.get_dir(), "checkpoints", Path(address).name)
+    try:
+        if path.is_file() and _sha256(path) == sha256:
+            return path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if progress:
+            print(f"fetching {address} to {path}", file=sys.stderr)
+        # Writes beside `path` and renames: what is broken off or has another SHA-256 never gets that name.
+        torch.hub.download_url_to_file(address, str(path), hash_prefix=sha256, progress=progress)
+    except (OSError, HTTPException) as error:  # no network, no such page, no room
+        why = f"could not be fetched from {address} ({_line(error)})"
+    except RuntimeError as error:  # how torch.hub tells a wrong SHA-256
+        why = f"was not loaded: what {address} gave is not the published file ({_line(error)})"
+    else:
+        return path
+    raise UserError(f"{name!r} {why}: download it from there and give the path of that local file instead")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _check_strength(name: str, strength: float) -> float:
+    if isinstance(strength, bool) or not isinstance(strength, Real) or not 0 <= strength <= 1:
+        near = 0 if isinstance(strength, Real) and strength < 0 else 1
+        raise UserError(f"denoise_strength={strength!r} must be a number from 0 to 1: try {near}")
+    if name not in PAIRS:
+        pairs = " and ".join(repr(pair) for pair in PAIRS)
+        raise UserError(f"denoise_strength={strength!r} needs a pair of networks, which only {pairs} have: "
+                        f"leave it out (None) for {name!r}")  # fmt: skip
+    return float(strength)

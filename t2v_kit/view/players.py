@@ -1,0 +1,54 @@
+"""Videos and pictures shown inside a notebook."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+
+import numpy as np
+from PIL import Image
+
+from ..video.arrays import check_video
+from ..video.files import MP4_ARGS, mediapy_with_ffmpeg
+from .pictures import fitted
+
+
+def animation(video: np.ndarray, fps: float, width: int = 384, quality: int = 60) -> bytes:
+    """An animated WebP that repeats for ever, at most `width` pixels wide: for pages that block MP4."""
+    frames = [fitted(frame, width) for frame in check_video(video)]
+    times = np.round(np.arange(len(frames) + 1) * 1000 / fps).astype(int)  # whole milliseconds that do not drift
+    file = io.BytesIO()
+    frames[0].save(
+        file, "WEBP", save_all=True, append_images=frames[1:], duration=np.diff(times).tolist(), loop=0,
+        quality=quality, method=4,
+    )  # fmt: skip
+    return file.getvalue()
+
+
+def show_video(video: np.ndarray, fps: float, title: str = "", width: int = 768, page_width: int = 384) -> None:
+    """Play a video inside the notebook, at most `width` pixels wide.
+
+    Two faces of one output: a live notebook shows the H.264 player; pages that block players (a notebook
+    on GitHub) show an animated WebP, at most `page_width` wide, which browsers accept in the place of a PNG.
+    """
+    from IPython.display import display
+
+    frames = np.stack([fitted(frame, width) for frame in check_video(video)])
+    mediapy, (height, shown_width) = mediapy_with_ffmpeg(), frames.shape[1:3]
+    encoded = "yuv420p" if height % 2 == shown_width % 2 == 0 else "yuv444p"
+    mp4 = mediapy.compress_video(frames, fps=fps, crf=18, encoded_format=encoded, ffmpeg_args=MP4_ARGS)
+    player = mediapy.html_from_compressed_video(mp4, shown_width, height, title=html.escape(title) or None)
+    webp = base64.b64encode(animation(video, fps, page_width)).decode()
+    words = f"{title or 'video'}: {len(video)} frames of {video.shape[2]}x{video.shape[1]} at {fps:g} fps"
+    display({"text/html": player, "image/png": webp, "text/plain": words}, raw=True)
+
+
+def show_image(image: np.ndarray | Image.Image, width: int = 1200) -> None:
+    """Show a picture in the notebook as one JPEG, at most `width` pixels wide (a tenth of a PNG's size)."""
+    from IPython.display import Image as Shown
+    from IPython.display import display
+
+    file = io.BytesIO()
+    fitted(np.asarray(image), width).convert("RGB").save(file, "JPEG", quality=85)
+    display(Shown(data=file.getvalue(), format="jpeg"))
