@@ -1,5 +1,13 @@
-"""A run goes on after anything: killed at every write, killed at random, stopped, a full disk, another version."""
+"""An interrupted run continues: killed at every write, killed at random, stopped, a full disk, another version.
 
+What SIGKILL leaves behind is the folder as it is at that moment. So `Camera` copies it at every change of a file, and
+each copy is resumed in this process; a few whole processes are killed besides, as users' are. Nothing here forks:
+a child would wait for ever for locks that threads of its parent held.
+"""
+
+import contextlib
+import errno
+import functools
 import json
 import os
 import random
@@ -7,6 +15,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -17,59 +26,98 @@ from diffusers import FirstBlockCacheConfig
 from safetensors.torch import load_file
 
 from t2v_kit import Stopped, UserError, compare, generate, resume
+from t2v_kit.atomic import PREFIX
+from t2v_kit.model.loading import load
+from t2v_kit.run import folder as folder_module
 from t2v_kit.run import generating as run_module
-from t2v_kit.run.folder import CHECKPOINT, FILES, read_log
+from t2v_kit.run.folder import CHECKPOINT, FILES, LOCK, RunFolder, read_log
 from t2v_kit.run.records import RunRecord
+from t2v_kit.stages import prompt as prompt_module
 
 SMALL = {"prompt": PROMPT, "num_frames": 5, "height": 64, "width": 96, "num_inference_steps": 6, "seed": 3}
 LONG = {**SMALL, "num_inference_steps": 40}
 WHOLE = {name for name in FILES if name != "upscaled.mp4"} | {"log.jsonl"}
+KEYWORDS = {"upscale": "none", "progress": False, "checkpoint_every": 2}
+WATCHERS = {"progress": False, "checkpoint_every": 2}
+PATIENCE = 120  # seconds: a limit to every wait for another process
 
 
-class Victims:
-    """The process of victim.py, which forks children that can be killed."""
+class Camera:
+    """Copies a run's folder at every write, rename and removal of a file in it, into `store`/NUMBER/run.
 
-    def __init__(self, model_folder: Path) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, Path(__file__).with_name("victim.py"), model_folder, "float32", "bfloat16"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        )  # fmt: skip
-        assert self.answer() == {"ready": True}
+    events: what had just happened when each copy was made.
+    """
 
-    def answer(self) -> dict:
-        return json.loads(self.process.stdout.readline())
+    def __init__(self, monkeypatch, folder: Path, store: Path, logs: bool = False) -> None:
+        self.folder, self.store, self.events = folder, store, []
+        self.real_unlink = Path.unlink
+        monkeypatch.setattr(os, "replace", self._replacing(os.replace))
+        monkeypatch.setattr(Path, "unlink", self._unlinking(Path.unlink))
+        if logs:
+            monkeypatch.setattr(RunFolder, "log", self._logging(RunFolder.log))
 
-    def start(self, folder: Path, verb: str = "generate", model: str = "float32", settings=SMALL, **order) -> int:
-        """The child's process id; `end` has to follow."""
-        self.tell(json.dumps({**order, "folder": str(folder), "verb": verb, "model": model, "settings": settings}))
-        return self.answer()["pid"]
+    def shot(self, event: str) -> Path:
+        self.events.append(event)
+        place = self.store / str(len(self.events)) / "run"  # apart: the latents of a folder beside it would be taken
+        shutil.copytree(self.folder, place)
+        return place
 
-    def end(self) -> dict:
-        """How the child ended, of itself or killed."""
-        self.tell("over")
-        return self.answer()
+    def places(self):
+        return [(event, self.store / str(number) / "run") for number, event in enumerate(self.events, 1)]
 
-    def tell(self, line: str) -> None:
-        self.process.stdin.write(line + "\n")
-        self.process.stdin.flush()
+    def _replacing(self, real):
+        @functools.wraps(real)
+        def replace(source, target):
+            source, target = Path(source), Path(target)
+            if target.parent != self.folder or target.name.startswith(PREFIX):
+                return real(source, target)
+            for event, share in (("before writing", 0), ("half-way through", 0.5), ("after writing", 1)):
+                copy = self.shot(f"{event} {target.name}") / source.name
+                os.truncate(copy, int(copy.stat().st_size * share))
+            real(source, target)
+            self.shot(f"after renaming to {target.name}")
 
-    def run(self, folder: Path, *args, **order) -> dict:
-        self.start(folder, *args, **order)
-        return self.end()
+        return replace
 
-    def close(self) -> None:
-        self.process.stdin.close()
-        self.process.wait(30)
+    def _unlinking(self, real):
+        @functools.wraps(real)
+        def unlink(path, missing_ok=False):
+            seen = path.parent == self.folder and path.exists()
+            real(path, missing_ok=missing_ok)
+            if seen:
+                self.shot(f"after removing {path.name}")
+
+        return unlink
+
+    def _logging(self, real):
+        @functools.wraps(real)
+        def log(folder, **line):
+            real(folder, **line)
+            if folder.started and folder.path == self.folder:
+                self.shot(f"after a line of {line.get('stage', line.get('event'))}")
+
+        return log
+
+
+def filmed(monkeypatch, folder: Path, store: Path, models, settings=SMALL, logs=False, **keywords) -> Camera:
+    """A run in `folder`, with a copy of that at every change."""
+    with monkeypatch.context() as patched:
+        camera = Camera(patched, folder, store, logs)
+        generate(**settings, model=models, out=folder, **{**KEYWORDS, **keywords})
+    return camera
+
+
+def continued(folder: Path, models, settings=SMALL, **watchers):
+    """Resume what a kill left; where it came before there was a run, begin it."""
+    if (folder / "settings.json").exists():
+        return resume(folder, models, **{**WATCHERS, **watchers})
+    return generate(**settings, model=models, out=folder, **{**KEYWORDS, **watchers})
 
 
 @pytest.fixture(scope="module")
-def victims(tiny_folder):
-    if not hasattr(os, "fork"):
-        pytest.skip("os.fork is missing on this system: no process can be killed here")
-    made = Victims(tiny_folder)
-    yield made
-    made.close()
+def half(tiny_folder):
+    """The tiny model in bfloat16."""
+    return load(tiny_folder, device="cpu", dtype="bfloat16")
 
 
 def latents_in(folder: Path) -> torch.Tensor:
@@ -89,72 +137,46 @@ def steps_in(lines: list[dict]) -> list[int]:
     return [line["step"] for line in lines if line.get("stage") == "denoise" and "seconds" in line and "step" in line]
 
 
-def goes_on(victims, folder: Path, **order) -> dict:
-    """Resume in a fresh child; where the kill came before there was a run, begin it."""
-    verb = "resume" if (folder / "settings.json").exists() else "generate"
-    told = victims.run(folder, verb, **order)
-    assert told["status"] == 0, told["error"]
-    return told
-
-
-def test_killed_at_every_write_and_rename(victims, tmp_path):
-    """SIGKILL before, half-way through and after each write, and around each rename: the same bits in the end."""
-    order = {"model": "bfloat16", "until": "decode"}
-    whole = victims.run(tmp_path / "whole", **order)
-    assert whole["status"] == 0
-    latents, events = latents_in(tmp_path / "whole"), whole["events"]
+def test_killed_at_every_write_and_rename(half, tmp_path, monkeypatch):
+    """Before, half-way through and after each write, after each rename and removal: the same bits in the end."""
+    camera = filmed(monkeypatch, tmp_path / "whole/run", tmp_path / "shots", half)
+    latents = latents_in(tmp_path / "whole/run")
     assert latents.dtype == torch.bfloat16
-    for what in ("before writing", "half-way through", "after writing"):
-        assert sum(event == f"{what} .part.{CHECKPOINT}" for event in events) == 3
-    assert sum(event.endswith(f"renaming to {CHECKPOINT}") for event in events) == 6
-    for number, event in enumerate(events, 1):
-        folder = tmp_path / str(number) / "run"  # a folder apart: the latents of one beside it would be taken
-        killed = victims.run(folder, kill=number, **order)
-        assert killed["status"] == -signal.SIGKILL
+    for what in ("before writing", "half-way through", "after writing", "after renaming to"):
+        assert camera.events.count(f"{what} {CHECKPOINT}") == 3
+        for name in WHOLE - {"log.jsonl"}:
+            assert camera.events.count(f"{what} {name}") == 1
+    assert f"after removing {CHECKPOINT}" in camera.events
+    for event, folder in camera.places():
         finished = steps_in(read_log(folder))
-        goes_on(victims, folder, **order)
-        assert same(latents_in(folder), latents), f"killed {event}"
-        assert names(folder) == {"settings.json", "prompt.safetensors", "latents.safetensors", "log.jsonl"}
+        run = continued(folder, half)
+        assert same(latents_in(folder), latents) and same(run.latents, latents), f"killed {event}"
+        assert names(folder) == WHOLE, f"killed {event}"
         again = steps_in(read_log(folder))[len(finished) :]
         assert len(again) <= 6 - (len(finished) - 2 if len(finished) > 2 else 0)  # at most one checkpoint's steps twice
-        shutil.rmtree(folder)
-    print(f"killed at {len(events)} places")
+        if "video.mp4" in event or "contact_sheet" in event:
+            assert not again  # finished latents are not made again
+        shutil.rmtree(folder.parent)
 
 
-def test_killed_while_another_run_is_replaced(victims, tmp_path):
+def test_killed_while_another_run_is_replaced(tiny32, tmp_path, monkeypatch):
     """Whatever lies in the folder belongs to the settings.json in it: the old run or the new one, never a mixture."""
     old, new = SMALL, {**SMALL, "seed": 4}
+    latents = {}
     for name, settings in (("old", old), ("new", new)):
-        victims.run(tmp_path / name / "run", settings=settings, until="decode")
-    latents = {seed: latents_in(tmp_path / name / "run") for name, seed in (("old", 3), ("new", 4))}
+        generate(**settings, model=tiny32, out=tmp_path / name / "run", **KEYWORDS)
+        latents[settings["seed"]] = latents_in(tmp_path / name / "run")
+    shutil.copytree(tmp_path / "old/run", tmp_path / "replaced/run")
+    camera = filmed(monkeypatch, tmp_path / "replaced/run", tmp_path / "shots", tiny32, new)
     seen = set()
-    for number in range(1, 40):
-        folder = tmp_path / str(number) / "run"
-        shutil.copytree(tmp_path / "old/run", folder)
-        killed = victims.run(folder, settings=new, until="decode", kill=number)
-        assert killed["status"] == -signal.SIGKILL
+    for number, (_, folder) in enumerate(camera.places(), 1):  # noqa: B007 (asserted below)
         if (folder / CHECKPOINT).exists():
             break
         seed = json.loads((folder / "settings.json").read_text())["settings"]["seed"]
         seen.add((seed, (folder / "latents.safetensors").exists()))
-        goes_on(victims, folder, until="decode")
+        continued(folder, tiny32)
         assert same(latents_in(folder), latents[seed])
-    assert seen == {(3, True), (3, False), (4, False)} and number > 15
-
-
-def test_killed_while_the_video_is_written(victims, tmp_path):
-    """The stages after the latents: what is there is whole, and the finished run has everything."""
-    whole = victims.run(tmp_path / "whole")
-    late = [i for i, event in enumerate(whole["events"], 1) if "video.mp4" in event or "contact_sheet" in event]
-    assert len(late) == 7  # three of writing the video; two of each rename
-    for number in late:
-        folder = tmp_path / str(number) / "run"
-        assert victims.run(folder, kill=number)["status"] == -signal.SIGKILL
-        saved = (folder / "latents.safetensors").stat().st_mtime_ns
-        told = goes_on(victims, folder)
-        assert names(folder) == WHOLE and not steps_in(read_log(folder))[6:]
-        assert same(latents_in(folder), latents_in(tmp_path / "whole"))
-        assert (folder / "latents.safetensors").stat().st_mtime_ns >= saved and not told["error"]
+    assert seen == {(3, True), (3, False), (4, False)} and number > 10
 
 
 def mid_denoise(folder: Path) -> int:
@@ -164,70 +186,112 @@ def mid_denoise(folder: Path) -> int:
     return 0 if over or not lines else max(steps_in(lines), default=0)
 
 
-def test_killed_at_random_moments(victims, tmp_path):
-    """Most kills land in the middle of denoising, as the log says; each run ends with the same bits."""
-    order = {"settings": LONG, "until": "decode", "every": 3}
-    victims.run(tmp_path / "whole", **order)
-    spent = read_log(tmp_path / "whole")[-1]["seconds"]
-    latents, chance = latents_in(tmp_path / "whole"), random.Random(0)
+def test_killed_at_random_moments(tiny32, tmp_path, monkeypatch):
+    """Between any two steps: each run ends with the same bits, and most continue behind a checkpoint."""
+    camera = filmed(monkeypatch, tmp_path / "whole/run", tmp_path / "shots", tiny32, LONG, True, checkpoint_every=3)
+    latents = latents_in(tmp_path / "whole/run")
+    moments = [folder for event, folder in camera.places() if event == "after a line of denoise"]
     in_the_middle, resumed_at = [], []
-    for number in range(40):
-        folder = tmp_path / str(number) / "run"
-        child = victims.start(folder, **order)
-        while not steps_in(read_log(folder)):
-            time.sleep(0.001)
-        time.sleep(chance.uniform(0, spent))
-        os.kill(child, signal.SIGKILL)
-        victims.end()
+    for folder in random.Random(0).sample(moments, 12):
         in_the_middle += [mid_denoise(folder)] if mid_denoise(folder) else []
-        goes_on(victims, folder, **order)
+        continued(folder, tiny32, LONG)
         assert same(latents_in(folder), latents)
         resumed_at += [line["step"] for line in read_log(folder) if line.get("event") == "started" and "step" in line]
-        if len(in_the_middle) == 12:
-            break
-    print(f"killed after steps {in_the_middle} of 40; went on behind {resumed_at}")
     assert len(in_the_middle) >= 10 and len(set(in_the_middle)) >= 5
-    assert len(set(resumed_at)) >= 4  # most went on behind a checkpoint, not from the beginning
+    assert len(set(resumed_at)) >= 4
 
 
-def test_killed_again_and_again(victims, tmp_path):
-    """A run that never lives longer than a few steps still gets there, and never falls behind a checkpoint."""
-    order = {"settings": LONG, "until": "decode", "every": 2}
-    victims.run(tmp_path / "whole", **order)
+@contextlib.contextmanager
+def victim(model_folder: Path, out: Path, verb: str, settings: dict = LONG):
+    """A process of victim.py, killed at the end whatever happens."""
+    command = [sys.executable, Path(__file__).with_name("victim.py"), model_folder, out, verb, json.dumps(settings)]
+    here = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    with tempfile.TemporaryFile("w+") as words:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=words, env={**os.environ, **here}
+        )
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait(PATIENCE)
+            words.seek(0)
+            print(words.read()[-2000:])  # shown when the test fails
+
+
+def wait_until(reached, process) -> None:
+    """Wait for another process to get somewhere, as long as it lives and not for ever."""
+    limit = time.monotonic() + PATIENCE
+    while not reached():
+        assert process.poll() is None, f"the process ended with {process.returncode}"
+        assert time.monotonic() < limit, f"nothing came of it in {PATIENCE} s"
+        time.sleep(0.002)
+
+
+def test_processes_killed_again_and_again(tiny_folder, tiny32, tmp_path):
+    """Whole processes killed in the middle of denoising, the second one while it resumes; and no folder is shared."""
+    whole = generate(**LONG, model=tiny32, **KEYWORDS)
     folder, reached = tmp_path / "apart" / "run", []
-    for _ in range(60):
-        verb = "resume" if (folder / "settings.json").exists() else "generate"
+    for verb in ("generate", "resume"):
         before = len(steps_in(read_log(folder)))
-        child = victims.start(folder, verb, **order)
-        while len(steps_in(read_log(folder))) < before + 5 and not (folder / "latents.safetensors").exists():
-            time.sleep(0.001)
-        os.kill(child, signal.SIGKILL)
-        victims.end()
+        with victim(tiny_folder, folder, verb) as process:
+            wait_until(lambda before=before: len(steps_in(read_log(folder))) >= before + 5, process)
+            os.kill(process.pid, signal.SIGSTOP)  # it lives, and holds its folder
+            for intruder in (generate, resume):
+                keywords = {"out": folder, **SMALL, **KEYWORDS} if intruder is generate else {"folder": folder}
+                with pytest.raises(UserError, match=rf"another run \(process {process.pid}\) is writing there"):
+                    intruder(model=tiny32, **keywords)
+            os.kill(process.pid, signal.SIGKILL)
+            assert process.wait(PATIENCE) == -signal.SIGKILL
         reached.append(max(steps_in(read_log(folder))))
-        if (folder / "latents.safetensors").exists():
-            break
-    goes_on(victims, folder, **order)
-    assert len(reached) >= 5 and same(latents_in(folder), latents_in(tmp_path / "whole"))
+        assert (folder / LOCK).exists() and not (folder / "video.mp4").exists()
+    assert reached[1] > reached[0]
+    run = resume(folder, tiny32, **WATCHERS)
+    assert same(run.latents, whole.latents) and names(folder) == WHOLE
+    assert len([line for line in read_log(folder) if line.get("event") == "started" and "step" in line]) == 2
 
 
-def test_a_disk_that_is_full_at_every_write(victims, tmp_path):
-    """One line that says what could not be written and how to go on; what was whole stays, and is gone on from."""
-    order = {"until": "decode"}
-    writes = [
-        event
-        for event in victims.run(tmp_path / "whole", **order)["events"]
-        if event.startswith(("before writing", "before renaming"))
-    ]
-    for number, event in enumerate(writes, 1):
+def full_at(monkeypatch, number: int) -> list[str]:
+    """Let the disk be full at write or rename number `number`; the list gets the names of all of them."""
+    calls: list[str] = []
+
+    def failing(real, place, writes: bool):
+        @functools.wraps(real)
+        def write(*args, **kwargs):
+            calls.append(Path(args[place]).name)
+            if len(calls) == number:
+                if writes:
+                    Path(args[place]).write_bytes(b"half")
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return real(*args, **kwargs)
+
+        return write
+
+    monkeypatch.setattr(folder_module, "save_file", failing(folder_module.save_file, 1, True))
+    monkeypatch.setattr(prompt_module, "save_file", failing(prompt_module.save_file, 1, True))
+    monkeypatch.setattr(run_module, "save_video", failing(run_module.save_video, 0, True))
+    monkeypatch.setattr(os, "replace", failing(os.replace, -1, False))
+    return calls
+
+
+def test_a_disk_that_is_full_at_every_write(tiny32, tmp_path, monkeypatch):
+    """One line that says what could not be written and how to continue; what was whole stays, and is continued."""
+    with monkeypatch.context() as patched:
+        writes = full_at(patched, 0)
+        generate(**SMALL, model=tiny32, out=tmp_path / "whole/run", **KEYWORDS)
+    assert len(writes) >= 13
+    for number, name in enumerate(writes, 1):
         folder = tmp_path / str(number) / "run"
-        told = victims.run(folder, full=number, **order)
-        assert told["status"] == 2 and "\n" not in told["error"], told["error"]
-        assert "No space left on device" in told["error"] and f"resume('{folder}')" in told["error"]
+        with monkeypatch.context() as patched:
+            full_at(patched, number)
+            with pytest.raises(UserError, match=r"No space left on device.*make room") as raised:
+                generate(**SMALL, model=tiny32, out=folder, **KEYWORDS)
+        assert "\n" not in str(raised.value) and f"resume('{folder}')" in str(raised.value)
         for file in folder.glob("*.safetensors"):
             load_file(file)
-        assert not list(folder.glob(".part.*"))
-        goes_on(victims, folder, **order)
-        assert same(latents_in(folder), latents_in(tmp_path / "whole")), event
+        assert not list(folder.glob(f"{PREFIX}*")) and not (folder / LOCK).exists()
+        continued(folder, tiny32)
+        assert same(latents_in(folder), latents_in(tmp_path / "whole/run")), name
 
 
 @pytest.fixture
