@@ -93,8 +93,9 @@ class TestControls:
         number.box.value = value
         assert panel.controls.values()[name] == value == number.value and number.slider.max < 1000
         assert panel.generate_button.disabled == (name != "fps")
-        number.slider.value = number.slider.min
-        assert number.box.value == panel.controls.values()[name] == number.slider.min
+        stop = number.slider.max if name == "height" else number.slider.min
+        number.slider.value = stop
+        assert number.box.value == panel.controls.values()[name] == stop
 
     def test_it_opens_ready_to_generate(self, tiny32, pocket, tmp_path):
         for models in (tiny32, pocket):

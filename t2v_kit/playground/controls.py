@@ -250,7 +250,8 @@ class Controls:
             self.fields[name].say(line)
         latent_frames = (frames - 1) // self.rules.pipe.vae_scale_factor_temporal + 1
         tokens = latent_frames * height * width // 256
-        self.facts.value = f'<span class="t2v-soft">{frames / settings.fps:.1f} s of video, {tokens:,} video tokens in each step</span>'
+        seconds = f"{frames / settings.fps:.1f} s of video"
+        self.facts.value = f'<span class="t2v-soft">{seconds}, {tokens:,} video tokens in each step</span>'
 
     def _on_change(self, _=None) -> None:
         with self.guard:
