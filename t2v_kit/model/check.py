@@ -8,6 +8,7 @@ from typing import Protocol
 
 import torch
 from diffusers import HunyuanVideoPipeline
+from transformers import PreTrainedTokenizerBase
 
 from ..errors import UserError
 from ..hunyuan.tokens import check_length, token_rows
@@ -22,6 +23,8 @@ class Limits(Protocol):
     defaults: dict
     template: dict
     trained_sizes: tuple[tuple[int, int, int], ...]
+
+    def counter(self, name: str) -> PreTrainedTokenizerBase: ...
 
 
 def resolve(settings: Settings, models: Limits) -> Resolved:
@@ -111,4 +114,4 @@ def _check_lengths(full: Resolved, models: Limits) -> None:
     """Prompts over the language model's limit are refused; the negative one only where it is read at all."""
     for name in ("prompt", "negative_prompt") if full.true_cfg_scale > 1 else ("prompt",):
         text = getattr(full, name)
-        check_length(text, token_rows(models.pipe.tokenizer, models.template, text), name)
+        check_length(text, token_rows(models.counter("tokenizer"), models.template, text), name)

@@ -12,7 +12,6 @@ import gc
 import importlib
 import json
 import weakref
-from pathlib import Path
 
 import accelerate
 import numpy as np
@@ -24,10 +23,12 @@ from diffusers.hooks.group_offloading import ModuleGroup
 from transformers import BitsAndBytesConfig as TransformersQuantisation
 
 from ..hunyuan.chunks import use_chunks
+from ..hunyuan.files import ModelFiles
 from ..hunyuan.masks import skip_full_masks
 from ..memory.choose import out_of_memory
 from ..memory.footprint import set_tiles
 from ..memory.plan import Part, Plan, Size
+from .single import read_single
 
 STAGE = {"text_encoder": "encode", "text_encoder_2": "encode", "transformer": "denoise", "vae": "decode"}
 CALLS = {"vae": ("encode", "decode")}  # what a stage calls of a network; of the others, forward
@@ -37,11 +38,11 @@ ALIGN = 512  # bytes
 class Residence:
     """The networks of one model folder under a plan. `parts` are the very objects that the pipeline holds."""
 
-    def __init__(self, folder: Path, plan: Plan, device: torch.device) -> None:
-        self.folder, self.plan, self.device = folder, plan, device
+    def __init__(self, files: ModelFiles, plan: Plan, device: torch.device) -> None:
+        self.files, self.folder, self.plan, self.device = files, files.folder, plan, device
         self.there: set[str] = set()
         self.rests: dict[str, ModuleGroup] = {}
-        index = json.loads((folder / "model_index.json").read_text("utf-8"))
+        index = json.loads((self.folder / "model_index.json").read_text("utf-8"))
         self.kinds = {name: getattr(importlib.import_module(index[name][0]), index[name][1]) for name in STAGE}
         self.parts = {name: self._skeleton(name) for name in STAGE}
         for name in STAGE:
@@ -113,13 +114,17 @@ class Residence:
             }  # fmt: skip
             asked["quantization_config"] = (DiffusersQuantisation if ours else TransformersQuantisation)(**how)
             asked["device_map"] = {"": self.device.index}
+        if name == "transformer" and self.files.single is not None:
+            asked.pop("device_map", None)
+            return read_single(self.files, asked.pop("torch_dtype"), **asked)
+        asked["variant"] = self.files.variant_of(name)
         found = kind.from_pretrained(self.folder / name, use_safetensors=True, local_files_only=True, **asked)
         return found.eval()
 
     def _become(self, name: str, other: torch.nn.Module) -> None:
         """Let the object that the pipeline holds be `other`, of the same class; a step cache stays switched on."""
         part = self.parts[name]
-        kept = {key: part.__dict__[key] for key in ("_cache_config", "_step_cache_holder") if key in part.__dict__}
+        kept = {key: part.__dict__[key] for key in ("_cache_config",) if key in part.__dict__}
         part.__dict__ = {**kept, **other.__dict__}
 
     def _prepare(self, name: str) -> None:
