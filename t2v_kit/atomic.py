@@ -8,6 +8,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+_UMASK = os.umask(0)  # it can only be read by setting it, so this is done once, before there are threads
+os.umask(_UMASK)
 PREFIX = ".part."  # of temporary names: what a killed process leaves behind can be told from finished files
 
 
@@ -34,7 +36,7 @@ def write_whole(path: str | os.PathLike) -> Iterator[Path]:
     os.close(handle)
     temporary = Path(name)
     try:
-        temporary.chmod(0o666 & ~_umask())
+        temporary.chmod(0o666 & ~_UMASK)  # mkstemp makes files that only their owner may read
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
@@ -42,9 +44,3 @@ def write_whole(path: str | os.PathLike) -> Iterator[Path]:
     finally:
         temporary.unlink(missing_ok=True)
 
-
-def _umask() -> int:
-    """The process's umask: mkstemp makes files that only their owner may read."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from t2v_kit import UserError, generate, read_metadata, runs, sweep
 from t2v_kit.run.folder import read_log
+from t2v_kit.run.sweeps import cells, sweeping
 from t2v_kit.run.sweeps.grid import grid
 from t2v_kit.run.sweeps.on_ray import on_ray
 
@@ -33,8 +34,8 @@ def here(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def module():
-    """The module, whose name in the package is the function's."""
-    return sys.modules["t2v_kit.run.sweeps.cells"]
+    """Where one run of a sweep is made."""
+    return cells
 
 
 def latents_in(folder: Path) -> torch.Tensor:
@@ -168,13 +169,13 @@ def test_files_of_other_origin_are_told_before_the_first_run(tiny32, here):
     assert [path.name for path in Path("sweep").iterdir()] == ["seed=2"]
 
 
-def test_a_plan_is_made_for_the_largest_run(tiny32, here, module, monkeypatch):
+def test_a_plan_is_made_for_the_largest_run(tiny32, here, monkeypatch):
     """A side left open may be the largest: it is the model's default."""
     heard = []
-    monkeypatch.setattr(module, "loaded", lambda model, memory, video: heard.append(video) or tiny32)
+    monkeypatch.setattr(sweeping, "loaded", lambda model, memory, video: heard.append(video) or tiny32)
     sweep(**{**SMALL, "height": [32, 64], "num_frames": [1, 5]}, num_inference_steps=1, memory=12, out="sweep")
     assert [(video.height, video.num_frames) for video in heard] == [(64, 5)]
-    assert module.largest([{**SMALL, "height": 4096}, {"prompt": PROMPT}]).height is None
+    assert sweeping.largest([{**SMALL, "height": 4096}, {"prompt": PROMPT}]).height is None
 
 
 def test_ray_wants_a_name(tiny32, here):

@@ -47,7 +47,8 @@ def check_length(text: str, rows: list[dict], name: str = "prompt") -> int:
     if count > LLM_TOKENS:
         raise UserError(
             f"{name}={text[:60] + '...'!r}: has {count} tokens, {count - LLM_TOKENS} over the limit of "
-            f"{LLM_TOKENS}; a prompt shorter by about {_words_over(text, count)} words would work."
+            f"{LLM_TOKENS}; a prompt shorter by about {_words_over(text, count)} words would work.",
+            setting=name,
         )
     return count
 

@@ -91,6 +91,7 @@ def load(
         vocabulary=frozenset(words.read_text("utf-8").lower().split()) if words.exists() else None,
         memory=plan,
         residence=residence,
+        upscaler=extra.get("upscaler"),
     )
 
 

@@ -34,6 +34,7 @@ class Models:
         trained_sizes: (frames, height, width) it was trained on; may be empty.
         vocabulary: The words that a toy model has seen; None when it does not list them.
         memory: The memory plan; None when it was loaded without one.
+        upscaler: The upscaler made for its videos, as `upscale` takes it; None when it has none.
     """
 
     pipe: HunyuanVideoPipeline
@@ -48,6 +49,7 @@ class Models:
     vocabulary: frozenset[str] | None = field(default=None, repr=False)
     memory: Plan | None = None
     residence: Residence | None = field(default=None, repr=False)
+    upscaler: str | None = None
     notes_given: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
 
     def check(self, settings: Settings) -> Resolved:
