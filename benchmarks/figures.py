@@ -46,7 +46,7 @@ def documents(root: Path = ROOT) -> list[Path]:
     return [path for path in (*named, *sorted((root / "docs").rglob("*.md"))) if path.exists()]
 
 
-def figure(pointer: str, spec: str, folders: Iterable[Path] = FOLDERS) -> str:
+def figure(pointer: str, spec: str, folders: tuple[Path, ...] = FOLDERS) -> str:
     """One measured number as text.
 
     Args:
@@ -68,7 +68,7 @@ def figure(pointer: str, spec: str, folders: Iterable[Path] = FOLDERS) -> str:
     return "not measured yet" if value is None else format(value, spec).replace("%", " %")
 
 
-def number(pointer: str, folders: Iterable[Path] = FOLDERS) -> float | None:
+def number(pointer: str, folders: tuple[Path, ...] = FOLDERS) -> float | None:
     """The number that a pointer leads to; None where its file is missing."""
     name, *steps = pointer.split("/")
     value = read(name, folders)
@@ -86,13 +86,13 @@ def number(pointer: str, folders: Iterable[Path] = FOLDERS) -> float | None:
     return value
 
 
-def read(name: str, folders: Iterable[Path] = FOLDERS) -> dict | None:
+def read(name: str, folders: tuple[Path, ...] = FOLDERS) -> dict | None:
     """NAME.json of the first folder that has it."""
     found = next((folder / f"{name}.json" for folder in folders if (folder / f"{name}.json").exists()), None)
     return json.loads(found.read_text("utf-8")) if found else None
 
 
-def streaming_cost(folders: Iterable[Path]) -> float | None:
+def streaming_cost(folders: tuple[Path, ...]) -> float | None:
     """The largest share by which a streamed plan's step takes longer than an uncapped one's, 0 to 1."""
     report = read("memory", folders)
     rows = [row for row in (report or {"rows": {}})["rows"].values() if "step_seconds" in row]
@@ -101,7 +101,7 @@ def streaming_cost(folders: Iterable[Path]) -> float | None:
     return max((row["step_seconds"] / free[row["size"]] - 1 for row in own), default=None)
 
 
-def predictions(folders: Iterable[Path]) -> list[float]:
+def predictions(folders: tuple[Path, ...]) -> list[float]:
     """How far the plans' predicted GPU peaks lie above the measured ones, as shares, on rows kept out of the fit."""
     rows = [row for row in (read("memory", folders) or {"rows": {}})["rows"].values() if "plan" in row]
     above = []
@@ -112,7 +112,7 @@ def predictions(folders: Iterable[Path]) -> list[float]:
     return above
 
 
-def bus_seconds(folders: Iterable[Path]) -> float | None:
+def bus_seconds(folders: tuple[Path, ...]) -> float | None:
     """Seconds in which a step copied the transformer to the GPU: the upper lane of the timeline's profile."""
     report = read("timeline", folders)
     return sum(end - start for start, end in report["lanes_ms"]["copy"]) / 1000 if report else None
@@ -127,14 +127,14 @@ DERIVED = {
 }
 
 
-def filled(text: str, folders: Iterable[Path] = FOLDERS) -> str:
+def filled(text: str, folders: tuple[Path, ...] = FOLDERS) -> str:
     """A document's text with every mark as the measurements have it."""
     made = tables(folders)
     text = TABLE.sub(lambda mark: mark[1] + made.get(mark[2], "Not measured yet.") + "\n" + mark[4], text)
     return FIGURE.sub(lambda mark: mark[1] + figure(mark[2], mark[3], folders) + mark[5], text)
 
 
-def stale(text: str, required: Iterable[str] = (), folders: Iterable[Path] = FOLDERS) -> list[str]:
+def stale(text: str, required: Iterable[str] = (), folders: tuple[Path, ...] = FOLDERS) -> list[str]:
     """What a document has that the measurements have not; empty when nothing.
 
     Args:

@@ -9,7 +9,6 @@ import t2v_kit  # noqa: F401  (first: it makes torchvision importable)
 
 # isort: split
 import json
-from collections.abc import Iterable
 from pathlib import Path
 
 from benchmarks.common import RESULTS
@@ -22,10 +21,11 @@ STAGES = ("encode", "denoise", "decode", "whole")
 UNGRADED = ("prompts", "facing", "clean")  # of a verdict: what is no attribute of the prompt
 
 
-def tables(folders: Iterable[Path] = (RESULTS, POCKET)) -> dict[str, str]:
+def tables(folders: tuple[Path, ...] = (RESULTS, POCKET)) -> dict[str, str]:
     """Every table whose measurements are in one of `folders`, by name, as Markdown."""
     makers = {"memory": ("memory", memory), "speed": ("speed", speed)}
     makers |= {"adherence": ("evaluation", adherence), "guidance": ("evaluation", guidance)}
+    makers |= {path.stem: (path.stem, upscaling) for folder in folders for path in folder.glob("upscaling*.json")}
     made = {}
     for name, (file, make) in makers.items():
         path = next((folder / f"{file}.json" for folder in folders if (folder / f"{file}.json").exists()), None)
@@ -146,6 +146,29 @@ def speed(report: dict) -> str:
     return "\n".join(
         [*lines, "", f"One {report['device']}, {report['date'][:10]}, random weights, uncapped; {versions}."]
     )
+
+
+def upscaling(report: dict) -> str:
+    """A row a network and size: seconds a frame, memory; then the times faster than the official frame loop."""
+    lines = ["| network | video | ms a frame | of the limit | GPU GiB | batch |", "|---" * 6 + "|"]
+    capped = []
+    more = ["| same frames, ours against the official loop | times faster |", "|---|---|"]
+    for key, row in report.items():
+        if key.startswith("networks") and "seconds_a_frame" in row:
+            width, height = row["size"][1], row["size"][0]
+            cells = [row["network"].split(" (")[0], f"{width} x {height}", f"{1000 * row['seconds_a_frame']:.1f}"]
+            cells += [f"{row['share_of_limit']:.0%}".replace("%", " %")]
+            cells += [f"{row['gpu_gib_peak']:.1f}" if "gpu_gib_peak" in row else "", str(row.get("batch", ""))]
+            lines.append("| " + " | ".join(cells) + " |")
+        elif isinstance(row, dict) and "median_times_faster" in row:
+            more.append(f"| {key} | {row['median_times_faster']:.2f} |")
+        elif isinstance(row, dict) and "cap_gb" in row and "seconds" in row:
+            capped.append(
+                f"{key}: {row['seconds']:.1f} s for 129 frames within {row['cap_gb']:.0f} GB, "
+                f"of which {row['gpu_gib_reserved_peak']:.1f} GiB were used."
+            )
+    title = f"**{report['device']}**, torch {report['versions']['torch']}, {report['date'][:10]}"
+    return "\n".join([title, "", *lines, "", *(more if len(more) > 2 else []), "", *capped]).rstrip("\n")
 
 
 def _spread(rows: dict, key: str) -> str:
