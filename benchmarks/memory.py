@@ -36,10 +36,10 @@ from safetensors.torch import save_file
 from benchmarks.common import GIB, PROMPT, header, measured, write
 from benchmarks.full_size import FULL, TINY, random_pipeline, room_for, save
 from benchmarks.rows import ROWS, SIZES, TINY_SIZE, Row
-from t2v_kit.model import loading
 from t2v_kit.memory.choose import plan
 from t2v_kit.memory.machine import Machine
 from t2v_kit.memory.plan import Part, Plan, Size
+from t2v_kit.model import loading
 
 STEPS = 3  # one to warm up, two to measure
 T4 = {"capability": (7, 5), "gpu": "Tesla T4"}

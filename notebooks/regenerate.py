@@ -1,10 +1,13 @@
 """Run notebooks and store their outputs: `python notebooks/regenerate.py [FILE ...]`, all of them without a name.
 
-What is stored is what a reader on GitHub should see: pictures and numbers. Progress bars, widget state and the
-embedded players (beside which every one has an animated picture) are left out.
+The stored outputs are those that a reader on GitHub should see: pictures and numbers. Progress bars, widget state and
+embedded players (each has an animated picture beside it) are left out. Anything else on stderr is kept, so that the
+tests refuse it. The sentence 'Runs in about N seconds' of the first cell gets the measured time.
 """
 
 import argparse
+import re
+import time
 from pathlib import Path
 
 import nbformat
@@ -12,6 +15,9 @@ from nbclient import NotebookClient
 
 HERE = Path(__file__).parent
 LIVE_ONLY = "application/vnd.jupyter.widget-view+json"  # its numbers change every time and mean nothing when stored
+BAR = re.compile(r"\d+%\||\[\d+:\d\d[<,]")  # of tqdm: ' 40%|' or, without a total, '[00:02, '
+SECONDS = re.compile(r"(?<=Runs in about )\d+(?= seconds)")
+ROUNDED_TO = 30  # seconds: two runs on one machine should mostly agree
 
 
 def regenerate(path: Path) -> None:
@@ -20,8 +26,11 @@ def regenerate(path: Path) -> None:
     client = NotebookClient(
         notebook, timeout=600, record_timing=False, kernel_name="python3", resources={"metadata": {"path": path.parent}}
     )
+    began = time.monotonic()
     client.execute()
     clean(notebook)
+    seconds = max(ROUNDED_TO, ROUNDED_TO * round((time.monotonic() - began) / ROUNDED_TO))
+    notebook.cells[0].source = SECONDS.sub(str(seconds), notebook.cells[0].source)
     nbformat.validate(notebook)
     nbformat.write(notebook, path)
 
@@ -35,14 +44,22 @@ def clean(notebook: nbformat.NotebookNode) -> None:
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.metadata = {"tags": cell.metadata.tags} if cell.metadata.get("tags") else {}
-            cell.outputs = [output for output in cell.outputs if _kept(output)]
             for output in cell.outputs:
+                if output.get("name") == "stderr":
+                    output.text = without_bars(output.text)
                 if "image/png" in output.get("data", {}):
                     output.data.pop("text/html", None)
+            cell.outputs = [output for output in cell.outputs if _kept(output)]
+
+
+def without_bars(text: str) -> str:
+    """What else than progress bars is in a text written to stderr."""
+    lines = (line.replace("\x1b[A", "").strip() for line in re.split(r"[\r\n]", text))
+    return "".join(f"{line}\n" for line in lines if line and not BAR.search(line))
 
 
 def _kept(output: nbformat.NotebookNode) -> bool:
-    return output.get("name") != "stderr" and LIVE_ONLY not in output.get("data", {})
+    return output.get("text") != "" and LIVE_ONLY not in output.get("data", {})
 
 
 def main() -> None:

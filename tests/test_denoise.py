@@ -1,9 +1,12 @@
 """The staged loop is the pipeline's, bit for bit, and can be watched, stopped and taken up again."""
 
 import contextlib
+import copy
 import threading
+import time
 from dataclasses import replace
 
+import accelerate
 import numpy as np
 import pytest
 import torch
@@ -21,7 +24,9 @@ from diffusers.models.transformers.transformer_hunyuan_video import HunyuanVideo
 from safetensors.torch import load_file, save_file
 
 from t2v_kit.errors import UserError
+from t2v_kit.hunyuan.chunks import remove_chunks, use_chunks
 from t2v_kit.hunyuan.files import POCKET
+from t2v_kit.hunyuan.masks import NoFullMask, keep_full_masks, skip_full_masks
 from t2v_kit.model.loading import load
 from t2v_kit.settings import Settings
 from t2v_kit.stages.decoding import decode
@@ -117,22 +122,191 @@ def test_the_blocks_get_a_mask_only_for_padding(tiny32, settings, padded, monkey
     assert [masked for in_block, masked in seen if in_block] == [padded] * 3  # 1 dual and 2 single blocks
 
 
+def evaluate(models, prompt, latents):
+    """One plain call of the transformer, which takes no lock."""
+    told = (prompt.prompt_embeds, prompt.mask, prompt.pooled, torch.tensor([6000.0]))
+    with torch.no_grad():
+        return models.pipe.transformer(latents, torch.tensor([500.0]), *told, return_dict=False)[0]
+
+
 @pytest.mark.parametrize("padded", [True, False])
-def test_a_run_in_another_thread_leaves_the_mask_alone(tiny32, settings, padded):
-    """In the middle of each step another thread runs the same model, padded where this one is not."""
+def test_a_call_in_another_thread_leaves_the_mask_alone(tiny32, settings, padded):
+    """In the middle of each step another thread calls the same transformer, padded where this run is not."""
     prompts = {padded: encode_prompt(tiny32, PROMPT, padded) for padded in (True, False)}
-    run = lambda padded: our_run(tiny32, settings, prompts[padded])[0][-1].latents  # noqa: E731
-    alone, between = run(padded), []
+    noise, between = initial_latents(tiny32, settings), []
+    alone = our_run(tiny32, settings, prompts[padded])[0][-1].latents
+    other = evaluate(tiny32, prompts[not padded], noise)
 
     def look_away(*_):
         if threading.current_thread() is threading.main_thread():
-            thread = threading.Thread(target=lambda: between.append(run(not padded)))
+            thread = threading.Thread(target=lambda: between.append(evaluate(tiny32, prompts[not padded], noise)))
             thread.start()
-            thread.join()
+            thread.join(60)
 
     with tiny32.pipe.transformer.transformer_blocks[0].register_forward_pre_hook(look_away):
-        assert torch.equal(run(padded), alone)
-    assert len(between) == 3 and all(torch.equal(latents, run(not padded)) for latents in between)
+        assert torch.equal(our_run(tiny32, settings, prompts[padded])[0][-1].latents, alone)
+    assert len(between) == 3 and all(torch.equal(velocity, other) for velocity in between)
+
+
+def block_input(transformer):
+    """What a dual-stream block takes, with a mask that leaves out the last three of seven text tokens."""
+    generator = torch.Generator().manual_seed(0)
+    video, words, state = (torch.randn(shape, generator=generator) for shape in ((1, 5, 32), (1, 7, 32), (1, 32)))
+    mask = (torch.arange(12) < 9)[None, None, None]
+    return video, words, state, mask
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_block_called_by_itself_minds_its_mask(tiny_folder, settings, stopped):
+    """Also after a call without padding, and after one that was interrupted half-way."""
+    models = load(tiny_folder, device="cpu")
+    block = models.pipe.transformer.transformer_blocks[0]
+    told = block_input(models.pipe.transformer)
+    with torch.no_grad():
+        before = block(*told)
+        assert not torch.equal(before[0], block(*told[:3], None)[0])
+    prompt, noise = encode_prompt(models, PROMPT), initial_latents(models, settings)
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    if stopped:
+        with models.pipe.transformer.proj_out.register_forward_pre_hook(stop), pytest.raises(KeyboardInterrupt):
+            evaluate(models, prompt, noise)
+    else:
+        evaluate(models, prompt, noise)
+    with torch.no_grad():
+        after = block(*told)
+    assert torch.equal(before[0], after[0]) and torch.equal(before[1], after[1])
+
+
+def forwards(transformer):
+    """The processors, and everything that is set on the instances of the transformer's modules."""
+    own = {name: [key for key in vars(module) if key in ("forward", "_diffusers_hook")]
+           for name, module in transformer.named_modules()}  # fmt: skip
+    return list(transformer.attn_processors.items()), own
+
+
+def test_what_skips_masks_and_works_in_chunks_is_removed_without_a_trace(tiny_folder):
+    transformer = HunyuanVideoPipeline.from_pretrained(tiny_folder, dtype=torch.float32).transformer
+    (before, plain) = forwards(transformer)
+    skip_full_masks(transformer)
+    skip_full_masks(transformer)  # once is enough
+    between, between_own = forwards(transformer)
+    assert not any(one is other for (_, one), (_, other) in zip(before[1:], between[1:]) if "refiner" not in _)
+    use_chunks(transformer, 5)
+    with pytest.raises(UserError, match="work in chunks already"):
+        use_chunks(transformer, 6)
+    with pytest.raises(UserError, match="attention is wrapped; it works after remove_chunks"):
+        keep_full_masks(transformer)
+    remove_chunks(transformer)
+    chunked, chunked_own = forwards(transformer)
+    assert all(one is other for (_, one), (_, other) in zip(between, chunked)) and between_own == chunked_own
+    keep_full_masks(transformer)
+    after, own = forwards(transformer)
+    assert all(one is other for (_, one), (_, other) in zip(before, after)) and own == plain
+    assert not [key for key in vars(transformer) if "mask" in key]
+    with pytest.raises(UserError, match="not that of skip_full_masks"):
+        keep_full_masks(transformer)
+
+
+def test_a_deep_copy_computes_with_its_own_weights(tiny32, settings):
+    """And skips masks itself: nothing of it points back to the original."""
+    prompt, noise = encode_prompt(tiny32, PROMPT), initial_latents(tiny32, settings)
+    before = evaluate(tiny32, prompt, noise)
+    twin = copy.deepcopy(tiny32)
+    assert torch.equal(evaluate(twin, prompt, noise), before)
+    with torch.no_grad():
+        twin.pipe.transformer.proj_out.weight.zero_()
+    assert not torch.equal(evaluate(twin, prompt, noise), before)
+    assert torch.equal(evaluate(tiny32, prompt, noise), before)
+    keep_full_masks(twin.pipe.transformer)
+    assert isinstance(tiny32.pipe.transformer.transformer_blocks[0].attn.processor, NoFullMask)
+
+
+def test_gradient_checkpointing_takes_the_same_way_twice(tiny_folder, settings):
+    """The blocks are computed again in the backward pass, when the call whose mask was looked at is long over."""
+    models = load(tiny_folder, device="cpu")
+    transformer, prompt, noise = (
+        models.pipe.transformer,
+        encode_prompt(models, PROMPT),
+        initial_latents(models, settings),
+    )
+    told = (prompt.prompt_embeds, prompt.mask, prompt.pooled, torch.tensor([6000.0]))
+    masks = []
+    original = HunyuanVideoAttnProcessor2_0.__call__
+
+    def watch(self, attn, hidden, encoder=None, attention_mask=None, rotary=None):
+        masks.append(attention_mask if encoder is not None else None)
+        return original(self, attn, hidden, encoder, attention_mask, rotary)
+
+    gradients = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(HunyuanVideoAttnProcessor2_0, "__call__", watch)
+        for checkpointing in (False, True):
+            if checkpointing:
+                transformer.enable_gradient_checkpointing()
+            transformer.zero_grad()
+            transformer.train()(noise, torch.tensor([500.0]), *told, return_dict=False)[0].square().mean().backward()
+            gradients.append(transformer.x_embedder.proj.weight.grad.clone())
+    torch.testing.assert_close(*gradients)
+    assert masks and not any(mask is not None for mask in masks)
+
+
+@pytest.mark.parametrize("chunks", [False, True])
+def test_blocks_compile_into_one_graph(tiny_folder, settings, chunks):
+    """Neither the decision about the mask nor the chunks' hooks break it: fullgraph raises otherwise."""
+    models = load(tiny_folder, device="cpu")
+    prompts = [encode_prompt(models, PROMPT, padded) for padded in (False, True)]
+    noise = initial_latents(models, settings)
+    if chunks:
+        use_chunks(models.pipe.transformer, 16)
+    before = [evaluate(models, prompt, noise) for prompt in prompts]
+    torch._dynamo.reset()
+    for block in (*models.pipe.transformer.transformer_blocks, *models.pipe.transformer.single_transformer_blocks):
+        block.compile(backend="eager", fullgraph=True)
+    for prompt, wanted in zip(prompts * 2, before * 2):
+        torch.testing.assert_close(evaluate(models, prompt, noise), wanted, rtol=1e-4, atol=1e-5)
+
+
+def in_threads(*tasks, seconds=1.5):
+    """Each task in a thread of its own, over and over; what each returned, or the first error."""
+    until, results, errors = time.monotonic() + seconds, [[] for _ in tasks], []
+
+    def work(task, kept):
+        try:
+            while not kept or time.monotonic() < until:
+                kept.append(task())
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=pair) for pair in zip(tasks, results)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not errors, errors[0]
+    return results
+
+
+def test_two_runs_in_two_threads_give_the_bits_of_one_after_the_other(tiny32, settings):
+    prompts = [encode_prompt(tiny32, PROMPT, padded) for padded in (False, True)]
+    runs = [lambda prompt=prompt: our_run(tiny32, settings, prompt)[0][-1].latents for prompt in prompts]
+    alone = [run() for run in runs]
+    for results, wanted in zip(in_threads(*runs), alone):
+        assert len(results) > 1 and all(torch.equal(latents, wanted) for latents in results)
+
+
+def test_chunks_keep_nothing_that_threads_could_share(tiny_folder, settings):
+    """Plain calls of one transformer, without any lock: no error, and the same bits each time."""
+    models = load(tiny_folder, device="cpu")
+    use_chunks(models.pipe.transformer, 3)
+    prompts = [encode_prompt(models, PROMPT, padded) for padded in (False, True)]
+    noise = [torch.randn(1, 4, t, 4, 6, generator=torch.Generator().manual_seed(t)) for t in (3, 5)]
+    calls = [lambda prompt=p, latents=n: evaluate(models, prompt, latents) for p in prompts for n in noise]
+    alone = [call() for call in calls]
+    for results, wanted in zip(in_threads(*calls, seconds=2), alone):
+        assert all(torch.equal(velocity, wanted) for velocity in results)
 
 
 def test_cutting_the_padding_is_the_same_mathematics(tiny32, settings):
@@ -302,6 +476,49 @@ def test_a_cache_is_not_switched_within_a_run(tiny32, settings):
         next(run)
 
 
+def test_a_preview_between_the_steps_leaves_the_step_cache_alone(tiny32, settings):
+    """Decoding, encoding a prompt and one more evaluation's worth of stages do not empty it, as the pipeline would."""
+    settings = replace(settings, **FOUR_STEPS)
+    prompt, noise = encode_prompt(tiny32, PROMPT), initial_latents(tiny32, settings)
+    with cached(tiny32.pipe, "first block"):
+        alone = [step.latents for step in denoise(tiny32, prompt, noise, settings)]
+        steps = []
+        for step in denoise(tiny32, prompt, noise, settings):
+            steps.append(step)
+            decode(tiny32, step.predicted_clean)
+            encode_prompt(tiny32, PROMPT)
+    assert_same_bits(steps, alone)
+
+
+@pytest.mark.parametrize(
+    "latents, says",
+    [
+        (torch.zeros(1, 4, 3, 7, 9), r"latents \(1, 4, 3, 7, 9\): must be .*multiples.*; \(1, 4, 3, 6, 8\) would work"),
+        (torch.zeros(1, 3, 3, 4, 6), r"\(1, 4, 3, 4, 6\) would work"),
+        (torch.zeros(2, 4, 3, 4, 6), r"\(1, 4, 3, 4, 6\) would work"),
+        (torch.zeros(4, 3, 4, 6), r"\(1, 4, 3, 4, 6\) would work"),
+        (torch.zeros(1, 4, 0, 1, 6), r"\(1, 4, 1, 2, 6\) would work"),
+        (torch.zeros(1, 4, 3, 4, 6, dtype=torch.int64), "latents are torch.int64.*float32 would work"),
+        ([1.0], "latents are list"),
+    ],
+)
+def test_latents_that_are_no_whole_patches_are_refused(tiny32, latents, says):
+    with pytest.raises(UserError, match=says):
+        velocity(tiny32, encode_prompt(tiny32, PROMPT), latents, 0.5)
+
+
+def test_a_prompt_of_another_model_is_refused(tiny32, settings):
+    prompt, noise = encode_prompt(tiny32, PROMPT), initial_latents(tiny32, settings)
+    wrong = replace(prompt, prompt_embeds=prompt.prompt_embeds[..., :7])
+    for call in (lambda p: next(denoise(tiny32, p, noise, settings)), lambda p: velocity(tiny32, p, noise, 0.5)):
+        with pytest.raises(UserError, match=r"reads \(\(1, 'L', 32\), \(1, 'L'\), \(1, 24\)\)"):
+            call(wrong)
+        with pytest.raises(UserError, match="must be encoded; encode_prompt"):
+            call(PROMPT)
+        with pytest.raises(UserError, match="this transformer reads"):
+            call(replace(prompt, mask=prompt.mask[:, 1:]))
+
+
 def test_velocity_does_not_answer_from_a_cache(tiny32, settings):
     with cached(tiny32.pipe, "first block"), pytest.raises(UserError, match="velocity with a step cache on"):
         velocity(tiny32, encode_prompt(tiny32, PROMPT), initial_latents(tiny32, settings), 0.5)
@@ -365,7 +582,11 @@ def test_float16_overflow_is_named_as_the_cause(tiny_folder, settings):
 
 @pytest.mark.parametrize(
     "shape, start, says",
-    [((1, 4, 2, 4, 6), 0, r"these settings need \(1, 4, 3, 4, 6\)"), ((1, 4, 3, 4, 6), 9, "start=9")],
+    [
+        ((1, 4, 2, 4, 6), 0, r"these settings need \(1, 4, 3, 4, 6\)"),
+        ((1, 4, 3, 4, 6), 9, "start=9.*3 would work"),
+        ((1, 4, 3, 4, 6), 0.5, "start=0.5: must be a whole number"),
+    ],
 )
 def test_latents_of_other_settings_are_refused(tiny32, settings, shape, start, says):
     with pytest.raises(UserError, match=says):
@@ -387,3 +608,82 @@ def test_pocket_gives_the_pipelines_bits(pocket, padded):
     latents, frames = pipeline_run(plain, settings, **({"prompt": PROMPT} if padded else told))
     assert_same_bits(steps, latents)
     np.testing.assert_array_equal(video, frames)
+
+
+class Place(accelerate.hooks.ModelHook):
+    """What accelerate's model offload does, on a machine without a GPU: it notes who is on the device."""
+
+    def __init__(self, resident, name):
+        self.resident, self.name = resident, name
+
+    def init_hook(self, module):
+        self.resident.discard(self.name)
+        return module
+
+    def pre_forward(self, module, *args, **kwargs):
+        self.resident.add(self.name)
+        return args, kwargs
+
+
+@pytest.fixture
+def offloaded(tiny_folder):
+    """The tiny model with model offload: who is on the device now, and all that were there together."""
+    models = load(tiny_folder, device="cpu")
+    resident, models.pipe._all_hooks = set(), []
+    for name in ("text_encoder", "text_encoder_2", "transformer", "vae"):
+        network = getattr(models.pipe, name)
+        hook = Place(resident, name)
+        accelerate.hooks.add_hook_to_module(network, hook)
+        models.pipe._all_hooks.append(accelerate.hooks.UserCpuOffloadHook(network, hook))
+    return models, resident
+
+
+def test_a_stage_leaves_the_device_as_it_found_it(offloaded, settings):
+    """Encode, denoise, decode, encode again: each begins on an empty device and leaves it empty."""
+    models, resident = offloaded
+    prompt = encode_prompt(models, PROMPT)
+    assert resident == set()
+    latents = []
+    for step in denoise(models, prompt, initial_latents(models, settings), settings):
+        assert resident == {"transformer"}
+        latents.append(step.latents)
+    assert resident == set()
+    abandoned = denoise(models, prompt, initial_latents(models, settings), settings)
+    next(abandoned)
+    abandoned.close()
+    assert resident == set()
+    decode(models, latents[-1])
+    assert resident == set()
+
+
+def test_text_encoder_and_transformer_are_never_resident_together(offloaded, settings, monkeypatch):
+    """Not either in the middle of a run, nor after a single evaluation."""
+    models, _ = offloaded
+    together = []
+    noted = lambda self, module, *args, **kwargs: (  # noqa: E731
+        self.resident.add(self.name), together.append(set(self.resident)), (args, kwargs))[2]  # fmt: skip
+    monkeypatch.setattr(Place, "pre_forward", noted)
+    prompt, noise = encode_prompt(models, PROMPT), initial_latents(models, settings)
+    velocity(models, prompt, noise, 0.5)
+    encode_prompt(models, PROMPT)
+    for step in denoise(models, prompt, noise, settings):
+        encode_prompt(models, PROMPT)
+        decode(models, step.latents)
+    assert {"transformer"} in together and {"text_encoder", "text_encoder_2"} in together and {"vae"} in together
+    assert not [each for each in together if "transformer" in each and len(each) > 1]
+
+
+def test_real_model_offload_is_released_by_accelerate(tiny_folder, settings):
+    """accelerate's own hooks on the CPU: denoise and encode_prompt let every one of them offload its network."""
+    models = load(tiny_folder, device="cpu")
+    pipe, hook, offloads = models.pipe, None, []
+    pipe._all_hooks = []
+    for name in ("text_encoder", "text_encoder_2", "transformer", "vae"):
+        _, hook = accelerate.cpu_offload_with_hook(getattr(pipe, name), "cpu", prev_module_hook=hook)
+        hook.hook.init_hook = lambda module, name=name: offloads.append(name) or module.to("cpu")
+        pipe._all_hooks.append(hook)
+    prompt = encode_prompt(models, PROMPT)
+    assert "text_encoder_2" in offloads[-4:]
+    del offloads[:]
+    list(denoise(models, prompt, initial_latents(models, settings), settings))
+    assert "transformer" in offloads[-4:]

@@ -60,6 +60,16 @@ def test_noise_is_mixed_on_a_straight_line():
             add_noise(latents, noise, wrong)
     with pytest.raises(UserError, match=r"must be shaped like"):
         add_noise(latents, noise[:, :2], 0.5)
+    with pytest.raises(UserError, match=r"sigma is a tensor of shape \(2,\): must be one number; 0.5 would work"):
+        add_noise(latents, noise, torch.tensor([0.1, 0.2]))
+    with pytest.raises(UserError, match="sigma is 'half': must be one number"):
+        add_noise(latents, noise, "half")
+    with pytest.raises(UserError, match=r"sigma=2: must be from 0 \(video\) to 1 \(noise\); 1 would work"):
+        add_noise(latents, noise, 2)
+    with pytest.raises(UserError, match=r"latents is torch.uint8: must be a tensor of floating point"):
+        add_noise(latents.to(torch.uint8), noise, 0.5)
+    with pytest.raises(UserError, match=r"noise is ndarray"):
+        add_noise(latents, noise.numpy(), 0.5)
 
 
 def test_the_preview_finds_a_linear_map_again():

@@ -6,13 +6,17 @@ import socket
 
 import pytest
 import torch
-from conftest import PROMPT, llama3_tokenizer
-from diffusers import HunyuanVideoPipeline
+from conftest import PROMPT, llama3_tokenizer, tiny_transformer
+from diffusers import HunyuanVideoPipeline, HunyuanVideoTransformer3DModel
 from safetensors.torch import load_file, save_file
 from transformers import LlamaTokenizerFast
 
 from t2v_kit.errors import UserError
+from t2v_kit.hunyuan.files import HUB_ID, absolute, locate
+from t2v_kit.memory.plan import Part, Plan
 from t2v_kit.model.loading import load
+from t2v_kit.stages.denoising import velocity
+from t2v_kit.stages.noise import initial_latents
 from t2v_kit.stages.prompt import encode_prompt
 
 
@@ -214,4 +218,274 @@ def test_a_folder_named_from_here_is_found_from_elsewhere(folder, monkeypatch, t
     models = load(folder.name, device="cpu")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir("elsewhere")
-    assert len(models.weights_hash) == 16 and models.source == folder.name
+    assert len(models.weights_hash) == 16
+    assert models.name == models.source == str(folder) and models.arguments == {"name": str(folder)}
+    assert load(models.name, device="cpu").weights_hash == models.weights_hash
+
+
+def test_a_home_folder_and_dots_become_absolute(folder, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for name in (f"~/{folder.name}", f"../{folder.name}", f"../elsewhere/../{folder.name}/"):
+        assert locate(name).name == locate(name).source == str(folder)
+    assert absolute("pocket") == "pocket" and absolute("hunyuan") == "hunyuan" and absolute("a/b") == "a/b"
+
+
+@pytest.mark.parametrize(
+    "name, says",
+    [
+        ("Pocket", "did you mean 'pocket'"),
+        ("hunyaun", "did you mean 'hunyuan'"),
+        ("HunyuanVideo", "did you mean 'hunyuan'"),
+        ("13B", "did you mean 'hunyuan'"),
+        ("tiny", "did you mean 'pocket'"),
+        ("./modle", "did you mean 'model'"),
+        ("modle.safetensors", "no such file"),
+        ("Tencent/HunyuanVideo", f"did you mean '{HUB_ID}'"),
+        ("hunyuanvideo-comunity/HunyuanVideo", f"did you mean '{HUB_ID}'"),
+    ],
+)
+def test_near_names_of_models(folder, monkeypatch, tmp_path, name, says):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=says) as raised:
+        load(name, device="cpu")
+    assert "\n" not in str(raised.value)
+
+
+def test_any_hub_id_is_downloaded(folder, monkeypatch):
+    """With its revision and variant; the hub itself is played by a folder."""
+    asked = []
+    monkeypatch.setattr(
+        "t2v_kit.hunyuan.files.hf_hub_download",
+        lambda name, file, **kw: asked.append((name, file, kw)) or folder / file,
+    )
+    monkeypatch.setattr(
+        "diffusers.DiffusionPipeline.download", lambda name, **kw: asked.append((name, kw)) or str(folder)
+    )
+    models = load("someone/some-model", revision="v2", device="cpu")
+    assert asked == [
+        ("someone/some-model", "model_index.json", {"revision": "v2"}),
+        ("someone/some-model", {"revision": "v2", "variant": None}),
+    ]
+    assert models.name == models.source == "someone/some-model" and models.revision == folder.name
+    assert models.arguments == {"name": "someone/some-model", "revision": folder.name}
+
+
+def test_a_repository_of_another_pipeline_is_refused_before_it_is_downloaded(folder, monkeypatch):
+    edit_json(folder / "model_index.json", _class_name="FluxPipeline")
+    monkeypatch.setattr("t2v_kit.hunyuan.files.hf_hub_download", lambda name, file, **_: folder / file)
+    monkeypatch.setattr("diffusers.DiffusionPipeline.download", lambda *_, **__: 1 / 0)
+    with pytest.raises(UserError, match="someone/flux: holds a FluxPipeline; a HunyuanVideoPipeline, such as"):
+        load("someone/flux", device="cpu")
+
+
+@pytest.fixture
+def half_folder(tiny_folder, tmp_path):
+    """The tiny model as diffusers saves it with variant='fp16', the transformer in shards."""
+    pipe = HunyuanVideoPipeline.from_pretrained(tiny_folder, dtype=torch.float16)
+    folder = tmp_path / "half"
+    pipe.save_pretrained(folder, variant="fp16")
+    for path in (folder / "transformer").glob("*.safetensors"):
+        path.unlink()
+    pipe.transformer.save_pretrained(folder / "transformer", variant="fp16", max_shard_size="60KB")
+    shutil.copy(tiny_folder / "t2v_kit.json", folder)
+    return folder
+
+
+def test_a_variant_is_loaded_hashed_and_checked(half_folder, tiny_folder, tiny32):
+    models = load(half_folder, variant="fp16", device="cpu")
+    assert models.pipe.transformer.dtype == torch.float32 and models.arguments["variant"] == "fp16"
+    shards = models.files.weights("transformer")
+    assert len(shards) > 1 and all(".fp16-0000" in path.name for path in shards)
+    plain = models.weights_hash
+    torch.testing.assert_close(
+        models.pipe.transformer.proj_out.weight, tiny32.pipe.transformer.proj_out.weight, rtol=1e-3, atol=1e-4
+    )
+    data = bytearray(shards[0].read_bytes())
+    data[-1] ^= 1
+    shards[0].write_bytes(data)
+    assert load(half_folder, variant="fp16", device="cpu").weights_hash != plain
+    shards[0].write_bytes(data[:-9])
+    with pytest.raises(UserError, match=r"fp16-00001-of.*is not a whole safetensors file"):
+        load(half_folder, variant="fp16", device="cpu")
+    shards[0].unlink()
+    with pytest.raises(UserError, match=r"fp16-00001-of.*is missing"):
+        load(half_folder, variant="fp16", device="cpu")
+
+
+def test_a_folder_with_one_variant_is_recognised(half_folder):
+    with pytest.warns(UserWarning, match="holds the variant 'fp16', which was loaded; variant='fp16' says so"):
+        models = load(half_folder, device="cpu")
+    assert models.weights_hash == load(half_folder, variant="fp16", device="cpu").weights_hash
+
+
+def test_plain_and_variant_side_by_side(half_folder, tiny_folder, tiny32):
+    """Each is loaded and hashed without the other; a variant that is not there is told."""
+    shutil.copytree(tiny_folder, half_folder, dirs_exist_ok=True)
+    assert load(half_folder, device="cpu").weights_hash == tiny32.weights_hash
+    assert load(half_folder, variant="fp16", device="cpu").weights_hash != tiny32.weights_hash
+    with pytest.raises(UserError, match=r"variant='fp61'.*no weights of that variant; did you mean 'fp16'"):
+        load(half_folder, variant="fp61", device="cpu")
+    with pytest.raises(UserError, match=r"variant='fp16'.*has none; variant=None works"):
+        load(tiny_folder, variant="fp16", device="cpu")
+    with pytest.raises(UserError, match="variant=16: must be a word"):
+        load(tiny_folder, variant=16, device="cpu")
+
+
+def test_a_variant_under_a_memory_plan(half_folder, tiny32):
+    plan = Plan("as it is", *[Part("float32")] * 3)
+    models = load(half_folder, memory=plan, variant="fp16", device="cpu")
+    torch.testing.assert_close(
+        models.network("vae").decoder.conv_out.conv.weight,
+        tiny32.pipe.vae.decoder.conv_out.conv.weight,
+        rtol=1e-3,
+        atol=1e-4,
+    )
+
+
+@pytest.fixture
+def single(tiny_folder, tmp_path):
+    """A transformer with other weights than the tiny model's, in one file under diffusers' names."""
+    weights = load_file(tiny_folder / "transformer" / "diffusion_pytorch_model.safetensors")
+    weights["proj_out.bias"] = weights["proj_out.bias"] + 1
+    save_file(weights, tmp_path / "mine.safetensors")
+    return tmp_path / "mine.safetensors"
+
+
+def test_a_single_file_is_the_transformer_of_its_base(single, tiny_folder, tiny32, monkeypatch):
+    monkeypatch.chdir(single.parent)
+    models = load(single.name, base=tiny_folder, device="cpu")
+    assert torch.equal(models.pipe.transformer.proj_out.bias, tiny32.pipe.transformer.proj_out.bias + 1)
+    assert torch.equal(models.pipe.transformer.proj_out.weight, tiny32.pipe.transformer.proj_out.weight)
+    assert models.name == models.source == str(single) and models.folder == tiny_folder
+    assert models.arguments == {"name": str(single), "base": str(tiny_folder)}
+    assert models.weights_hash != tiny32.weights_hash
+    assert type(models.pipe.transformer.transformer_blocks[0].attn.processor).__name__ == "NoFullMask"
+    planned = load(single, memory=Plan("as it is", *[Part("float32")] * 3), base=tiny_folder, device="cpu")
+    assert torch.equal(planned.pipe.transformer.proj_out.bias, models.pipe.transformer.proj_out.bias)
+
+
+def test_a_single_file_in_tencents_names(tiny_folder, tmp_path):
+    """Without single-stream blocks, whose width diffusers takes for the 13B model's."""
+    folder = shutil.copytree(tiny_folder, tmp_path / "base")
+    torch.manual_seed(1)
+    transformer = HunyuanVideoTransformer3DModel(**{**tiny_transformer().config, "num_single_layers": 0})
+    transformer.save_pretrained(folder / "transformer")
+    save_file(published_names(transformer.state_dict()), tmp_path / "published.safetensors")
+    shutil.rmtree(folder / "transformer")
+    transformer.save_config(folder / "transformer")  # the base's own weights are not needed
+    models = load(tmp_path / "published.safetensors", base=folder, device="cpu")
+    for name, weight in transformer.state_dict().items():
+        assert torch.equal(models.pipe.transformer.state_dict()[name], weight), name
+
+
+def published_names(weights):
+    """A transformer's weights under the names of Tencent's checkpoint: fused projections, scale and shift swapped."""
+    words = [
+        ("x_embedder", "img_in"), ("time_text_embed.timestep_embedder.linear_1", "time_in.mlp.0"),
+        ("time_text_embed.timestep_embedder.linear_2", "time_in.mlp.2"),
+        ("time_text_embed.guidance_embedder.linear_1", "guidance_in.mlp.0"),
+        ("time_text_embed.guidance_embedder.linear_2", "guidance_in.mlp.2"),
+        ("time_text_embed.text_embedder.linear_1", "vector_in.in_layer"),
+        ("time_text_embed.text_embedder.linear_2", "vector_in.out_layer"),
+        ("transformer_blocks", "double_blocks"), ("attn.norm_q", "img_attn_q_norm"), ("attn.norm_k", "img_attn_k_norm"),
+        ("attn.to_out.0", "img_attn_proj"), ("attn.norm_added_q", "txt_attn_q_norm"),
+        ("attn.norm_added_k", "txt_attn_k_norm"), ("attn.to_add_out", "txt_attn_proj"),
+        ("norm1.linear", "img_mod.linear"), ("norm1_context.linear", "txt_mod.linear"), ("ff_context", "txt_mlp"),
+        ("ff.", "img_mlp."), ("net.0.proj", "fc1"), ("net.2", "fc2"), ("proj_out", "final_layer.linear"),
+    ]  # fmt: skip
+    refiner = [
+        ("token_refiner.refiner_blocks", "individual_token_refiner.blocks"), ("norm_out.linear", "adaLN_modulation.1"),
+        ("context_embedder", "txt_in"), ("time_text_embed.timestep_embedder.linear_1", "t_embedder.mlp.0"),
+        ("time_text_embed.timestep_embedder.linear_2", "t_embedder.mlp.2"),
+        ("time_text_embed.text_embedder", "c_embedder"), ("proj_in", "input_embedder"), (".ff.", ".mlp."),
+        ("attn.to_out.0", "self_attn_proj"), ("net.0.proj", "fc1"), ("net.2", "fc2"),
+    ]  # fmt: skip
+    published, fused = {}, {}
+    for name, weight in weights.items():
+        inner = name.startswith("context_embedder")
+        for old, new in (("to_q", "img_attn_qkv"), ("add_q_proj", "txt_attn_qkv")):
+            if f".attn.{old}." in name:
+                fused[name] = "self_attn_qkv" if inner else new
+        if any(f".attn.{part}." in name for part in ("to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj")):
+            continue
+        if name.startswith("norm_out.linear"):
+            published[name.replace("norm_out.linear", "final_layer.adaLN_modulation.1")] = torch.cat(
+                weight.chunk(2)[::-1]
+            )
+            continue
+        for old, new in refiner if inner else words:
+            name = name.replace(old, new)
+        published[name] = weight
+    for name, new in fused.items():
+        own = ("to_q", "to_k", "to_v") if "to_q" in name else ("add_q_proj", "add_k_proj", "add_v_proj")
+        joined = torch.cat([weights[name.replace(own[0], part)] for part in own])
+        name = name.replace(f"attn.{own[0]}", new)
+        for old, new in refiner if name.startswith("context_embedder") else words:
+            name = name.replace(old, new)
+        published[name] = joined
+    return {name: weight.contiguous() for name, weight in published.items()}
+
+
+def test_a_gguf_file_is_read_quantised(tiny_folder, tmp_path, settings):
+    """Rows of 32 numbers in 8 bits with a scale: near the model's own latents, from a file a quarter as large."""
+    gguf = pytest.importorskip("gguf")
+    weights = load_file(tiny_folder / "transformer" / "diffusion_pytorch_model.safetensors")
+    writer = gguf.GGUFWriter(tmp_path / "small.gguf", "hyvid")
+    packed = 0
+    for name, weight in weights.items():
+        array = weight.numpy()
+        if array.ndim == 2 and array.shape[1] % 32 == 0 and "blocks" in name:
+            kind = gguf.GGMLQuantizationType.Q8_0
+            writer.add_tensor(name, gguf.quants.quantize(array, kind), raw_dtype=kind)
+            packed += 1
+        else:
+            writer.add_tensor(name, array)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    models, exact = load(tmp_path / "small.gguf", base=tiny_folder, device="cpu"), load(tiny_folder, device="cpu")
+    prompt, noise = encode_prompt(exact, PROMPT), initial_latents(exact, settings)
+    one, other = (velocity(each, prompt, noise, 0.5) for each in (models, exact))
+    assert packed and 1e-6 < float((one - other).norm() / other.norm()) < 0.05
+    assert models.weights_hash != exact.weights_hash
+    with pytest.raises(UserError, match="a GGUF file is quantised by itself, and takes no plan; memory=None works"):
+        load(tmp_path / "small.gguf", base=tiny_folder, memory="auto", device="cpu")
+
+
+def test_without_the_package_gguf_it_is_named(tiny_folder, tmp_path, monkeypatch):
+    (tmp_path / "small.gguf").write_bytes(b"GGUF" + bytes(60))
+    with monkeypatch.context() as patch:
+        patch.setattr("t2v_kit.hunyuan.files.is_gguf_available", lambda: False)
+        with pytest.raises(UserError, match=r"small.gguf: needs the package gguf, 0.10 or later; pip install gguf"):
+            load(tmp_path / "small.gguf", base=tiny_folder, device="cpu")
+    pytest.importorskip("gguf")
+    (tmp_path / "small.gguf").write_bytes(b"text")
+    with pytest.raises(UserError, match=r"small.gguf: is not a GGUF file; copy it again"):
+        load(tmp_path / "small.gguf", base=tiny_folder, device="cpu")
+
+
+def test_single_files_that_do_not_fit(single, tiny_folder, tmp_path):
+    weights = load_file(single)
+    save_file(
+        {name: weight for name, weight in weights.items() if name != "proj_out.bias"}, tmp_path / "less.safetensors"
+    )
+    with pytest.raises(UserError, match=r"a weight of the transformer that .* is not in it"):
+        load(tmp_path / "less.safetensors", base=tiny_folder, device="cpu")
+    weights["proj_out.bias"] = torch.zeros(3)
+    save_file(weights, tmp_path / "other.safetensors")
+    with pytest.raises(
+        UserError, match=r"cannot be read as the transformer that .* describes; another base= might work"
+    ):
+        load(tmp_path / "other.safetensors", base=tiny_folder, device="cpu")
+    single.write_bytes(single.read_bytes()[:-5])
+    with pytest.raises(UserError, match=r"mine.safetensors: is not a whole safetensors file"):
+        load(single, base=tiny_folder, device="cpu")
+    with pytest.raises(UserError, match="is a single file too"):
+        load(tmp_path / "other.safetensors", base=tmp_path / "less.safetensors", device="cpu")
+    with pytest.raises(UserError, match="'pocket' is a whole model; only a single file takes a base"):
+        load("pocket", base=tiny_folder)

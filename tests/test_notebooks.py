@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "notebooks"))
-from regenerate import clean, regenerate  # noqa: E402
+from regenerate import clean, regenerate, without_bars  # noqa: E402
 
 TAUGHT = sorted((ROOT / "notebooks").glob("*.ipynb"))
 NOTEBOOKS = [*TAUGHT, *sorted((ROOT / "notebooks/solutions").glob("*.ipynb"))]
@@ -56,6 +56,33 @@ def test_outputs_come_from_one_run_in_order(notebook):
     cells = code_cells(notebook)
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
     assert not [cell.id for cell in cells if any(output.output_type == "error" for output in cell.outputs)]
+
+
+def test_nothing_but_progress_bars_goes_to_stderr(notebook):
+    """A warning that greets every reader is mended in the source; `regenerate` keeps what is no progress bar."""
+    kept = [output for cell in code_cells(notebook) for output in cell.outputs if output.get("name") == "stderr"]
+    assert "".join(output.text for output in kept) == ""
+
+
+def test_bars_are_told_from_warnings():
+    """tqdm's bars, with or without a total, nested or not, are dropped; a warning among them stays."""
+    bars = "\rLoading:  40%|██   | 2/5 [00:00<00:01, 9.1it/s]\n\rdenoise: 7it [00:02,  3.1it/s]\x1b[A\n"
+    assert without_bars(bars) == ""
+    assert without_bars(bars + "UserWarning: 40% of it\n" + bars) == "UserWarning: 40% of it\n"
+
+
+#: What may stand beside a unit in prose: definitions, the models' own constants, and sizes of published files
+FACTS = {"6 dB", "10 dB", "20 dB", "40 dB", "5 %", "100 %", "12 GB", "16 GB", "36 GB", "41 GB", "64 GB", "67 MB"}
+FACTS |= {"1.62 times the speed"}  # of another project, which is named beside it
+MEASURED = re.compile(r"(?<![\w.])(\d[\d.,]*) ?(dB|%|GiB|GB|MB|MiB|kB|ms|s|times (?:faster|as fast|the speed))(?!\w)")
+
+
+def test_no_measured_number_stands_in_prose(notebook):
+    """A number that a run measures is printed by a cell: another training must not make a sentence false."""
+    prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    prose = re.sub(r"`[^`]*`|\$[^$]*\$", "", prose)
+    said = {f"{number} {unit}" for number, unit in MEASURED.findall(prose)}
+    assert said <= FACTS
 
 
 def test_names_no_path_of_a_machine(notebook):
@@ -124,21 +151,26 @@ def test_the_path_rule_knows_paths():
 
 
 def test_regenerate_runs_and_cleans(tmp_path):
-    """Progress on stderr and the player are dropped, picture, print, tag and count are kept; twice is the same."""
+    """Progress bar and player are dropped, picture, print, warning, tag and count are kept; twice is the same."""
     v4 = nbformat.v4
     show = "from IPython.display import display\ndisplay({'text/html': '<video>', 'image/png': 'UklG'}, raw=True)"
-    cells = [v4.new_code_cell("import sys\nprint('10%', file=sys.stderr)\nprint(2 + 3)"), v4.new_code_cell(show)]
+    cells = [
+        v4.new_code_cell("import sys\nprint('10%| | 1/10', file=sys.stderr)\nprint(2 + 3)"),
+        v4.new_code_cell(show),
+    ]
+    cells += [v4.new_code_cell("import sys\nprint('beware', file=sys.stderr)")]
     cells[0].metadata = {"tags": ["nbval-check-output"], "scrolled": True}
     path = tmp_path / "a.ipynb"
     nbformat.write(v4.new_notebook(cells=cells, metadata={"widgets": {"state": {}}}), path)
     regenerate(path)
     first = path.read_bytes()
     kept = nbformat.read(path, 4)
-    printed, shown = kept.cells
+    printed, shown, warned = kept.cells
+    assert [output.text for output in warned.outputs] == ["beware\n"]
     assert [output.text for output in printed.outputs] == ["5\n"]
     assert printed.metadata == {"tags": ["nbval-check-output"]}
     assert dict(shown.outputs[0].data) == {"image/png": "UklG"} and "widgets" not in kept.metadata
-    assert [cell.execution_count for cell in kept.cells] == [1, 2]
+    assert [cell.execution_count for cell in kept.cells] == [1, 2, 3]
     regenerate(path)
     assert path.read_bytes() == first
 

@@ -1,5 +1,8 @@
 """Stage 1 says what the pipeline says, and tells what it could not read."""
 
+import logging
+import threading
+import time
 import warnings
 from dataclasses import replace
 
@@ -9,9 +12,10 @@ from conftest import PROMPT, llama3_tokenizer
 
 from t2v_kit.errors import UserError
 from t2v_kit.hunyuan.tokens import LLM_TOKENS
+from t2v_kit.settings import Settings
 from t2v_kit.stages.denoising import denoise
 from t2v_kit.stages.noise import initial_latents
-from t2v_kit.stages.prompt import PromptEncoding, encode_prompt, prompt_template, token_table
+from t2v_kit.stages.prompt import PromptEncoding, encode_prompt, prompt_notes, prompt_template, token_table
 
 
 def test_padded_embeddings_are_the_pipelines_bits(tiny, plain):
@@ -168,3 +172,81 @@ def test_the_table_of_another_tokenizer_counts_its_own_crop(pocket):
     for table in (rows, own):
         shown = [row["token"] for row in table if not row["cropped"] and not row["pad"]]
         assert "".join(shown) == PROMPT + "<|eot_id|>"
+
+
+def test_counting_tokens_does_not_disturb_an_encoding_in_another_thread(tiny32):
+    """Padding is a state of the tokenizer: a count beside it once made 8 tokens of 256, without an error."""
+    full = Settings("A red car. " * 20)
+    wanted = encode_prompt(tiny32, PROMPT, padded=True)
+    until, counts, errors = time.monotonic() + 2, [], []
+
+    def count():
+        try:
+            while time.monotonic() < until:
+                full.check(tiny32)
+                prompt_notes(tiny32, "A blue balloon.")
+                counts.append(token_table(tiny32, "A blue balloon.", "Say it.")[-1]["pad"])
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=count) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    found = []
+    while time.monotonic() < until:
+        found.append(encode_prompt(tiny32, PROMPT, padded=True))
+    for thread in threads:
+        thread.join(60)
+    assert not errors, errors[0]
+    assert len(found) > 2 and len(counts) > 2
+    for each in found:
+        assert torch.equal(each.prompt_embeds, wanted.prompt_embeds) and torch.equal(each.pooled, wanted.pooled)
+
+
+def test_the_counting_tokenizer_is_a_copy_that_follows_the_pipelines(tiny32, monkeypatch):
+    """Another one put into the pipeline is counted with at once; the padding of the pipeline's own is left alone."""
+    counter = tiny32.counter("tokenizer")
+    assert counter is tiny32.counter("tokenizer") is not tiny32.pipe.tokenizer
+    tiny32.pipe.tokenizer(PROMPT, padding="max_length", max_length=300)
+    assert counter.backend_tokenizer.padding is None
+    settings = Settings(PROMPT)
+    settings.check(tiny32)
+    assert tiny32.pipe.tokenizer.backend_tokenizer.padding is not None  # not even switched off
+    other = llama3_tokenizer()
+    monkeypatch.setattr(tiny32.pipe, "tokenizer", other)
+    assert tiny32.counter("tokenizer") is not counter and replace(tiny32).lock is tiny32.lock
+
+
+def test_only_the_note_about_clip_is_silenced_and_only_in_its_thread(tiny32, caplog, monkeypatch):
+    """While one thread encodes, the pipeline's logger keeps its level, and other threads are heard."""
+    log = logging.getLogger("diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video")
+    log.addHandler(caplog.handler)  # diffusers' loggers do not propagate
+    level, original, inside = log.level, tiny32.pipe.encode_prompt, []
+
+    def encode(*args, **kwargs):
+        inside.append(log.level)
+        elsewhere = threading.Thread(target=log.warning, args=("CLIP can only handle sequences up to: elsewhere",))
+        elsewhere.start()
+        elsewhere.join(60)
+        log.warning("something else here")
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(tiny32.pipe, "encode_prompt", encode)
+    with pytest.warns(UserWarning, match="CLIP reads 77"):
+        encode_prompt(tiny32, "A man. " * 30)
+    log.removeHandler(caplog.handler)
+    assert inside == [level] and log.level == level
+    assert "elsewhere" in caplog.text and "something else here" in caplog.text and "truncated" not in caplog.text
+
+
+def test_a_prompt_that_cannot_be_written_leaves_the_old_file(tiny32, tmp_path, monkeypatch):
+    path = encode_prompt(tiny32, PROMPT).save(tmp_path / "prompt.safetensors")
+    before = path.read_bytes()
+
+    def full(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("t2v_kit.stages.prompt.save_file", full)
+    with pytest.raises(OSError):
+        encode_prompt(tiny32, "A red car.").save(path)
+    assert path.read_bytes() == before and [each.name for each in tmp_path.iterdir()] == [path.name]

@@ -1,5 +1,7 @@
 """Latents become the pipeline's frames, frames become latents, and broken ones are told."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -72,8 +74,47 @@ def test_what_is_no_video_is_refused(tiny32, wrong, says):
 
 @pytest.mark.parametrize("shape", [(4, 3, 4, 6), (2, 4, 3, 4, 6), (1, 16, 3, 4, 6)])
 def test_what_are_no_latents_is_refused(tiny32, shape):
-    with pytest.raises(UserError, match=r"must be \(1, 4, T, H, W\)"):
+    with pytest.raises(UserError, match=r"must be \(1, 4, T, H, W\); \(1, 4, 3, 4, 6\) would work"):
         decode(tiny32, torch.randn(shape))
+
+
+def test_empty_latents_and_latents_of_whole_numbers_are_refused(tiny32):
+    with pytest.raises(UserError, match=r"\(1, 4, 0, 4, 6\): must be .*; \(1, 4, 1, 4, 6\) would work"):
+        decode(tiny32, torch.zeros(1, 4, 0, 4, 6))
+    with pytest.raises(UserError, match=r"latents are torch.int64.*float32 would work"):
+        decode(tiny32, torch.zeros(1, 4, 3, 4, 6, dtype=torch.int64))
+    with pytest.raises(UserError, match=r"latents are ndarray"):
+        decode(tiny32, np.zeros((1, 4, 3, 4, 6)))
+
+
+@pytest.mark.parametrize("seed", [-1, 0.5, 2**63, True])
+def test_a_seed_is_a_whole_number(tiny32, video, seed):
+    with pytest.raises(UserError, match=f"seed={seed}: must be a whole number"):
+        encode(tiny32, video, seed=seed)
+
+
+def test_frozen_norms_are_removed_after_an_error(tiny32, video):
+    """Hooks and all: nothing is left on any module."""
+    before = encode(tiny32, video)
+    with pytest.raises(ZeroDivisionError), frozen_norms(tiny32):
+        encode(tiny32, 255 - video)
+        _ = 1 / 0
+    assert torch.equal(encode(tiny32, video), before)
+    own = {"forward", "_diffusers_hook"}
+    assert not [module for module in tiny32.pipe.vae.modules() if own & set(vars(module))]
+
+
+def test_stages_of_the_vae_in_two_threads(tiny32, video):
+    """Encoding with frozen norms reads the first clip's statistics once, whoever else encodes meanwhile."""
+    latents = encode(tiny32, video)
+    results, threads = [], []
+    for _ in range(4):
+        threads.append(threading.Thread(target=lambda: results.append(encode(tiny32, video))))
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(results) == 4 and all(torch.equal(each, latents) for each in results)
 
 
 @pytest.mark.parametrize("value, says", [(float("nan"), "frames are NaN"), (-9.0, "frames are entirely black")])

@@ -1,8 +1,8 @@
 """HunyuanVideo's blocks with smaller intermediate results: the same mathematics, a few thousand tokens at a time.
 
-diffusers' blocks hold up to 18 tensors of the size (tokens, width) at once, 12 GiB at 720x1280x129; so done it is
-about 7, 5 GiB (both counted, not measured). Nothing of the model is copied or forked: attention is a processor of
-diffusers' own kind, and in the feed-forward layers only `forward` of single modules is replaced.
+diffusers' blocks hold up to 18 tensors of the size (tokens, width) at once, 12 GiB at 720x1280x129; in chunks it is
+about 7, or 5 GiB (both counted, not measured). Attention is a processor of diffusers' own kind; the feed-forward layers
+and the single-stream blocks get a diffusers `ModelHook` each, which keeps nothing between calls and can be removed.
 """
 
 from __future__ import annotations
@@ -11,13 +11,17 @@ from collections.abc import Callable, Iterator
 
 import torch
 from diffusers import HunyuanVideoTransformer3DModel
+from diffusers.hooks import ModelHook
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.embeddings import apply_rotary_emb
 
-from ..errors import UserError
+from ..errors import UserError, check_whole
+from .hooks import attach, detach
+from .masks import needed_mask
 
 # The backends of diffusers.models.attention_dispatch that raise, or silently do something else, when given a mask.
 NO_MASKS = ("flash", "flash_hub", "flash_4_hub", "_flash_3", "_flash_3_hub", "aiter_fa2_hub", "_native_flash", "sage")
+_NAME = "t2v_kit_chunks"
 
 
 class ChunkedAttention:
@@ -25,32 +29,35 @@ class ChunkedAttention:
 
     Query, key and value are written chunk by chunk into tensors (1, N, heads, width of a head), so that the
     float32 copies that normalisation and rotation make are small. Needs torch.no_grad().
+
+    Attributes:
+        plain: The processor that this one replaces, which `remove_chunks` puts back.
+        tokens: The size of a chunk.
     """
 
     _parallel_config = None
 
     def __init__(self, plain, tokens: int) -> None:
-        """plain: the processor that `skip_full_masks` set; it knows whether the mask masks anything."""
         self.plain, self.tokens = plain, tokens
-        self._attention_backend = None  # set_attention_backend of diffusers looks for it
+        self._attention_backend = getattr(plain, "_attention_backend", None)  # set_attention_backend looks for it
 
     def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, image_rotary_emb=None):
-        mask = None if self.plain.mask_is_full else attention_mask
+        mask = needed_mask(attention_mask)
         if mask is not None:
             check_mask(self._attention_backend)
         text = encoder_hidden_states.shape[1]
-        told = (hidden_states, encoder_hidden_states, image_rotary_emb)
+        streams = (hidden_states, encoder_hidden_states)
         dual = attn.add_q_proj is not None
         second = (attn.add_q_proj, attn.norm_added_q) if dual else (attn.to_q, attn.norm_q)
-        query = self._projected((attn.to_q, attn.norm_q), second, *told, attn.heads)
+        query = self._projected((attn.to_q, attn.norm_q), second, *streams, image_rotary_emb, attn.heads)
         second = (attn.add_k_proj, attn.norm_added_k) if dual else (attn.to_k, attn.norm_k)
-        key = self._projected((attn.to_k, attn.norm_k), second, *told, attn.heads)
+        key = self._projected((attn.to_k, attn.norm_k), second, *streams, image_rotary_emb, attn.heads)
         second = (attn.add_v_proj, None) if dual else (attn.to_v, None)
-        value = self._projected((attn.to_v, None), second, *told[:2], None, attn.heads)
-        found = dispatch_attention_fn(query, key, value, attn_mask=mask, backend=self._attention_backend)
+        value = self._projected((attn.to_v, None), second, *streams, None, attn.heads)
+        attended = dispatch_attention_fn(query, key, value, attn_mask=mask, backend=self._attention_backend)
         del query, key, value
-        found = found.flatten(2, 3).to(hidden_states.dtype)
-        video, words = found[:, :-text], found[:, -text:]
+        attended = attended.flatten(2, 3).to(hidden_states.dtype)
+        video, words = attended[:, :-text], attended[:, -text:]
         if attn.to_out is not None:  # the dual-stream blocks; the single-stream ones project after the attention
             in_chunks(attn.to_out[0], video, self.tokens, out=video)
             words = attn.to_add_out(words)
@@ -62,32 +69,112 @@ class ChunkedAttention:
         joined = None
         for (linear, norm), stream, offset in ((first, video, 0), (second, words, length)):
             for part in slices(stream.shape[1], self.tokens):
-                made = linear(stream[:, part]).unflatten(2, (heads, -1))
-                made = made if norm is None else norm(made)
+                heads_of_part = linear(stream[:, part]).unflatten(2, (heads, -1))
+                heads_of_part = heads_of_part if norm is None else norm(heads_of_part)
                 if rotary is not None and not offset:
-                    made = apply_rotary_emb(made, (rotary[0][part], rotary[1][part]), sequence_dim=1)
+                    turned = (rotary[0][part], rotary[1][part])
+                    heads_of_part = apply_rotary_emb(heads_of_part, turned, sequence_dim=1)
                 if joined is None:
-                    joined = made.new_empty(1, length + words.shape[1], heads, made.shape[-1])
-                joined[:, offset + part.start : offset + part.stop] = made
+                    joined = heads_of_part.new_empty(1, length + words.shape[1], heads, heads_of_part.shape[-1])
+                joined[:, offset + part.start : offset + part.stop] = heads_of_part
+        assert joined is not None  # a prompt has tokens
         return joined
+
+
+class _ChunkedFeedForward(ModelHook):
+    """A feed-forward layer that overwrites its input: the dual-stream block has no other use for it."""
+
+    def __init__(self, tokens: int) -> None:
+        super().__init__()
+        self.tokens = tokens
+
+    def new_forward(self, module: torch.nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
+        return in_chunks(self.fn_ref.original_forward, hidden_states, self.tokens, out=hidden_states)
+
+
+class _ChunkedSingleBlock(ModelHook):
+    """A single-stream block whose feed-forward branch exists only where it is used.
+
+    The block's own forward computes act_mlp(proj_mlp(x)), four times as wide as x, before the attention and keeps it
+    until proj_out has read both. Here all of it happens after the attention, a chunk at a time. Every layer is called
+    as a module, so that offloading, casting and LoRA see their calls.
+    """
+
+    def __init__(self, tokens: int) -> None:
+        super().__init__()
+        self.tokens = tokens
+
+    def new_forward(
+        self,
+        block: torch.nn.Module,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        temb: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
+        *_,
+        **__,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        text = encoder_hidden_states.shape[1]
+        residual = torch.cat([hidden_states, encoder_hidden_states], dim=1)
+        normed, gate = block.norm(residual, emb=temb)
+        both = block.attn(normed[:, :-text], normed[:, -text:], attention_mask, image_rotary_emb=image_rotary_emb)
+        attended = torch.cat(both, dim=1)
+        del both
+        for part in slices(attended.shape[1], self.tokens):
+            branch = block.act_mlp(block.proj_mlp(normed[:, part]))
+            attended[:, part] = block.proj_out(torch.cat([attended[:, part], branch], dim=2))
+        del normed
+        joined = gate.unsqueeze(1) * attended + residual
+        return joined[:, :-text], joined[:, -text:]
 
 
 def use_chunks(transformer: HunyuanVideoTransformer3DModel, tokens: int) -> None:
     """Let every block work on `tokens` tokens at a time wherever they do not depend on each other.
 
-    After `skip_full_masks`, and after whatever changes the linear layers (quantisation, layerwise casting); before
-    group offloading and compilation. The results differ by rounding alone. Batch 1, without gradients.
+    The results differ by rounding alone. Batch 1, without gradients.
+
+    Args:
+        transformer: After `skip_full_masks` and whatever changes the linear layers (quantisation, layerwise casting);
+            before step caches, group offloading and compilation.
+        tokens: The size of a chunk, at least 1.
+
+    Raises:
+        UserError: `tokens` is not such a number, a step cache is on, or the blocks work in chunks already.
     """
+    tokens = check_whole("tokens", tokens)
+    if transformer.is_cache_enabled:
+        raise UserError("use_chunks: a step cache is on, and must come after the chunks; disable_cache() first works.")
+    if isinstance(transformer.transformer_blocks[0].attn.processor, ChunkedAttention):
+        raise UserError(f"use_chunks({tokens}): the blocks work in chunks already; remove_chunks first works.")
     for block in transformer.transformer_blocks:
         block.attn.set_processor(ChunkedAttention(block.attn.processor, tokens))
-        block.ff.forward = _feed_forward(block.ff.forward, tokens)
+        attach(block.ff, _ChunkedFeedForward(tokens), _NAME)
     for block in transformer.single_transformer_blocks:
         block.attn.set_processor(ChunkedAttention(block.attn.processor, tokens))
-        _join_feed_forward(block, tokens)
+        attach(block, _ChunkedSingleBlock(tokens), _NAME)
+
+
+def remove_chunks(transformer: HunyuanVideoTransformer3DModel) -> None:
+    """Undo `use_chunks`: processors and forwards are those from before."""
+    for block in transformer.transformer_blocks:
+        detach(block.ff, _NAME)
+    for block in transformer.single_transformer_blocks:
+        detach(block, _NAME)
+    for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks):
+        if isinstance(block.attn.processor, ChunkedAttention):
+            block.attn.set_processor(block.attn.processor.plain)
 
 
 def check_mask(backend) -> None:
-    """Raise UserError if this attention backend cannot leave out the padding."""
+    """Refuse an attention backend that cannot leave out the padding.
+
+    Args:
+        backend: A name of diffusers.models.attention_dispatch, its enum, or None for the default.
+
+    Raises:
+        UserError: It takes no mask.
+    """
     name = getattr(backend, "value", backend)
     if name in NO_MASKS:
         raise UserError(
@@ -106,36 +193,3 @@ def in_chunks(layer: Callable, tokens: torch.Tensor, size: int, out: torch.Tenso
     for part in slices(tokens.shape[1], size):
         out[:, part] = layer(tokens[:, part])
     return out
-
-
-def _feed_forward(whole: Callable, size: int) -> Callable:
-    """A feed-forward layer that overwrites its input: the dual-stream block has no other use for it."""
-
-    def forward(hidden_states: torch.Tensor) -> torch.Tensor:
-        return in_chunks(whole, hidden_states, size, out=hidden_states)
-
-    return forward
-
-
-def _join_feed_forward(block: torch.nn.Module, size: int) -> None:
-    """Let a single-stream block compute its feed-forward branch only where it is used.
-
-    The block computes act_mlp(proj_mlp(x)), four times as wide as x, before the attention and keeps it until
-    proj_out has read both. Here proj_mlp only remembers x, and proj_out does all of it a chunk at a time.
-    """
-    widen, activate, narrow = block.proj_mlp.forward, block.act_mlp.forward, block.proj_out.forward
-    kept = []
-
-    def remember(hidden_states: torch.Tensor) -> torch.Tensor:
-        kept[:] = [hidden_states]
-        return hidden_states[..., :0]
-
-    def both(attended: torch.Tensor) -> torch.Tensor:
-        (hidden_states,) = kept
-        kept.clear()
-        for part in slices(attended.shape[1], size):
-            branch = activate(widen(hidden_states[:, part]))
-            attended[:, part] = narrow(torch.cat([attended[:, part], branch], dim=2))
-        return attended
-
-    block.proj_mlp.forward, block.act_mlp.forward, block.proj_out.forward = remember, lambda nothing: nothing, both

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
-from difflib import get_close_matches
+import os
+import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from diffusers import DiffusionPipeline
+from diffusers.utils import is_gguf_available, is_gguf_version
+from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError, safe_open
 
-from ..errors import UserError
+from ..errors import UserError, did_you_mean, near_match
 
 POCKET = Path(__file__).parents[1] / "pocket"
 HUB_ID = "hunyuanvideo-community/HunyuanVideo"
@@ -28,62 +33,245 @@ HUNYUAN_DEFAULTS = {
 }
 NETWORKS = ("text_encoder", "text_encoder_2", "transformer", "vae")  # the components that have weights
 HASH_WHOLE_FILES_UP_TO = 2 * 2**30  # bytes; above it reading everything would take minutes
+SINGLE_FILES = (".safetensors", ".gguf")
+_KNOWN = ("pocket", "hunyuan", HUB_ID)
+_OTHER_WORDS = {"toy": "pocket", "tiny": "pocket", "13b": "hunyuan", "tencent/hunyuanvideo": HUB_ID}  # lower case
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")  # user/repo, as the hub names them
+_LINK = re.compile(r"https?://(?:huggingface\.co|hf\.co)/([^/]+/[^/]+)/(?:blob|resolve)/([^/]+)/([^?]+)")
+_SHARD = re.compile(r"-\d+-of-\d+$")
 
 
-def check_folder(folder: Path) -> None:
-    """Raise a UserError that names the first file of the layout that is missing or corrupt."""
-    index = read_json(folder / "model_index.json")
-    if index.get("_class_name") != "HunyuanVideoPipeline":
-        raise UserError(f"{folder}: holds a {index.get('_class_name')}; a HunyuanVideoPipeline would work.")
-    configs = {name: "config.json" for name in NETWORKS}
-    configs |= {"scheduler": "scheduler_config.json", "tokenizer": "tokenizer.json"}
-    configs |= {"tokenizer_2": "tokenizer_config.json"}
-    for name, config in configs.items():
-        read_json(folder / name / config)
-    for name in NETWORKS:
-        for path in weight_files(folder / name):
-            header(path)
+class ModelFiles(NamedTuple):
+    """Where a model's files are.
+
+    Attributes:
+        folder: The pipeline's folder, absolute.
+        source: 'pocket', a hub id, or the absolute path that was given.
+        revision: The hub's commit, else None.
+        variant: The variant asked for, such as 'fp16'; components without such files use their plain ones.
+        single: A single file with the transformer's weights, absolute, in place of the folder's own; or None.
+        name: What `load` finds it by from any working directory.
+        base: Where the rest of the pipeline is from, when there is a single file.
+    """
+
+    folder: Path
+    source: str
+    revision: str | None = None
+    variant: str | None = None
+    single: Path | None = None
+    name: str = ""
+    base: str | None = None
+
+    def weights(self, part: str) -> list[Path]:
+        """The weight files of one of NETWORKS."""
+        if part == "transformer" and self.single is not None:
+            return [self.single]
+        return weight_files(self.folder / part, self.variant_of(part))
+
+    def variant_of(self, part: str) -> str | None:
+        """The variant whose files this component has; None for its plain ones.
+
+        Raises:
+            UserError: It has several variants, none of them asked for, and no plain files.
+        """
+        have = _variants(self.folder / part)
+        if self.variant in have or None in have or not have:
+            return self.variant if self.variant in have else None
+        if len(have) > 1:
+            names = " and ".join(repr(name) for name in sorted(filter(None, have)))
+            raise UserError(
+                f"{self.folder / part}: holds the variants {names} and no plain weights; "
+                f"variant={min(filter(None, have))!r} would work."
+            )
+        return next(iter(have))
+
+    def check(self) -> None:
+        """Check that every file of the layout is there and whole.
+
+        Raises:
+            UserError: Names the first one that is missing or corrupt, or the variants that exist.
+        """
+        index = read_json(self.folder / "model_index.json")
+        if index.get("_class_name") != "HunyuanVideoPipeline":
+            raise UserError(f"{self.folder}: holds a {index.get('_class_name')}; a HunyuanVideoPipeline would work.")
+        configs = {name: "config.json" for name in NETWORKS}
+        configs |= {"scheduler": "scheduler_config.json", "tokenizer": "tokenizer.json"}
+        configs |= {"tokenizer_2": "tokenizer_config.json"}
+        for name, config in configs.items():
+            read_json(self.folder / name / config)
+        parts = [name for name in NETWORKS if name != "transformer" or self.single is None]
+        existing = {variant for name in parts for variant in _variants(self.folder / name) if variant}
+        if self.variant is not None and self.variant not in existing:
+            known = did_you_mean(self.variant, sorted(existing)) if existing else "it has none; variant=None works."
+            raise UserError(f"variant={self.variant!r}: {self.source} has no weights of that variant; {known}")
+        for name in NETWORKS:
+            for path in self.weights(name):
+                if path.suffix == ".gguf":
+                    _check_gguf(path)
+                else:
+                    header(path)
 
 
-def locate(name: str | Path, revision: str | None) -> tuple[Path, str, str | None]:
-    """(folder, source, commit) of a model name; downloads only for 'hunyuan'."""
+def locate(
+    name: str | Path, revision: str | None = None, variant: str | None = None, base: str | Path | None = None
+) -> ModelFiles:
+    """Find a model's files, downloading them where the name is one of the hub's.
+
+    Args:
+        name: 'pocket', 'hunyuan', a folder, a hub id as 'user/repo', or a single .safetensors or .gguf file of the
+            transformer (a path, or its link on the hub).
+        revision: A branch, tag or commit of the hub.
+        variant: Such as 'fp16'.
+        base: The model that the rest of the pipeline is taken from, where `name` is a single file; by default
+            'hunyuan'.
+
+    Raises:
+        UserError: There is no such model, or it cannot be downloaded.
+    """
     if not isinstance(name, (str, Path)):
         raise UserError(f"model {name!r}: must be text; 'pocket', 'hunyuan' or an existing folder would work.")
+    if variant is not None and (not isinstance(variant, str) or not re.fullmatch(r"\w+", variant)):
+        raise UserError(f"variant={variant!r}: must be a word in the weights' file names; 'fp16' would work.")
+    path = Path(name).expanduser()
+    link = _LINK.match(name) if isinstance(name, str) else None
+    if link or (path.suffix.lower() in SINGLE_FILES and not path.is_dir()):
+        return _single_file(name, link, revision, variant, base)
+    if base is not None:
+        raise UserError(f"base={str(base)!r}: {str(name)!r} is a whole model; only a single file takes a base.")
     if name == "hunyuan":
-        try:
-            folder = Path(DiffusionPipeline.download(HUB_ID, revision=revision))
-        except (OSError, ValueError, HfHubHTTPError) as error:
-            raise UserError(
-                f"{HUB_ID} (revision {revision or 'main'}): cannot be downloaded, a folder would work: "
-                f"{one_line(error)}"
-            ) from error
-        return folder, HUB_ID, folder.name
-    if revision is not None:
-        raise UserError(f"revision={revision!r}: only the hub has revisions; load('hunyuan', revision=...) works.")
-    folder = POCKET if name == "pocket" else Path(name).expanduser()
-    if not folder.is_dir():
-        near = get_close_matches(str(name), ["pocket", "hunyuan"], n=1)
-        hint = f"did you mean {near[0]!r}?" if near else "'pocket', 'hunyuan' or an existing folder would work."
-        raise UserError(f"model {str(name)!r}: no such model or folder; {hint}")
-    # absolute: its files are looked at again later, perhaps from another working directory
-    return folder.absolute(), "t2v_kit/pocket" if name == "pocket" else str(folder), None
+        return _download(HUB_ID, revision, variant)._replace(name="hunyuan")
+    if name == "pocket" or path.is_dir():
+        if revision is not None:
+            raise UserError(f"revision={revision!r}: only the hub has revisions; load('hunyuan', revision=...) works.")
+        if name == "pocket":
+            return ModelFiles(POCKET.absolute(), "t2v_kit/pocket", variant=variant, name="pocket")
+        return ModelFiles(Path(os.path.abspath(path)), os.path.abspath(path), variant=variant, name=absolute(name))
+    if isinstance(name, str) and _REPOSITORY.fullmatch(name):
+        return _download(name, revision, variant)
+    raise UserError(f"model {str(name)!r}: no such model or folder; {_hint(name)}")
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of one component, all shards that its index names included."""
-    files = {path.name for path in folder.glob("*.safetensors")}
-    for index in folder.glob("*.safetensors.index.json"):
+def absolute(name: str | Path) -> str:
+    """A model's name as it is found from any working directory: paths of folders and files become absolute."""
+    path = Path(name).expanduser()
+    known = isinstance(name, str) and name in ("pocket", "hunyuan")
+    return os.path.abspath(path) if not known and path.exists() else str(name)
+
+
+def _hint(name: str | Path) -> str:
+    """How the message about an unknown name ends: a model, or a neighbour on the disk, with nearly the same name."""
+    word = _OTHER_WORDS.get(str(name).lower()) or near_match(name, _KNOWN)
+    path = Path(name).expanduser()
+    if word is None and path.parent.is_dir():
+        near = near_match(path.name, [each.name for each in path.parent.iterdir() if not each.name.startswith(".")])
+        word = near and str(path.parent / near)
+    return f"did you mean {word!r}?" if word else "'pocket', 'hunyuan', a hub id or an existing folder would work."
+
+
+def _from_hub(name: str, revision: str | None, fetch: Callable[[], str | Path]) -> Path:
+    """What `fetch` downloads from the hub; a UserError of one line where it cannot."""
+    try:
+        return Path(fetch())
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        word = _OTHER_WORDS.get(name.lower()) or near_match(name, [HUB_ID])
+        mean = f"did you mean {word!r}? " if word and word != name else ""
+        raise UserError(
+            f"{name} (revision {revision or 'main'}): cannot be downloaded, a folder would work: {mean}"
+            f"{one_line(error)}"
+        ) from error
+
+
+def _download(name: str, revision: str | None, variant: str | None, without: str | None = None) -> ModelFiles:
+    """A repository of the hub; `without`: a component whose weights are not needed."""
+    index = _from_hub(name, revision, lambda: hf_hub_download(name, "model_index.json", revision=revision))
+    if (kind := read_json(index).get("_class_name")) != "HunyuanVideoPipeline":  # before tens of gigabytes
+        raise UserError(f"{name}: holds a {kind}; a HunyuanVideoPipeline, such as {HUB_ID!r}, would work.")
+    skipped = {} if without is None else {without: None}
+    folder = _from_hub(
+        name, revision, lambda: DiffusionPipeline.download(name, revision=revision, variant=variant, **skipped)
+    )
+    if without is not None:
+        config = f"{without}/config.json"
+        _from_hub(name, revision, lambda: hf_hub_download(name, config, revision=folder.name))
+    return ModelFiles(folder, name, folder.name, variant, name=name)
+
+
+def _single_file(name, link: re.Match | None, revision, variant, base) -> ModelFiles:
+    """A transformer in one file, and the rest of the pipeline from `base`."""
+    base = "hunyuan" if base is None else base
+    commit = None
+    if link:
+        repository, branch, inside = link.groups()
+        at = revision or branch
+        path = _from_hub(repository, at, lambda: hf_hub_download(repository, inside, revision=at))
+        source = str(name)
+    else:
+        path = Path(os.path.abspath(Path(name).expanduser()))
+        source = str(path)
+        if not path.is_file():
+            raise UserError(f"model {str(name)!r}: no such file; {_hint(name)}")
+    if path.suffix.lower() == ".gguf":
+        _check_gguf(path)
+    else:
+        header(path)
+    if base == "hunyuan" or base == HUB_ID:
+        rest = _download(HUB_ID, None if link else revision, variant, without="transformer")
+        commit = rest.revision
+    else:
+        rest = locate(base, None if link else revision, variant)
+    if rest.single is not None:
+        raise UserError(f"base={str(base)!r}: is a single file too; 'hunyuan' or a model's folder would work.")
+    return ModelFiles(rest.folder, source, commit or rest.revision, variant, path, source, rest.name)
+
+
+def weight_files(folder: Path, variant: str | None = None) -> list[Path]:
+    """The safetensors files of one component, with all shards that its index names.
+
+    Args:
+        folder: The component's folder.
+        variant: Such as 'fp16'; None for the plain files.
+
+    Raises:
+        UserError: There are none, or a shard is missing.
+    """
+    files = {path.name for path in folder.glob("*.safetensors") if _variant(path) == variant}
+    for index in folder.glob(f"*.safetensors.index.{variant}.json" if variant else "*.safetensors.index.json"):
         files |= set(read_json(index)["weight_map"].values())
     if not files:
-        raise UserError(f"{folder}: holds no *.safetensors; the model folder is incomplete.")
+        others = sorted(filter(None, _variants(folder)))
+        hint = f"variant={others[0]!r} would work." if others else "the model folder is incomplete."
+        raise UserError(f"{folder}: holds no *{f'.{variant}' * bool(variant)}.safetensors; {hint}")
     for name in files:
         if not (folder / name).is_file():
             raise UserError(f"{folder / name}: is missing; the model folder is incomplete.")
     return [folder / name for name in sorted(files)]
 
 
+def _variant(path: Path) -> str | None:
+    """The variant in a weight file's name: 'fp16' of model.fp16-00001-of-00002.safetensors, None of a plain one."""
+    return _SHARD.sub("", path.name.removesuffix(".safetensors")).partition(".")[2] or None
+
+
+def _variants(folder: Path) -> set[str | None]:
+    """The variants whose files a component's folder holds; None stands for the plain ones."""
+    return {_variant(path) for path in folder.glob("*.safetensors")}
+
+
+def _check_gguf(path: Path) -> None:
+    """Refuse a file that is not GGUF by its first four bytes, and any while diffusers cannot read it."""
+    if not is_gguf_available() or is_gguf_version("<", "0.10.0"):
+        raise UserError(f"{path}: needs the package gguf, 0.10 or later; pip install gguf works.")
+    with open(path, "rb") as file:
+        if file.read(4) != b"GGUF":
+            raise UserError(f"{path}: is not a GGUF file; copy it again.")
+
+
 def header(path: Path) -> bytes:
-    """The JSON header of a safetensors file, after checking that the file is as long as it says."""
+    """The JSON header of a safetensors file, after checking that the file is as long as it says.
+
+    Raises:
+        UserError: It is cut off, or something else.
+    """
     try:
         with safe_open(path, framework="pt"):
             pass
@@ -94,6 +282,7 @@ def header(path: Path) -> bytes:
 
 
 def read_json(path: Path) -> dict:
+    """A JSON file of the model; UserError where it is missing or broken."""
     try:
         return json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
@@ -102,5 +291,6 @@ def read_json(path: Path) -> dict:
         raise UserError(f"{path}: is not JSON ({one_line(error)}); copy it again.") from error
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
+    """An error's text without line breaks, at most 300 characters."""
     return " ".join(str(error).split())[:300] or type(error).__name__

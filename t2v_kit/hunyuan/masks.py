@@ -1,47 +1,124 @@
-"""Attention without a mask that masks nothing: what keeps PyTorch on its fastest kernels."""
+"""Attention without a mask that masks nothing, which lets PyTorch use its fastest kernels.
+
+`HunyuanVideoTransformer3DModel.forward` in diffusers 0.42 builds an attention mask for every prompt, and any mask keeps
+PyTorch off its fastest attention: 30.9 instead of 22.5 s a step at 720x1280x129 on an H200. This file becomes
+unnecessary once that method passes `attention_mask=None` to its blocks where `encoder_attention_mask` is all ones.
+
+Whether the mask masks nothing is decided once a call, for the whole transformer, because each look at it would make the
+CPU wait for the GPU. The decision belongs to one call in one thread, and ends with it, also when the call fails.
+
+The transformer's forward is wrapped by a bound method rather than by a `ModelHook`: a deep copy of a model with a
+registered `ModelHook` silently computes with the weights of the original, and people do copy transformers.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import threading
+from collections.abc import Iterator
+from types import MethodType
 
+import torch
 from diffusers import HunyuanVideoTransformer3DModel
 from diffusers.models.transformers.transformer_hunyuan_video import HunyuanVideoAttnProcessor2_0
 
+from ..errors import UserError
+
+_call = threading.local()  # .full: whether the mask of the transformer's call in this thread masks nothing
+_INNER = "_forward_before_skip_full_masks"
+
 
 class NoFullMask(HunyuanVideoAttnProcessor2_0):
-    """HunyuanVideo's own attention, without the mask when it masks nothing."""
+    """HunyuanVideo's own attention, without the mask when it masks nothing.
 
-    # Of the transformer's call in this thread: others may run the same one on another prompt. The class's, not the
-    # object's, so that a model can be copied.
-    _call = threading.local()
+    Attributes:
+        original: The processor that this one replaces, which `keep_full_masks` puts back.
+    """
 
-    @property
-    def mask_is_full(self) -> bool:
-        return getattr(self._call, "mask_is_full", False)
-
-    @mask_is_full.setter
-    def mask_is_full(self, full: bool) -> None:
-        self._call.mask_is_full = full
+    def __init__(self, original: HunyuanVideoAttnProcessor2_0) -> None:
+        super().__init__()
+        self.original = original
+        self._attention_backend, self._parallel_config = original._attention_backend, original._parallel_config
 
     def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, image_rotary_emb=None):
-        mask = None if self.mask_is_full else attention_mask
+        mask = needed_mask(attention_mask)
         return super().__call__(attn, hidden_states, encoder_hidden_states, mask, image_rotary_emb)
+
+
+def needed_mask(mask: torch.Tensor | None) -> torch.Tensor | None:
+    """The mask, or None where the call of the transformer in this thread has found that it masks nothing."""
+    if mask is None or getattr(_call, "full", False):
+        if mask is not None and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            # Gradient checkpointing computes the block again after the call, perhaps in a thread of autograd, and must
+            # take the same way: the mask itself carries the decision there.
+            mask.masks_nothing = True
+        return None
+    return None if torch.is_grad_enabled() and getattr(mask, "masks_nothing", False) else mask
+
+
+@contextlib.contextmanager
+def mask_assumed(full: bool) -> Iterator[None]:
+    """Inside, in this thread, blocks attend without their mask if `full`, and with it otherwise."""
+    before = getattr(_call, "full", False)
+    _call.full = full
+    try:
+        yield
+    finally:
+        _call.full = before
+
+
+@functools.wraps(HunyuanVideoTransformer3DModel.forward)
+def _forward(self: HunyuanVideoTransformer3DModel, *args, **kwargs):
+    """The transformer's own forward, with the decision about the mask made before it and withdrawn after it."""
+    inner = vars(self).get(_INNER) or MethodType(type(self).forward, self)
+    mask = kwargs["encoder_attention_mask"] if "encoder_attention_mask" in kwargs else args[3]
+    if mask.is_meta:  # it has no contents: whoever counts on the meta device says by `mask_assumed` what it would be
+        return inner(*args, **kwargs)
+    with mask_assumed(bool(mask.all())):
+        return inner(*args, **kwargs)
 
 
 def skip_full_masks(transformer: HunyuanVideoTransformer3DModel) -> None:
     """Let the blocks attend without a mask whenever the prompt has no padding.
 
-    The transformer always builds a mask, and any mask keeps PyTorch off its fastest attention: 22.5
-    instead of 30.9 s a step at 720x1280x129 on an H200. It lives in the transformer, so a call of the
-    pipeline with the same embeddings takes the same way, and a padded prompt keeps its mask. Set on
-    each block: the token refiner has another processor, which `set_attn_processor` would replace.
+    A padded prompt keeps its mask, and a call of the pipeline with the same embeddings takes the same way, since all of
+    it lives in the transformer. Processors of another class than diffusers' own are left alone, and so is the token
+    refiner, which has another kind. A second call changes nothing.
+
+    Args:
+        transformer: Before `use_chunks`, step caches, offloading and compilation.
     """
-    processor = NoFullMask()
+    if getattr(vars(transformer).get("forward"), "__func__", None) is _forward:
+        return
     for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks):
-        block.attn.set_processor(processor)
+        if type(block.attn.processor) is HunyuanVideoAttnProcessor2_0:
+            block.attn.set_processor(NoFullMask(block.attn.processor))
+    if "forward" in vars(transformer):  # accelerate's hooks, where bitsandbytes quantised it while it was read
+        setattr(transformer, _INNER, transformer.forward)
+    transformer.forward = MethodType(_forward, transformer)
 
-    def look_at_mask(_, args, kwargs):
-        mask = kwargs["encoder_attention_mask"] if "encoder_attention_mask" in kwargs else args[3]
-        processor.mask_is_full = bool(mask.all())
 
-    transformer.register_forward_pre_hook(look_at_mask, with_kwargs=True)
+def keep_full_masks(transformer: HunyuanVideoTransformer3DModel) -> None:
+    """Undo `skip_full_masks`: every block gets back the very processor it had, the transformer its own forward.
+
+    Raises:
+        UserError: Something else has wrapped the transformer's forward or a block's attention since then.
+    """
+    if getattr(vars(transformer).get("forward"), "__func__", None) is not _forward:
+        raise UserError(
+            "keep_full_masks: the transformer's forward is not that of skip_full_masks; it works once step caches "
+            "(disable_cache) and hooks that came later are removed."
+        )
+    blocks = (*transformer.transformer_blocks, *transformer.single_transformer_blocks)
+    processors = [block.attn.processor for block in blocks]
+    if any(hasattr(processor, "plain") or hasattr(processor, "processor") for processor in processors):
+        raise UserError(
+            "keep_full_masks: attention is wrapped; it works after remove_chunks, and when nothing watches."
+        )
+    for block, processor in zip(blocks, processors):
+        if isinstance(processor, NoFullMask):
+            block.attn.set_processor(processor.original)
+    del transformer.forward
+    if _INNER in vars(transformer):
+        transformer.forward = vars(transformer).pop(_INNER)

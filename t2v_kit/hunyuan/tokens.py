@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import DEFAULT_PROMPT_TEMPLATE
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ..errors import UserError
 
@@ -20,13 +20,14 @@ CHAT = (
 )
 PROBE = "Sunny day, freedom and adventure, high motion. A man with a beard riding a motorcycle on the street."
 
+
 def own_template(extra: dict) -> dict:
     """The pipeline's own prompt template, with this model's crop (None: count the prefix)."""
     crop = extra.get("crop_start", DEFAULT_PROMPT_TEMPLATE["crop_start"])
     return {"template": DEFAULT_PROMPT_TEMPLATE["template"], "crop_start": crop}
 
 
-def token_rows(tokenizer: PreTrainedTokenizerFast, template: dict, text: str) -> list[dict]:
+def token_rows(tokenizer: PreTrainedTokenizerBase, template: dict, text: str) -> list[dict]:
     """Every token that the language model reads, in order: what `token_table` returns."""
     crop = template["crop_start"]
     ids = tokenizer(template["template"].format(text), verbose=False).input_ids
@@ -39,26 +40,46 @@ def token_rows(tokenizer: PreTrainedTokenizerFast, template: dict, text: str) ->
 
 
 def check_length(text: str, rows: list[dict], name: str = "prompt") -> int:
-    """How many of the rows of `token_table` are the prompt's own; UserError when they are over the limit.
+    """Count the prompt's own tokens among the rows of `token_table`.
 
-    name: the setting that the text is, 'prompt' or 'negative_prompt'.
+    Args:
+        text: The prompt.
+        rows: Its rows.
+        name: The setting that the text is, 'prompt' or 'negative_prompt', for the message.
+
+    Returns:
+        Tokens, its end token among them.
+
+    Raises:
+        UserError: They are over the limit of 256.
     """
     count = sum(not row["cropped"] and not row["pad"] for row in rows)
     if count > LLM_TOKENS:
         raise UserError(
             f"{name}={text[:60] + '...'!r}: has {count} tokens, {count - LLM_TOKENS} over the limit of "
-            f"{LLM_TOKENS}; a prompt shorter by about {_words_over(text, count)} words would work."
+            f"{LLM_TOKENS}; a prompt shorter by about {_words_over(text, count)} words would work.",
+            setting=name,
         )
     return count
 
 
-def load_tokenizer(folder: Path, template: dict, model: Path) -> tuple[PreTrainedTokenizerFast, dict]:
-    """The language model's tokenizer, and the template with its crop counted or confirmed.
+def load_tokenizer(folder: Path, template: dict, model: Path | str) -> tuple[PreTrainedTokenizerFast, dict]:
+    """Read the language model's tokenizer, and count or confirm the template's crop.
 
-    Always read as PreTrainedTokenizerFast: transformers 5 puts SentencePiece spaces and left padding
+    It is always read as PreTrainedTokenizerFast: transformers 5 puts SentencePiece spaces and left padding
     over HunyuanVideo's byte-level file when it is read through the class its model_index.json names.
-    Raises UserError when text does not come back from its tokens, when padding is not on the right, or
-    when the instruction before the prompt is not exactly as many tokens as are cropped.
+
+    Args:
+        folder: The tokenizer's folder.
+        template: "template" and "crop_start"; None as crop_start counts the tokens before the prompt.
+        model: The model's name, for messages.
+
+    Returns:
+        The tokenizer, and the template with its crop.
+
+    Raises:
+        UserError: Text does not come back from its tokens, padding is not on the right, or the instruction before the
+            prompt is not exactly as many tokens as are cropped.
     """
     try:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, padding_side="right", local_files_only=True)
@@ -86,17 +107,18 @@ def load_tokenizer(folder: Path, template: dict, model: Path) -> tuple[PreTraine
     return tokenizer, {"template": template["template"], "crop_start": crop}
 
 
-def prefix_tokens(tokenizer: PreTrainedTokenizerFast, template: str) -> list[int]:
+def prefix_tokens(tokenizer: PreTrainedTokenizerBase, template: str) -> list[int]:
     """The tokens before the prompt, those that are cut off; none if they run into the prompt's own."""
     prefix = tokenizer(template.format("\0").split("\0")[0]).input_ids
     return prefix if tokenizer(template.format(PROBE)).input_ids[: len(prefix)] == prefix else []
 
 
-def readable(tokenizer: PreTrainedTokenizerFast, id: int) -> str:
+def readable(tokenizer: PreTrainedTokenizerBase, id: int) -> str:
     """A token as text; its raw name where it is only a part of a character."""
     text = tokenizer.decode([id], clean_up_tokenization_spaces=False)
-    return tokenizer.convert_ids_to_tokens(id) if "\N{REPLACEMENT CHARACTER}" in text else text
+    return str(tokenizer.convert_ids_to_tokens(id)) if "\N{REPLACEMENT CHARACTER}" in text else text
 
 
 def _words_over(text: str, count: int) -> int:
+    """By about how many words a prompt of `count` tokens is too long."""
     return math.ceil(len(text.split()) * (count - LLM_TOKENS) / count)

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..hunyuan.chunks import use_chunks
-from ..hunyuan.masks import skip_full_masks
+from ..hunyuan.masks import mask_assumed, skip_full_masks
 from .weights import parameters
 
 LLM_READS = 351  # tokens: 95 of the instruction and 256 of the prompt, what HunyuanVideoPipeline gives Llama to read
@@ -110,8 +110,6 @@ def _denoising_count(
     short = dict(config) | {"num_layers": 2, "num_single_layers": 2}
     model = parameters(lambda: HunyuanVideoTransformer3DModel(**short), dtype)
     skip_full_masks(model)
-    model._forward_pre_hooks.clear()  # it looks at the mask, which has no contents here
-    model.transformer_blocks[0].attn.processor.mask_is_full = not mask
     if chunk:
         use_chunks(model, chunk)
     patch = short["patch_size"]
@@ -129,7 +127,8 @@ def _denoising_count(
             for block in stack:
                 block.register_forward_pre_hook(lambda *_: live.close("none"))
                 block.register_forward_hook(lambda *_, name=name: live.close(name))
-        model(**known)
+        with mask_assumed(full=not mask):  # on the meta device the mask has no contents to look at
+            model(**known)
         live.close("none")
     return live.sections["dual"], live.sections["single"], live.sections["none"]
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from packaging.version import Version
+
 from ..errors import UserError
 from ..hunyuan.chunks import NO_MASKS
 from .estimate import estimate
@@ -74,7 +76,7 @@ RULES = (
         "int8 that is moved, with bitsandbytes before 0.48",
         "it cannot move its 8-bit layers",
         "pip install 'bitsandbytes>=0.48', or offload='none'",
-        lambda made, machine, _: _parts(made, ("int8",), ("model",)) and _older(machine.bitsandbytes, (0, 48)),
+        lambda made, machine, _: _parts(made, ("int8",), ("model",)) and _older(machine.bitsandbytes, "0.48"),
     ),
     Rule(
         "a quantised VAE",
@@ -141,5 +143,5 @@ def as_markdown() -> str:
     return "\n".join(["| what cannot work | why | remedy |", "|---|---|---|", *rows])
 
 
-def _older(version: str | None, than: tuple[int, int]) -> bool:
-    return version is not None and tuple(int(n) for n in version.split(".")[:2]) < than
+def _older(installed: str | None, than: str) -> bool:
+    return installed is not None and Version(installed) < Version(than)

@@ -8,6 +8,7 @@ from typing import Protocol
 
 import torch
 from diffusers import HunyuanVideoPipeline
+from transformers import PreTrainedTokenizerBase
 
 from ..errors import UserError
 from ..hunyuan.tokens import check_length, token_rows
@@ -22,6 +23,8 @@ class Limits(Protocol):
     defaults: dict
     template: dict
     trained_sizes: tuple[tuple[int, int, int], ...]
+
+    def counter(self, name: str) -> PreTrainedTokenizerBase: ...
 
 
 def resolve(settings: Settings, models: Limits) -> Resolved:
@@ -75,13 +78,15 @@ def _check_multiples(full: Resolved, spatial: int, temporal: int) -> None:
             near = f"{below} or {above}" if below else f"{above}"
             raise UserError(
                 f"{name}={value}: must be a multiple of {spatial} (VAE compression times patch size); "
-                f"{near} would work."
+                f"{near} would work.",
+                setting=name,
             )
     k = (full.num_frames - 1) // temporal
     if full.num_frames != temporal * k + 1:
         raise UserError(
             f"num_frames={full.num_frames}: must be {temporal}k+1 (the first frame stands alone, then "
-            f"{temporal} share a latent); {temporal * k + 1} or {temporal * (k + 1) + 1} would work."
+            f"{temporal} share a latent); {temporal * k + 1} or {temporal * (k + 1) + 1} would work.",
+            setting="num_frames",
         )
     tokens_a_frame = full.height * full.width // spatial**2
     if tokens_a_frame * (k + 1) > MAX_VIDEO_TOKENS:
@@ -89,7 +94,8 @@ def _check_multiples(full: Resolved, spatial: int, temporal: int) -> None:
         raise UserError(
             f"{full.num_frames}x{full.height}x{full.width} (frames x height x width): makes "
             f"{tokens_a_frame * (k + 1)} video tokens, at most {MAX_VIDEO_TOKENS} are allowed; "
-            f"num_frames={frames} would work at this height and width."
+            f"num_frames={frames} would work at this height and width.",
+            setting="num_frames",
         )
 
 
@@ -99,7 +105,8 @@ def _check_guidance(full: Resolved, dtype: torch.dtype) -> None:
     if full.guidance_scale > highest:
         raise UserError(
             f"guidance_scale={full.guidance_scale}: the transformer's {dtype} carries at most {highest} "
-            f"(it is multiplied by 1000); {highest} would work, or load the transformer in bfloat16."
+            f"(it is multiplied by 1000); {highest} would work, or load the transformer in bfloat16.",
+            setting="guidance_scale",
         )
 
 
@@ -107,4 +114,4 @@ def _check_lengths(full: Resolved, models: Limits) -> None:
     """Prompts over the language model's limit are refused; the negative one only where it is read at all."""
     for name in ("prompt", "negative_prompt") if full.true_cfg_scale > 1 else ("prompt",):
         text = getattr(full, name)
-        check_length(text, token_rows(models.pipe.tokenizer, models.template, text), name)
+        check_length(text, token_rows(models.counter("tokenizer"), models.template, text), name)

@@ -1,17 +1,19 @@
-"""load(): pocket, the 13B HunyuanVideo, or any folder in its layout. One code path for all."""
+"""load(): pocket, the 13B HunyuanVideo, another repository, a folder or a single file. One code path for all."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from diffusers import HunyuanVideoPipeline
 from safetensors import SafetensorError
 
-from ..errors import UserError
-from ..hunyuan.files import HUNYUAN_DEFAULTS, NETWORKS, check_folder, header, locate, one_line, read_json, weight_files
+from ..errors import UserError, give_note
+from ..hunyuan.files import HUB_ID, HUNYUAN_DEFAULTS, NETWORKS, ModelFiles, header, locate, one_line, read_json
 from ..hunyuan.masks import skip_full_masks
 from ..hunyuan.tokens import load_tokenizer, own_template
 from ..memory.choose import as_plan
@@ -21,6 +23,9 @@ from ..memory.rules import check
 from ..settings import Settings
 from .models import Models
 from .residence import Residence
+from .single import read_single
+
+T = TypeVar("T")
 
 
 def load(
@@ -30,60 +35,91 @@ def load(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | dict | None = None,
     video: Settings | None = None,
+    variant: str | None = None,
+    base: str | Path | None = None,
 ) -> Models:
     """Load a text-to-video model.
 
-    name: 'pocket' (shipped, offline), 'hunyuan' (13B, downloaded from the hub) or a folder in the
-    layout of HunyuanVideoPipeline.save_pretrained.  memory: None, everything on the device (or, where
-    it does not fit, the library's model offload); a `Plan` or its dict; 'auto', the best plan of this
-    machine; or the GB of GPU memory to get along with. The latter two are for the size of `video`, what
-    is left open there being the model's default.  With a plan, dtypes
-    are the plan's, and one that has a single stage in memory reads each network anew: what is changed on
-    models.pipe.transformer lasts until the next stage.  revision: a branch, tag or commit of the hub.
-    device: 'cuda' if there is one, else 'cpu'.  dtype: one for all, or a dict by component as
-    diffusers takes it; by default float32 on the CPU, and on CUDA bfloat16 for the transformer and
-    float16 for the rest (what HunyuanVideo's documentation recommends) unless the model says otherwise.
-    Raises UserError for an unknown name, a missing, incomplete or corrupt file, a tokenizer that
-    does not read text back, or a prompt template whose prefix is not what would be cropped.
+    Args:
+        name: 'pocket' (shipped, offline); 'hunyuan' (13B, downloaded from the hub); any hub id ('user/repo') or folder
+            in the layout of HunyuanVideoPipeline.save_pretrained; or a single .safetensors or .gguf file of the
+            transformer, by path or by its link on the hub, with Tencent's names or diffusers'.
+        memory: None puts everything on the device (or, where it does not fit, uses diffusers' model offload). A `Plan`
+            or its dict; 'auto', the best plan of this machine; or the GB of GPU memory to stay within. The latter two
+            are for the size of `video`. With a plan, dtypes are the plan's, and one that has a single stage in memory
+            reads each network anew: what is changed on models.pipe.transformer lasts until the next stage.
+        revision: A branch, tag or commit of the hub.
+        device: By default 'cuda' if there is one, else 'cpu'.
+        dtype: One for all, or a dict by component as diffusers takes it. By default float32 on the CPU, and on CUDA
+            bfloat16 for the transformer and float16 for the rest (what HunyuanVideo's documentation recommends),
+            unless the model says otherwise.
+        video: The size that `memory` is chosen for; what it leaves open is the model's default.
+        variant: Load the weight files of this variant, such as 'fp16' (model.fp16.safetensors). Components without
+            such files use their plain ones. A folder that has nothing but one variant needs no mention of it.
+        base: Where the rest of the pipeline comes from when `name` is a single file; by default 'hunyuan'.
+
+    Returns:
+        The model, ready for every stage.
+
+    Raises:
+        UserError: An unknown name, a failed download, a missing, incomplete or corrupt file, a tokenizer that does not
+            read text back, or a prompt template whose prefix is not what would be cropped.
+
+    Example:
+        >>> models = load("pocket", device="cpu")
+        >>> models.defaults["num_frames"]
+        33
     """
     if memory is not None and dtype is not None:
         raise UserError(f"dtype={dtype!r}: with memory=, the plan has the dtypes; dtype=None works.")
     if memory is not None:  # of no effect once CUDA is in use: blocks that come and go leave no gaps behind
         os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     device = pick_device(device)
-    plan = _plan(memory, name, HUNYUAN_DEFAULTS, video, device) if name == "hunyuan" else None  # before the download
-    folder, source, commit = locate(name, revision)
+    if memory is not None and str(name).lower().endswith(".gguf"):
+        raise UserError(f"memory={memory!r}: a GGUF file is quantised by itself, and takes no plan; memory=None works.")
+    published = name in ("hunyuan", HUB_ID)  # its plan is made before the download
+    plan = _plan(memory, "hunyuan", HUNYUAN_DEFAULTS, video, device) if published else None
+    files = locate(name, revision, variant, base)
+    folder = files.folder
     extra = read_json(folder / "t2v_kit.json") if (folder / "t2v_kit.json").exists() else {}
-    check_folder(folder)
+    files.check()
     defaults = HUNYUAN_DEFAULTS | extra.get("defaults", {})
     plan = plan or _plan(memory, folder, defaults, video, device)
     tokenizer, template = load_tokenizer(folder / "tokenizer", own_template(extra), folder)
-    dtype = _dtype(dtype or extra.get("dtype"), device)
-    try:
-        residence = None if plan is None else Residence(folder, plan, device)
-        pipe = HunyuanVideoPipeline.from_pretrained(
+    dtypes = _dtype(dtype or extra.get("dtype"), device)
+    residence, parts = None, {}
+    if plan is not None:
+        residence = _guarded(lambda: Residence(files, plan, device), folder)
+        parts = residence.parts
+    elif files.single is not None:
+        parts = {"transformer": read_single(files, _of_transformer(dtypes))}
+    variants = {files.variant_of(part) for part in NETWORKS} - {None}
+    pipe = _guarded(
+        lambda: HunyuanVideoPipeline.from_pretrained(
             folder,
             tokenizer=tokenizer,
-            dtype=dtype,
+            dtype=dtypes,
             use_safetensors=True,
             local_files_only=True,
-            **(residence.parts if residence else {}),
-        )
-    except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
-        raise UserError(f"{folder}: cannot be loaded as a HunyuanVideoPipeline: {one_line(error)}") from error
-    _check_complete(pipe, folder)
+            variant=next(iter(variants), None),
+            **parts,
+        ),
+        folder,
+    )
+    _check_complete(pipe, files)
     if residence:
         residence.start()
     else:
+        skip_full_masks(pipe.transformer)  # below the hooks of offloading
         _place(pipe, device)
-        skip_full_masks(pipe.transformer)
     words = folder / "vocabulary.txt"
-    return Models(
+    models = Models(
         pipe=pipe,
-        name=str(name),
-        source=source,
+        name=files.name,
+        source=files.source,
         folder=folder,
-        revision=commit,
+        files=files,
+        revision=files.revision,
         defaults=defaults,
         template=template,
         device=device,
@@ -93,19 +129,42 @@ def load(
         residence=residence,
         upscaler=extra.get("upscaler"),
     )
+    if variant is None and variants:
+        (only,) = variants
+        give_note(f"{files.source}: holds the variant {only!r}, which was loaded; variant={only!r} says so.")
+    return models
 
 
-def _check_complete(pipe: HunyuanVideoPipeline, folder: Path) -> None:
+def _guarded(read: Callable[[], T], folder: Path) -> T:
+    """What `read` returns; the libraries' errors about the files as one line."""
+    try:
+        return read()
+    except (OSError, ValueError, TypeError, KeyError, IndexError, SafetensorError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{folder}: cannot be loaded as a HunyuanVideoPipeline: {one_line(error)}") from error
+
+
+def _of_transformer(dtypes: torch.dtype | dict) -> torch.dtype:
+    """The transformer's dtype among those that from_pretrained takes."""
+    if not isinstance(dtypes, dict):
+        return dtypes
+    return dtypes.get("transformer", dtypes.get("default", torch.float32))
+
+
+def _check_complete(pipe: HunyuanVideoPipeline, files: ModelFiles) -> None:
     """Refuse weights that lack a parameter: the libraries would fill it with random numbers.
 
     A file may name its tensors with a prefix more or less ("text_model.") than today's classes.
     """
     for part in NETWORKS:
-        keys = {key for path in weight_files(folder / part) for key in json.loads(header(path))}
+        if part == "transformer" and files.single is not None:
+            continue  # `read_single` looked
+        keys = {key for path in files.weights(part) for key in json.loads(header(path))}
         tails = {key.split(".", cut)[-1] for key in keys for cut in range(3)}
         for name, _ in getattr(pipe, part).named_parameters():
             if name not in tails and not any(name.split(".", cut)[-1] in keys for cut in range(1, 3)):
-                raise UserError(f"{folder / part}: {name} is not in its files; the model folder is incomplete.")
+                raise UserError(f"{files.folder / part}: {name} is not in its files; the model folder is incomplete.")
 
 
 def _dtype(dtype: str | torch.dtype | dict | None, device: torch.device) -> torch.dtype | dict:
@@ -115,10 +174,12 @@ def _dtype(dtype: str | torch.dtype | dict | None, device: torch.device) -> torc
         return on_gpu if device.type == "cuda" else torch.float32
     if isinstance(dtype, dict):
         return {name: _dtype(value, device) for name, value in dtype.items()}
-    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if found not in (torch.float32, torch.bfloat16, torch.float16):
-        raise UserError(f"dtype={dtype!r}: must be float32, bfloat16 or float16; 'float32' would work.")
-    return found
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype in known.values():
+        return dtype
+    if dtype in known:
+        return known[dtype]
+    raise UserError(f"dtype={dtype!r}: must be float32, bfloat16 or float16; 'float32' would work.")
 
 
 def _plan(memory, model: str | Path, defaults: dict, video: Settings | None, device: torch.device) -> Plan | None:

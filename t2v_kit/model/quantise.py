@@ -63,7 +63,8 @@ def quantised(models: Models, how: str) -> Models:
     loaded without a memory plan, on the CPU; on a GPU, `load(memory=Plan(...))` saves the memory as well.
     """
     old = models.pipe.transformer
-    new = HunyuanVideoTransformer3DModel.from_config(old.config).to(old.dtype)
+    new = HunyuanVideoTransformer3DModel.from_config(old.config)
+    torch.nn.Module.to(new, old.dtype)  # diffusers' own `to` warns of modules to keep in float32, even of none
     new.load_state_dict(old.state_dict())
     for name, layer in list(new.named_modules()):
         if isinstance(layer, torch.nn.Linear):

@@ -1,7 +1,7 @@
-"""Carrying out a memory plan: networks come when their stage begins, and go or make room when the next one does.
+"""Carrying out a memory plan: networks are read when their stage begins, and make room when the next one does.
 
-A network that is not there is a skeleton on PyTorch's meta device: it has its configuration, its dtype and no weights,
-so that settings can be checked before anything is read. Its first call brings it. Quantising, streaming and tiling
+A network that is not loaded is a skeleton on PyTorch's meta device: it has its configuration and its dtype but no
+weights, so that settings can be checked before anything is read. Calling it loads it. Quantising, streaming and tiling
 are those of diffusers, transformers and bitsandbytes.
 """
 
@@ -11,8 +11,10 @@ import functools
 import gc
 import importlib
 import json
+import threading
 import weakref
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any
 
 import accelerate
 import numpy as np
@@ -24,62 +26,100 @@ from diffusers.hooks.group_offloading import ModuleGroup
 from transformers import BitsAndBytesConfig as TransformersQuantisation
 
 from ..hunyuan.chunks import use_chunks
+from ..hunyuan.files import ModelFiles
 from ..hunyuan.masks import skip_full_masks
 from ..memory.choose import out_of_memory
 from ..memory.footprint import set_tiles
 from ..memory.plan import Part, Plan, Size
+from .single import read_single
 
 STAGE = {"text_encoder": "encode", "text_encoder_2": "encode", "transformer": "denoise", "vae": "decode"}
-CALLS = {"vae": ("encode", "decode")}  # what a stage calls of a network; of the others, forward
+CALLS = {"vae": ("encode", "decode")}  # the methods of a network that a stage calls; of the others, forward
 ALIGN = 512  # bytes
 
 
 class Residence:
-    """The networks of one model folder under a plan. `parts` are the very objects that the pipeline holds."""
+    """The networks of one model folder under a plan.
 
-    def __init__(self, folder: Path, plan: Plan, device: torch.device) -> None:
-        self.folder, self.plan, self.device = folder, plan, device
-        self.there: set[str] = set()
-        self.rests: dict[str, ModuleGroup] = {}
-        index = json.loads((folder / "model_index.json").read_text("utf-8"))
+    Threads may share it: one network works at a time, and none is moved while it works.
+
+    Attributes:
+        folder: The model's folder.
+        plan: The plan that is carried out.
+        device: Where the networks compute.
+        parts: The networks by name. The pipeline holds the same objects, whose contents come and go.
+        lock: Held while a network is loaded, moved or called.
+    """
+
+    def __init__(self, files: ModelFiles, plan: Plan, device: torch.device) -> None:
+        self.files, self.folder, self.plan, self.device = files, files.folder, plan, device
+        self.lock = threading.RLock()
+        self._loaded: set[str] = set()
+        self._root_groups: dict[str, ModuleGroup] = {}
+        index = json.loads((self.folder / "model_index.json").read_text("utf-8"))
         self.kinds = {name: getattr(importlib.import_module(index[name][0]), index[name][1]) for name in STAGE}
         self.parts = {name: self._skeleton(name) for name in STAGE}
-        for name in STAGE:
-            self._watch(name)
+        self._hooks = {name: self._hook(name) for name in STAGE}
 
     def start(self) -> None:
-        """Read everything now, unless the plan has one stage in memory at a time."""
+        """Read every network now, unless the plan keeps one stage in memory at a time."""
         for name in () if self.plan.one_stage else STAGE:
             self.require(name)
+        self.release()
 
     def require(self, name: str) -> torch.nn.Module:
-        """The network, read and placed as the plan says; those of other stages make room for it."""
-        for other in self.there - {name}:
-            if STAGE[other] != STAGE[name]:
-                self._leave(other)
-        if name not in self.there:
-            self._become(name, self._read(name))
-            self._prepare(name)
-            self._place(name)
-            self._watch(name)
-            self.there.add(name)
-        elif self._part(name).offload == "model":
-            self.parts[name].to(self.device)
-        return self.parts[name]
+        """Return a network, loaded and placed as the plan says; those of other stages make room for it.
+
+        Args:
+            name: A key of `STAGE`.
+        """
+        with self.lock:
+            for other in sorted(self._loaded - {name}):
+                if STAGE[other] != STAGE[name]:
+                    self._leave(other)
+            if name not in self._loaded:
+                self._fill(name, self._read(name))
+                self._prepare(name)
+                self._place(name)
+                self._hooks[name] = self._hook(name)
+                self._loaded.add(name)
+            elif self._part(name).offload == "model":
+                self.parts[name].to(self.device)
+            return self.parts[name]
+
+    def release(self) -> None:
+        """Take every network that the plan offloads off the device, as at the end of a stage.
+
+        Networks that the plan keeps on the device stay; under a plan with one stage in memory, until the next stage.
+        """
+        with self.lock:
+            moved = [self._offload(name) for name in sorted(self._loaded)]
+            if any(moved):
+                self._free()
 
     def _leave(self, name: str) -> None:
-        """Forget a network, or put it into RAM, or let it be."""
+        """Make room for another stage."""
         if self.plan.one_stage:
-            self._become(name, self._skeleton(name))
-            self._watch(name)
-            self.there.discard(name)
-            self.rests.pop(name, None)
-        elif self._part(name).offload == "model":
-            self.parts[name].to("cpu")
-        elif name in self.rests:
-            self.rests[name].offload_()
-        else:
+            self._fill(name, self._skeleton(name))
+            self._hooks[name] = self._hook(name)
+            self._loaded.discard(name)
+            self._root_groups.pop(name, None)
+        elif not self._offload(name):
             return
+        self._free()
+
+    def _offload(self, name: str) -> bool:
+        """Move a network from the device to RAM if the plan says so; whether it does."""
+        if self._part(name).offload == "model":
+            self.parts[name].to("cpu")
+        elif name in self._root_groups:
+            self._root_groups[name].offload_()
+        else:
+            return False
+        return True
+
+    def _free(self) -> None:
+        """Give memory that nothing uses any more back to the system and to the driver."""
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -96,35 +136,44 @@ class Residence:
         kind, folder = self.kinds[name], self.folder / name
         with torch.device("meta"):
             if issubclass(kind, ModelMixin):
-                made = kind.from_config(kind.load_config(folder, local_files_only=True))
+                network = kind.from_config(kind.load_config(folder, local_files_only=True))
             else:
-                made = kind(kind.config_class.from_pretrained(folder, local_files_only=True))
-        return torch.nn.Module.to(made, getattr(torch, self._part(name).dtype)).eval()
+                network = kind(kind.config_class.from_pretrained(folder, local_files_only=True))
+        return torch.nn.Module.to(network, getattr(torch, self._part(name).dtype)).eval()
 
     def _read(self, name: str) -> torch.nn.Module:
         """The network with its weights, quantised on the GPU while they are read if the plan says so."""
         kind, part = self.kinds[name], self._part(name)
         dtype = getattr(torch, part.dtype)
         ours = issubclass(kind, ModelMixin)
-        asked = {"torch_dtype" if ours else "dtype": dtype}
+        asked: dict[str, Any] = {"torch_dtype" if ours else "dtype": dtype}
         if part.quantisation in ("int8", "nf4"):
-            how = {"load_in_8bit": True} if part.quantisation == "int8" else {
-                "load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype,
-            }  # fmt: skip
+            how: dict[str, Any] = {"load_in_8bit": True}
+            if part.quantisation == "nf4":
+                how = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}
             asked["quantization_config"] = (DiffusersQuantisation if ours else TransformersQuantisation)(**how)
             asked["device_map"] = {"": self.device.index}
-        found = kind.from_pretrained(self.folder / name, use_safetensors=True, local_files_only=True, **asked)
-        return found.eval()
+        if name == "transformer" and self.files.single is not None:
+            asked.pop("device_map", None)
+            return read_single(self.files, asked.pop("torch_dtype"), **asked)
+        asked["variant"] = self.files.variant_of(name)
+        network = kind.from_pretrained(self.folder / name, use_safetensors=True, local_files_only=True, **asked)
+        return network.eval()
 
-    def _become(self, name: str, other: torch.nn.Module) -> None:
-        """Let the object that the pipeline holds be `other`, of the same class; a step cache stays switched on."""
-        part = self.parts[name]
-        kept = {key: part.__dict__[key] for key in ("_cache_config", "_step_cache_holder") if key in part.__dict__}
-        part.__dict__ = {**kept, **other.__dict__}
+    def _fill(self, name: str, source: torch.nn.Module) -> None:
+        """Give the object that the pipeline holds the contents of `source`, of the same class; step caches stay on.
+
+        `load_state_dict(assign=True)` would not do: bitsandbytes replaces layers, and some buffers are in no file.
+        Replacing `__dict__` at once leaves no moment in which another thread could read half a network.
+        """
+        network = self.parts[name]
+        self._hooks[name].remove()
+        kept = {key: vars(network)[key] for key in ("_cache_config",) if key in vars(network)}
+        network.__dict__ = {**kept, **vars(source)}
 
     def _prepare(self, name: str) -> None:
-        """What is changed about a network before it is placed: the order is the one diffusers' hooks need."""
-        part = self.parts[name]
+        """Change what has to be changed before the network is placed, in the order that diffusers' hooks need."""
+        part: Any = self.parts[name]
         if name == "vae":
             set_tiles(part, self.plan.tile)
             if self.plan.slicing:
@@ -143,7 +192,9 @@ class Residence:
             part.enable_cache(cache)
 
     def _place(self, name: str) -> None:
-        part, how = self.parts[name], self._part(name)
+        """Put the network where its offload says, and compile it if the plan says so."""
+        part: Any = self.parts[name]
+        how = self._part(name)
         if how.offload in ("group", "disk"):
             if how.offload == "group":
                 pin(part, self.device)
@@ -156,7 +207,7 @@ class Residence:
                 low_cpu_mem_usage=how.offload == "disk",
             )
             if name == "transformer":
-                self._keep_rest(name)
+                self._keep_root_group(name)
         elif how.offload == "sequential":
             accelerate.cpu_offload(part, self.device, offload_buffers=bool(part._parameters))
         elif how.quantisation not in ("int8", "nf4"):  # those were read onto the device
@@ -164,39 +215,82 @@ class Residence:
         if name == "transformer" and self.plan.compile:
             part.compile_repeated_blocks()
 
-    def _keep_rest(self, name: str) -> None:
-        """Leave what is in no block on the GPU between the steps; diffusers would bring it back in each of them."""
-        group = self.parts[name]._diffusers_hook.get_hook("group_offloading").group
-        group.offload_leader = None  # nobody's forward sends it away: `_leave` does
-        self.rests[name] = group
+    def _keep_root_group(self, name: str) -> None:
+        """Leave what is in no block on the GPU between the steps; diffusers would copy it there in each of them."""
+        registry: Any = self.parts[name]._diffusers_hook
+        group = registry.get_hook("group_offloading").group
+        group.offload_leader = None  # no module's forward offloads it: `_offload` does
+        self._root_groups[name] = group
 
-    def _watch(self, name: str) -> None:
-        """Bring the network when it is called, and say what to do when memory runs out."""
-        part = self.parts[name]
-        for call in CALLS.get(name, ("forward",)):
-            setattr(part, call, self._watched(name, call, getattr(part, call)))
+    def _hook(self, name: str) -> CallHook:
+        """Load the network when it is called, and say what to do when memory runs out."""
+        return CallHook(self.parts[name], CALLS.get(name, ("forward",)), functools.partial(self._call, name))
 
-    def _watched(self, name: str, call: str, inner):
-        @functools.wraps(inner)
-        def watched(*args, **kwargs):
-            absent = name not in self.there
+    def _call(self, name: str, method: str, inner: Callable, *args, **kwargs):
+        with self.lock:
             try:
-                part = self.require(name)
-                return getattr(part, call)(*args, **kwargs) if absent else inner(*args, **kwargs)
+                loaded = name in self._loaded
+                network = self.require(name)
+                return (inner if loaded else getattr(network, method))(*args, **kwargs)
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 if not ran_out(error):
                     raise
                 size = _size((*args, *kwargs.values()), self.parts["vae"])
                 raise out_of_memory(self.plan, STAGE[name], size, self.folder, error) from error
 
-        return watched
+
+class CallHook:
+    """A function around methods of one network, until it is removed.
+
+    A `diffusers.hooks.ModelHook` cannot do this in diffusers 0.42: it wraps `forward` alone, and what is called of a
+    VAE is `encode` and `decode`; and `HookRegistry.remove_hook` cuts off an outer hook with a forward of its own when
+    an inner one is removed, as group offloading's is after the first call. Once both are otherwise, this is one.
+    """
+
+    def __init__(self, network: torch.nn.Module, methods: tuple[str, ...], around: Callable) -> None:
+        """Wrap the methods.
+
+        Args:
+            network: Its instance gets the wrappers; its class stays as it is.
+            methods: Their names.
+            around: Called with a method's name, the method from before, and the arguments of the call.
+        """
+        self.network = network
+        self._before = {method: vars(network).get(method) for method in methods}
+        for method in methods:
+            inner = getattr(network, method)
+            setattr(network, method, _wrapped(functools.partial(around, method, inner), inner))
+
+    def remove(self) -> None:
+        """Give the network back the methods that it had."""
+        for method, before in self._before.items():
+            delattr(self.network, method)
+            if before is not None:
+                setattr(self.network, method, before)
+
+
+def _wrapped(outer: Callable, inner: Callable) -> Callable:
+    """`outer` under the name and signature of `inner`."""
+
+    @functools.wraps(inner)
+    def call(*args, **kwargs):
+        return outer(*args, **kwargs)
+
+    return call
 
 
 def pin(network: torch.nn.Module, device: torch.device) -> int:
-    """Put every block's weights into one piece of pinned RAM, from which copies run beside computation.
+    """Put every block's weights into one piece of pinned RAM, from which copies overlap with computation.
 
-    Returns how many blocks were. PyTorch's own pinning would round every tensor up to a power of two: half as much
-    again. The RAM is given back when the last weight is gone.
+    PyTorch's own pinning would round every tensor up to a power of two: half as much again. The RAM is unpinned when
+    the last weight in it is gone.
+
+    Args:
+        network: Its stacks of blocks are its children that are a ModuleList.
+        device: Nothing is pinned unless it is a CUDA device.
+
+    Returns:
+        How many blocks were pinned.
     """
     if device.type != "cuda":
         return 0
@@ -211,25 +305,26 @@ def pin(network: torch.nn.Module, device: torch.device) -> int:
                 places.append(places[-1] + -(-weight.numel() * weight.element_size() // ALIGN) * ALIGN)
             ram = np.empty(places[-1], np.uint8)
             for weight, place in zip(weights, places):
-                room = torch.from_numpy(ram)[place : place + weight.numel() * weight.element_size()].view(weight.dtype)
-                weight.data = room.view(weight.shape).copy_(weight.data)
+                pinned_bytes = torch.from_numpy(ram)[place : place + weight.numel() * weight.element_size()]
+                weight.data = pinned_bytes.view(weight.dtype).view(weight.shape).copy_(weight.data)
             # Where this fails, diffusers pins the tensors itself. Freed RAM that CUDA still believes to be pinned
-            # breaks the copies of whoever gets it next, so it is unpinned right before.
-            if int(torch.cuda.cudart().cudaHostRegister(ram.ctypes.data, ram.nbytes, 0)) == 0:
-                weakref.finalize(ram, torch.cuda.cudart().cudaHostUnregister, ram.ctypes.data).atexit = False
+            # breaks the copies of its next owner, so it is unpinned right before.
+            cuda: Any = torch.cuda.cudart()
+            if int(cuda.cudaHostRegister(ram.ctypes.data, ram.nbytes, 0)) == 0:
+                weakref.finalize(ram, cuda.cudaHostUnregister, ram.ctypes.data).atexit = False
                 pinned += 1
     return pinned
 
 
 def ran_out(error: BaseException) -> bool:
-    """Is this PyTorch's, cuBLAS' or cuDNN's way of saying that GPU memory ran out?"""
+    """Whether this is PyTorch's, cuBLAS' or cuDNN's way of saying that GPU memory ran out."""
     words = ("out of memory", "ALLOC_FAILED")
     return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
 
 
-def _size(given: tuple, vae) -> Size | None:
-    """The video's size, from the latents among a call's arguments."""
-    for value in given:
+def _size(arguments: tuple, vae) -> Size | None:
+    """The video's size, from the latents among the arguments of a call."""
+    for value in arguments:
         if isinstance(value, torch.Tensor) and value.ndim == 5:
             *_, t, h, w = value.shape
             space, time = vae.config.spatial_compression_ratio, vae.config.temporal_compression_ratio

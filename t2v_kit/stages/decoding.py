@@ -3,35 +3,55 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from diffusers.hooks import ModelHook
+from einops import rearrange
 
-from ..errors import UserError
+from ..errors import UserError, check_whole, is_whole
+from ..hunyuan.hooks import attach, detach
 
 if TYPE_CHECKING:
     from ..model.models import Models
 
+_frozen = itertools.count()
 
 
 @torch.no_grad()
 def decode(models: Models, latents: torch.Tensor) -> np.ndarray:
-    """Latents (1, C, T, H, W) as a video (frames, height, width, 3) uint8, 0 to 255.
+    """Turn latents into a video, with the same bits as the pipeline's frames.
 
-    frames = 4 (T - 1) + 1, height = 8 H, width = 8 W. The same bits as the pipeline's frames; tiling
-    is whatever models.pipe.vae is set to. Raises UserError for NaN or entirely black frames.
+    Args:
+        models: What `load` gave. Tiling is whatever models.pipe.vae is set to (`tiles`).
+        latents: (1, C, T, H, W), floating point.
+
+    Returns:
+        (frames, height, width, 3) uint8, 0 to 255: frames = 4 (T - 1) + 1, height = 8 H, width = 8 W.
+
+    Raises:
+        UserError: Another shape; or the frames are NaN or entirely black.
+
+    Example:
+        >>> models = load("pocket", device="cpu")
+        >>> decode(models, torch.randn(1, 16, 1, 4, 6)).shape
+        (1, 32, 48, 3)
     """
-    vae = models.network("vae")
-    if latents.ndim != 5 or latents.shape[0] != 1 or latents.shape[1] != vae.config.latent_channels:
-        raise UserError(f"latents {tuple(latents.shape)}: must be (1, {vae.config.latent_channels}, T, H, W).")
-    # To the VAE's dtype before dividing, as the pipeline does: the other order gives other bits.
-    scaled = latents.to(models.device, vae.dtype) / vae.config.scaling_factor
-    pixels = vae.decode(scaled, return_dict=False)[0]
-    finite = bool(torch.isfinite(pixels).all())
-    video = (models.pipe.video_processor.postprocess_video(pixels, output_type="np")[0] * 255).round()
-    models.pipe.maybe_free_model_hooks()
+    _check_latents(latents, models.pipe.vae.config.latent_channels)
+    with models.lock:
+        vae = models.network("vae")
+        try:
+            # To the VAE's dtype before dividing, as the pipeline does: the other order gives other bits.
+            scaled = latents.to(models.device, vae.dtype) / vae.config.scaling_factor
+            pixels = vae.decode(scaled, return_dict=False)[0]
+            finite = bool(torch.isfinite(pixels).all())
+            frames = models.pipe.video_processor.postprocess_video(pixels, output_type="np")
+        finally:
+            models.release()
+    video = (np.asarray(frames)[0] * 255).round()
     if not finite or not video.any():
         raise UserError(
             f"decode: the frames are {'entirely black' if finite else 'NaN'} with the VAE in {vae.dtype}. Likely "
@@ -43,19 +63,32 @@ def decode(models: Models, latents: torch.Tensor) -> np.ndarray:
 
 @torch.no_grad()
 def encode(models: Models, video: np.ndarray, seed: int | None = None) -> torch.Tensor:
-    """A video (frames, height, width, 3) uint8 as latents (1, C, T, H, W) float32, scaled for denoise.
+    """Turn a video into latents, scaled as `denoise` has them.
 
-    frames must be 4k+1, height and width multiples of 8. seed=None takes the middle of the VAE's
-    distribution, a seed draws from it. Raises UserError for another shape or dtype.
+    Args:
+        models: What `load` gave.
+        video: (frames, height, width, 3) uint8; frames 4k + 1, height and width multiples of 8.
+        seed: Draw from the VAE's distribution with this seed; None takes its middle.
+
+    Returns:
+        (1, C, T, H, W) float32 on the model's device.
+
+    Raises:
+        UserError: Another shape or dtype, or a seed that is not a whole number.
     """
-    vae = models.network("vae")
     _check_video(video, models.pipe.vae_scale_factor_temporal, models.pipe.vae_scale_factor_spatial)
-    pixels = torch.from_numpy(np.ascontiguousarray(video)).permute(3, 0, 1, 2)[None]
-    pixels = (pixels.float() / 127.5 - 1).to(models.device, vae.dtype)
-    spread = vae.encode(pixels).latent_dist
-    generator = None if seed is None else torch.Generator("cpu").manual_seed(seed)
-    latents = spread.mode() if seed is None else spread.sample(generator)
-    models.pipe.maybe_free_model_hooks()
+    generator = None
+    if seed is not None:
+        generator = torch.Generator("cpu").manual_seed(check_whole("seed", seed, 0, 2**63 - 1))
+    with models.lock:
+        vae = models.network("vae")
+        try:
+            pixels = rearrange(torch.from_numpy(np.ascontiguousarray(video)), "t h w c -> 1 c t h w")
+            pixels = (pixels.float() / 127.5 - 1).to(models.device, vae.dtype)
+            spread = vae.encode(pixels).latent_dist
+            latents = spread.mode() if generator is None else spread.sample(generator)
+        finally:
+            models.release()
     return latents.float() * vae.config.scaling_factor
 
 
@@ -65,13 +98,20 @@ def tiles(
 ) -> Iterator[None]:
     """Inside `with tiles(models, ...):`, `encode` and `decode` work piece by piece, which takes less memory.
 
-    pixels: height and width of a tile.  frames: its length (the VAE takes one more, to start from).
-    overlap, frame_overlap: by how many pixels and frames neighbours overlap; over these one fades into the
-    other.  None in place of a size: all at once. The defaults are diffusers' own, AutoencoderKLHunyuanVideo's
-    256 pixels every 192 and 16 frames every 12; without this, it tiles time only. Where a memory plan keeps one
+    The defaults are diffusers' own for AutoencoderKLHunyuanVideo: 256 pixels every 192 and 16 frames every 12; without
+    `tiles`, it tiles time only. The setting is the model's: it holds for every thread. Where a memory plan keeps one
     stage in memory at a time, it lasts until another stage begins.
-    Raises UserError unless sizes and overlaps are multiples of what the VAE makes one latent of (8 pixels,
-    4 frames), and an overlap is at most half a tile.
+
+    Args:
+        models: What `load` gave.
+        pixels: Height and width of a tile; None for the whole frame.
+        overlap: By how many pixels neighbours overlap; over these one fades into the other.
+        frames: Length of a tile (the VAE takes one more, to start from); None for all frames.
+        frame_overlap: By how many frames neighbours overlap.
+
+    Raises:
+        UserError: A size or overlap is not a multiple of what the VAE makes one latent of (8 pixels, 4 frames), or an
+            overlap is more than half a tile.
     """
     vae = models.network("vae")
     stride = _stride("pixels", pixels, "overlap", overlap, models.pipe.vae_scale_factor_spatial)
@@ -82,60 +122,67 @@ def tiles(
         if size is not None:
             wanted |= {f"tile_sample_min_{name}": size for name in sizes}
             wanted |= {f"tile_sample_stride_{name}": step for name in sizes}
-    before = {name: getattr(vae, name) for name in wanted}
-    vars(vae).update(wanted)
+    with models.lock:
+        before = {name: getattr(vae, name) for name in wanted}
+        vars(vae).update(wanted)
     try:
         yield
     finally:
-        vars(vae).update(before)
+        with models.lock:
+            vars(vae).update(before)
 
 
 @contextlib.contextmanager
 def frozen_norms(models: Models) -> Iterator[None]:
-    """Inside `with frozen_norms(models):`, the VAE's group norms keep the statistics of what they saw first.
+    """Inside `with frozen_norms(models):`, the VAE's group norms keep the statistics of their first input.
 
     A group norm takes mean and variance over all frames and pixels at once: the one part of this VAE through
     which later frames reach earlier ones, and why a tile differs from its part of the whole. With the first
-    clip's statistics kept for those after it (encoder and decoder each have their own), that way is closed.
+    clip's statistics kept for those after it (encoder and decoder each have their own), that way is closed. Blocks
+    may be nested: the innermost one counts.
+
+    Args:
+        models: What `load` gave.
     """
-    norms = [module for module in models.network("vae").modules() if isinstance(module, torch.nn.GroupNorm)]
-    before = [vars(norm).get("forward") for norm in norms]  # that of another frozen_norms around this one
-    for norm in norms:
-        norm.forward = _freezing(norm)
+    name = f"t2v_kit_frozen_norms_{next(_frozen)}"
+    with models.lock:
+        norms = [module for module in models.network("vae").modules() if isinstance(module, torch.nn.GroupNorm)]
+        for norm in norms:
+            attach(norm, _FrozenNorm(), name)
     try:
         yield
     finally:
-        for norm, outer in zip(norms, before):
-            del norm.forward  # the class's own shows again
-            if outer is not None:
-                norm.forward = outer
+        with models.lock:
+            for norm in norms:
+                detach(norm, name)
 
 
-def _freezing(norm: torch.nn.GroupNorm):
-    """`norm`'s forward, with the mean and deviation of its first input for all later ones."""
-    kept = []
+class _FrozenNorm(ModelHook):
+    """A group norm with the mean and deviation of its first input for all later ones."""
 
-    def forward(x: torch.Tensor) -> torch.Tensor:
-        groups = x.unflatten(1, (norm.num_groups, -1)).float()
-        if not kept:
+    def __init__(self) -> None:
+        super().__init__()
+        self.statistics: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def new_forward(self, norm: torch.nn.GroupNorm, x: torch.Tensor) -> torch.Tensor:
+        groups = rearrange(x, "b (g c) ... -> b g c ...", g=norm.num_groups).float()
+        if self.statistics is None:
             variance, mean = torch.var_mean(groups, tuple(range(2, groups.ndim)), correction=0, keepdim=True)
-            kept.extend((mean, (variance + norm.eps).sqrt()))
-        mean, deviation = kept
+            self.statistics = mean, (variance + norm.eps).sqrt()
+        mean, deviation = self.statistics
+        scaled = rearrange((groups - mean) / deviation, "b g c ... -> b (g c) ...").to(x.dtype)
         channels = (-1, *(1,) * (x.ndim - 2))
-        scaled = ((groups - mean) / deviation).flatten(1, 2).to(x.dtype)
         return scaled * norm.weight.view(channels) + norm.bias.view(channels)
-
-    return forward
 
 
 def _stride(name: str, size: int | None, overlap_name: str, overlap: int, unit: int) -> int:
     """How far one tile starts from the next; UserError unless it and the tile come out whole in latents."""
     if size is None:
         return 0
-    if not isinstance(size, int) or size < unit or size % unit:
+    if not is_whole(size) or size < unit or size % unit:
         near = max(unit, round(size / unit) * unit) if isinstance(size, (int, float)) else 4 * unit
         raise UserError(f"{name}={size!r}: must be a multiple of {unit}, the VAE's compression; {near} would work.")
-    if not isinstance(overlap, int) or overlap % unit or not 0 <= overlap <= size // 2:
+    if not is_whole(overlap) or overlap % unit or not 0 <= overlap <= size // 2:
         near = size // 2 // unit * unit
         if isinstance(overlap, (int, float)):
             near = min(max(round(overlap / unit) * unit, 0), near)
@@ -145,7 +192,19 @@ def _stride(name: str, size: int | None, overlap_name: str, overlap: int, unit: 
     return size - overlap
 
 
+def _check_latents(latents: object, channels: int) -> None:
+    """Refuse what the VAE would not decode, or would decode to nothing."""
+    if not isinstance(latents, torch.Tensor) or not latents.is_floating_point():
+        kind = latents.dtype if isinstance(latents, torch.Tensor) else type(latents).__name__
+        raise UserError(f"latents are {kind}: must be a tensor of floating point numbers; float32 would work.")
+    shape = tuple(latents.shape)
+    near = (1, channels, *(max(1, size) for size in (shape[-3:] if latents.ndim >= 3 else (1, 4, 6))))
+    if shape != near:
+        raise UserError(f"latents {shape}: must be (1, {channels}, T, H, W); {near} would work.")
+
+
 def _check_video(video: np.ndarray, temporal: int, spatial: int) -> None:
+    """Refuse what the VAE would not encode, or would cut."""
     if not isinstance(video, np.ndarray) or video.dtype != np.uint8 or video.ndim != 4 or video.shape[3] != 3:
         got = f"{video.dtype} {video.shape}" if isinstance(video, np.ndarray) else type(video).__name__
         raise UserError(f"video is {got}: must be a uint8 array (frames, height, width, 3).")

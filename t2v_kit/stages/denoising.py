@@ -1,4 +1,4 @@
-"""Stage 2: noise becomes latents, one step at a time. Everything that watches hangs on the Steps."""
+"""Stage 2: noise becomes latents, one step at a time. Observers consume the yielded Steps."""
 
 from __future__ import annotations
 
@@ -12,24 +12,26 @@ import torch
 from diffusers import FasterCacheConfig, HunyuanVideoTransformer3DModel, PyramidAttentionBroadcastConfig
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from ..errors import UserError, give_note
-from ..settings import Settings
-from .noise import make_scheduler
+from ..errors import UserError, check_whole, give_note
+from ..settings import Resolved, Settings
+from .noise import check_sigma, make_scheduler
 from .prompt import PromptEncoding, encode_prompt
 
 if TYPE_CHECKING:
     from ..model.models import Models
 
 
-
 @dataclass(frozen=True, eq=False)
 class Step:
     """One step of denoising.
 
-    index: 0 to num_inference_steps - 1.  sigma: the noise level the transformer was asked at, 1 to 0.
-    latents: (1, C, T, H, W) after the step, in the transformer's dtype.  predicted_clean: (1, C, T, H, W)
-    float32, where the straight line from before the step ends: latents - sigma * velocity.
-    seconds: the transformer's and the scheduler's time for this step.
+    Attributes:
+        index: 0 to num_inference_steps - 1.
+        sigma: The noise level at which the transformer was evaluated, 1 to 0.
+        latents: (1, C, T, H, W) after the step, in the transformer's dtype.
+        predicted_clean: (1, C, T, H, W) float32, where the straight line from before the step ends:
+            latents - sigma * velocity.
+        seconds: The transformer's and the scheduler's time for this step.
     """
 
     index: int
@@ -49,67 +51,97 @@ def denoise(
 ) -> Iterator[Step]:
     """Yield a Step for every step of the schedule; stop whenever you like.
 
-    latents: (1, C, T, H, W), float32 noise, or a Step's latents in their own dtype to go on behind it
-    with start = its index + 1.  negative: for true classifier-free guidance, encoded from
-    settings.negative_prompt when not given.  Gives the same bits as HunyuanVideoPipeline, also with a
-    step cache that models.pipe.transformer.enable_cache(config) switched on: every run starts and ends
-    with an empty one.  (SeaCacheConfig caches only here: it asks where in the schedule it is, which
-    the pipeline of diffusers 0.42 does not say.)  Raises UserError when latents turn NaN or constant, do
-    not belong to these settings, or when two runs take turns with one cache.
+    The bits are those of HunyuanVideoPipeline, also with a step cache that models.pipe.transformer.enable_cache(config)
+    has switched on: every run starts and ends with an empty one. (SeaCacheConfig skips steps only here: the pipeline of
+    diffusers 0.42 never tells SeaCache the step index, so it never skips there.) Several runs may take turns on one
+    model, or run in several threads; each step has the model to itself.
+
+    Args:
+        models: What `load` gave.
+        prompt: What `encode_prompt` gave.
+        latents: (1, C, T, H, W), float32 noise of `initial_latents`; to resume, a Step's latents in their own dtype.
+        settings: Size, steps, guidance and shift.
+        start: The first step to compute; to resume, pass `start=step.index + 1`.
+        negative: The negative prompt of true classifier-free guidance; by default settings.negative_prompt is encoded.
+
+    Yields:
+        Steps from `start` to the last.
+
+    Raises:
+        UserError: Latents or prompt do not fit these settings and this model, latents turn NaN or constant, or two
+            runs take turns with one step cache.
+
+    Example:
+        >>> models = load("pocket", device="cpu")
+        >>> settings = Settings("A red car.", num_frames=1, num_inference_steps=2)
+        >>> prompt, noise = encode_prompt(models, settings.prompt), initial_latents(models, settings)
+        >>> [step.index for step in denoise(models, prompt, noise, settings)]
+        [0, 1]
     """
-    settings = settings.check(models)
-    _check_latents(models, latents, settings, start)
-    if settings.true_cfg_scale > 1 and negative is None:
+    full = settings.check(models)
+    _check_run(models, latents, full, start)
+    _check_prompt(models, prompt)
+    if full.true_cfg_scale > 1 and negative is None:
+        assert full.negative_prompt is not None  # Settings refuse true_cfg_scale without one
         negative = encode_prompt(
-            models, settings.negative_prompt, settings.padded_prompt, allow_empty=True, name="negative_prompt"
+            models, full.negative_prompt, full.padded_prompt, allow_empty=True, name="negative_prompt"
         )
-    transformer = models.network("transformer")
-    dtype = transformer.dtype  # asked once: it walks all modules
-    scheduler = make_scheduler(models, settings)
-    scheduler.set_begin_index(start)
-    # In the transformer's dtype, as the pipeline does: in bfloat16 6.0 and 6.02 are the same guidance.
-    guidance = torch.tensor([settings.guidance_scale], dtype=dtype, device=models.device) * 1000.0
-    branches = {"cond": _conditions(prompt, guidance)}
-    if settings.true_cfg_scale > 1:
-        branches["uncond"] = _conditions(negative, guidance)
-    latents = latents.to(models.device)
-    cache = _StepCache(transformer, settings)
+    if negative is not None:
+        _check_prompt(models, negative)
+    with models.lock:
+        transformer = models.network("transformer")
+        dtype = transformer.dtype  # asked once: it walks all modules
+        scheduler = make_scheduler(models, full)
+        scheduler.set_begin_index(start)
+        # In the transformer's dtype, as the pipeline does: in bfloat16 6.0 and 6.02 are the same guidance.
+        guidance = torch.tensor([full.guidance_scale], dtype=dtype, device=models.device) * 1000.0
+        branches = {"cond": _conditions(prompt, guidance)}
+        if full.true_cfg_scale > 1 and negative is not None:
+            branches["uncond"] = _conditions(negative, guidance)
+        latents = latents.to(models.device)
+        cache = _StepCache(transformer, full)
     try:
-        for index in range(start, settings.num_inference_steps):
-            began = time.perf_counter()
-            cache.check()
-            timestep, sigma = scheduler.timesteps[index], scheduler.sigmas[index].item()
-            models.pipe._current_timestep = timestep  # step caches ask for it, some here and some in their context
-            where = {"step_index": index, "num_inference_steps": settings.num_inference_steps, "sigma": sigma}
-            velocity = _velocity(transformer, latents, timestep, branches, settings.true_cfg_scale, where)
-            clean = latents.float() - sigma * velocity.float()
-            latents = scheduler.step(velocity, timestep, latents, return_dict=False)[0]
-            _check_alive(latents, index, dtype)
-            yield Step(index, sigma, latents, clean, time.perf_counter() - began)
+        for index in range(start, full.num_inference_steps):
+            with models.lock:  # never held while the caller has the Step
+                began = time.perf_counter()
+                cache.check()
+                timestep, sigma = scheduler.timesteps[index], scheduler.sigmas[index].item()
+                where = {"step_index": index, "num_inference_steps": full.num_inference_steps, "sigma": sigma}
+                velocity = _velocity(models, transformer, latents, timestep, branches, full.true_cfg_scale, where)
+                clean = latents.float() - sigma * velocity.float()
+                latents = scheduler.step(velocity, timestep, latents, return_dict=False)[0]
+                _check_alive(latents, index, dtype)
+                seconds = time.perf_counter() - began
+            yield Step(index, sigma, latents, clean, seconds)
     finally:
-        models.pipe._current_timestep = None
-        cache.release()
+        with models.lock:
+            cache.release()
+            models.release()
 
 
 @torch.no_grad()
-def _velocity(transformer, latents, timestep, branches, true_cfg_scale, where) -> torch.Tensor:
-    """What the transformer says, (1, C, T, H, W); with two branches, steered away from the negative."""
-    told = {}
-    for name, conditions in branches.items():
-        with transformer.cache_context(name, timestep=timestep, **where):
-            told[name] = transformer(
-                hidden_states=latents.to(conditions["encoder_hidden_states"].dtype),
-                timestep=timestep.expand(1).to(latents.dtype),
-                return_dict=False,
-                **conditions,
-            )[0]
-    if "uncond" not in told:
-        return told["cond"]
-    return told["uncond"] + true_cfg_scale * (told["cond"] - told["uncond"])
+def _velocity(models: Models, transformer, latents, timestep, branches, true_cfg_scale, where) -> torch.Tensor:
+    """The transformer's velocity (1, C, T, H, W); with two branches, steered away from the negative."""
+    velocities = {}
+    models.pipe._current_timestep = timestep  # step caches ask for it, some here and some in their context
+    try:
+        for name, conditions in branches.items():
+            with transformer.cache_context(name, timestep=timestep, **where):
+                velocities[name] = transformer(
+                    hidden_states=latents.to(conditions["encoder_hidden_states"].dtype),
+                    timestep=timestep.expand(1).to(latents.dtype),
+                    return_dict=False,
+                    **conditions,
+                )[0]
+    finally:
+        models.pipe._current_timestep = None
+    if "uncond" not in velocities:
+        return velocities["cond"]
+    return velocities["uncond"] + true_cfg_scale * (velocities["cond"] - velocities["uncond"])
 
 
 def _conditions(prompt: PromptEncoding, guidance: torch.Tensor) -> dict[str, torch.Tensor]:
-    """A prompt as the transformer's keywords, moved to where and what `guidance` is."""
+    """A prompt as the transformer's keywords, with the device and dtype of `guidance`."""
     place = {"device": guidance.device, "dtype": guidance.dtype}
     return {
         "encoder_hidden_states": prompt.prompt_embeds.to(**place),
@@ -126,28 +158,94 @@ def velocity(
     sigma: float,
     guidance_scale: float | None = None,
 ) -> torch.Tensor:
-    """What the transformer answers to one question: the direction from video to noise, (1, C, T, H, W).
+    """One evaluation of the transformer: the predicted velocity, the direction from video to noise.
 
-    latents: (1, C, T, H, W) at noise level sigma, above 0 to 1, as `add_noise` mixes them. The training
-    loss is the mean squared difference of this to noise - video (https://arxiv.org/abs/2210.02747), and
-    latents - sigma * velocity the video it believes in.  guidance_scale: None for the model's default.
-    Raises UserError for a sigma that is no noise level, and while a step cache is on.
+    The training loss is the mean squared difference between it and noise - video
+    (https://arxiv.org/abs/2210.02747); latents - sigma * velocity is the video that the transformer predicts.
+
+    Args:
+        models: What `load` gave.
+        prompt: What `encode_prompt` gave.
+        latents: (1, C, T, H, W) at noise level sigma, as `add_noise` mixes them; H and W even, for patches of 2x2.
+        sigma: The noise level, above 0 to 1.
+        guidance_scale: Distilled guidance; None for the model's default.
+
+    Returns:
+        (1, C, T, H, W), in the transformer's dtype.
+
+    Raises:
+        UserError: sigma is no noise level, the latents do not have such a shape, the prompt is of another model, or a
+            step cache is on.
     """
-    if not 0 < sigma <= 1:
-        raise UserError(f"sigma={sigma}: must be above 0 (video) and at most 1 (noise); 0.5 would work.")
-    transformer = models.network("transformer")
-    if transformer.is_cache_enabled:
-        raise UserError("velocity with a step cache on: it would answer from other questions; disable_cache() works.")
-    scale = models.defaults["guidance_scale"] if guidance_scale is None else guidance_scale
-    guidance = torch.tensor([scale], dtype=transformer.dtype, device=models.device) * 1000.0
-    timestep = torch.tensor(sigma * models.pipe.scheduler.config.num_train_timesteps, device=models.device)
-    return _velocity(transformer, latents.to(models.device), timestep, {"cond": _conditions(prompt, guidance)}, 1.0, {})
+    level = check_sigma(sigma)
+    check_latents(models, latents)
+    _check_prompt(models, prompt)
+    with models.lock:
+        transformer = models.network("transformer")
+        if transformer.is_cache_enabled:
+            raise UserError(
+                "velocity with a step cache on: it would answer from other evaluations; disable_cache() works."
+            )
+        scale = models.defaults["guidance_scale"] if guidance_scale is None else guidance_scale
+        guidance = torch.tensor([scale], dtype=transformer.dtype, device=models.device) * 1000.0
+        timestep = torch.tensor(level * models.pipe.scheduler.config.num_train_timesteps, device=models.device)
+        branches = {"cond": _conditions(prompt, guidance)}
+        return _velocity(models, transformer, latents.to(models.device), timestep, branches, 1.0, {})
+
+
+def check_latents(models: Models, latents: object) -> torch.Tensor:
+    """Return latents that the transformer can cut into whole patches.
+
+    Args:
+        models: What `load` gave.
+        latents: (1, C, T, H, W), floating point.
+
+    Raises:
+        UserError: They are something else; the message has the nearest shape that works.
+    """
+    config = models.pipe.transformer.config
+    patch = (config.patch_size_t, config.patch_size, config.patch_size)
+    if not isinstance(latents, torch.Tensor) or not latents.is_floating_point():
+        kind = latents.dtype if isinstance(latents, torch.Tensor) else type(latents).__name__
+        raise UserError(f"latents are {kind}: must be a tensor of floating point numbers; float32 would work.")
+    shape = tuple(latents.shape)
+    size = shape[-3:] if latents.ndim >= 3 else (1, 2, 2)
+    near = (1, config.in_channels, *(max(side, n // side * side) for n, side in zip(size, patch)))
+    if shape != near:
+        raise UserError(
+            f"latents {shape}: must be (1, {config.in_channels}, T, H, W) with T, H and W multiples of the "
+            f"transformer's patches {patch}; {near} would work."
+        )
+    return latents
+
+
+def _check_prompt(models: Models, prompt: object) -> None:
+    """Refuse what is no encoded prompt, and one of another model."""
+    if not isinstance(prompt, PromptEncoding):
+        raise UserError(f"prompt={str(prompt)[:60]!r}: must be encoded; encode_prompt(models, text) would work.")
+    config = models.pipe.transformer.config
+    shapes = tuple(prompt.prompt_embeds.shape), tuple(prompt.mask.shape), tuple(prompt.pooled.shape)
+    length = shapes[0][1] if len(shapes[0]) == 3 else 0
+    wanted = ((1, length, config.text_embed_dim), (1, length), (1, config.pooled_projection_dim))
+    if shapes != wanted or not length:
+        wanted = ((1, "L", config.text_embed_dim), (1, "L"), (1, config.pooled_projection_dim))
+        raise UserError(
+            f"prompt with prompt_embeds, mask and pooled of {shapes}: this transformer reads {wanted}; encode_prompt "
+            "with the same model gives them."
+        )
 
 
 def count_work() -> FlopCounterMode:
-    """For `with count_work() as work:`; `work.get_total_flops()` is what was computed inside so far, in FLOPs.
+    """Count the arithmetic of a block of code: PyTorch's own counter, with attention on the CPU, which it leaves out.
 
-    PyTorch's counter, and attention as the CPU computes it, which that one leaves out.
+    Returns:
+        A context; its `get_total_flops()` is what has been computed inside so far, in FLOPs.
+
+    Example:
+        >>> with count_work() as work:
+        ...     _ = torch.randn(5, 6) @ torch.randn(6, 7)
+        >>> work.get_total_flops()
+        420
     """
 
     def attention(query, key, value, *rest, out_shape=None, **options) -> int:
@@ -160,11 +258,11 @@ def count_work() -> FlopCounterMode:
 class _StepCache:
     """One run's hold on whatever cache of diffusers is on: empty when the run starts and when it ends.
 
-    What a cache remembers lives in the transformer, where it would reach the next run, and where a second
-    run that takes turns with this one would read it; the latest run to start holds it.
+    A cache keeps its state in the transformer, where it would reach the next run, and where a second run that takes
+    turns with this one would read it; the latest run to start holds it.
     """
 
-    def __init__(self, transformer: HunyuanVideoTransformer3DModel, settings: Settings) -> None:
+    def __init__(self, transformer: HunyuanVideoTransformer3DModel, settings: Resolved) -> None:
         self.transformer, self.config = transformer, transformer._cache_config
         planned = getattr(self.config, "num_inference_steps", settings.num_inference_steps)
         if planned != settings.num_inference_steps:
@@ -186,17 +284,21 @@ class _StepCache:
         """Raise UserError when the cache is no longer the one that this run has filled."""
         if self.transformer._cache_config is not self.config:
             raise UserError("the step cache was switched on, off or over within a run; start the run again.")
-        if self.config is not None and self.transformer._step_cache_holder is not self:
-            raise UserError("a later run holds the step cache; disable_cache(), or one run after the other would work.")
+        if self.config is not None and getattr(self.transformer, "_step_cache_holder", None) is not self:
+            raise UserError(
+                "a later run holds the step cache, or its network has left the memory in between; disable_cache(), or "
+                "one stage after the other would work."
+            )
 
     def release(self) -> None:
         """Forget everything, unless a later run has begun to fill the cache."""
-        if self.transformer._step_cache_holder is self:
+        if getattr(self.transformer, "_step_cache_holder", None) is self:
             self.transformer._reset_stateful_cache()
             self.transformer._step_cache_holder = None
 
 
-def _check_latents(models: Models, latents: torch.Tensor, settings: Settings, start: int) -> None:
+def _check_run(models: Models, latents: torch.Tensor, settings: Resolved, start: int) -> None:
+    """Refuse latents of another size than the settings', and a start beyond the schedule."""
     pipe = models.pipe
     shape = (
         1,
@@ -205,10 +307,11 @@ def _check_latents(models: Models, latents: torch.Tensor, settings: Settings, st
         settings.height // pipe.vae_scale_factor_spatial,
         settings.width // pipe.vae_scale_factor_spatial,
     )
-    if tuple(latents.shape) != shape:
-        raise UserError(f"latents {tuple(latents.shape)}: these settings need {shape}; initial_latents gives them.")
-    if not 0 <= start <= settings.num_inference_steps:
-        raise UserError(f"start={start}: must be from 0 to num_inference_steps={settings.num_inference_steps}.")
+    if not isinstance(latents, torch.Tensor) or tuple(latents.shape) != shape:
+        got = tuple(latents.shape) if isinstance(latents, torch.Tensor) else type(latents).__name__
+        raise UserError(f"latents {got}: these settings need {shape}; initial_latents gives them.")
+    check_latents(models, latents)
+    check_whole("start", start, 0, settings.num_inference_steps)
     if 0 < start < settings.num_inference_steps and pipe.transformer.is_cache_enabled:
         give_note(f"start={start}: the step cache begins empty here; a run in one go may give other bits.")
 

@@ -7,6 +7,8 @@ import json
 import logging
 import os
 import re
+from collections.abc import Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,21 +17,26 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from ..atomic import write_whole
 from ..errors import UserError, check_text, give_note
 from ..hunyuan.tokens import CHAT, CLIP_TOKENS, LLM_TOKENS, check_length, prefix_tokens, token_rows
 
 if TYPE_CHECKING:
     from ..model.models import Models
 
+_quiet: ContextVar[bool] = ContextVar("quiet", default=False)
 
 
 @dataclass(frozen=True, eq=False)
 class PromptEncoding:
-    """What the transformer is told about the prompt.
+    """A prompt as the transformer reads it.
 
-    prompt_embeds: (1, L, D), the language model's third last hidden states, in its dtype.
-    mask: (1, L) int64, 1 for text and 0 for padding.  pooled: (1, P), CLIP's summary.
-    tokens: the L tokens as text.  text: the prompt itself.
+    Attributes:
+        prompt_embeds: (1, L, D), the language model's third last hidden states, in its dtype.
+        mask: (1, L) int64, 1 for text and 0 for padding.
+        pooled: (1, P), CLIP's summary.
+        tokens: The L tokens as text.
+        text: The prompt itself.
     """
 
     prompt_embeds: torch.Tensor
@@ -39,17 +46,27 @@ class PromptEncoding:
     text: str = ""
 
     def save(self, path: str | os.PathLike) -> Path:
-        """Write a safetensors file, under a temporary name first, and return its path."""
+        """Write a safetensors file, which is whole or absent.
+
+        Args:
+            path: The file; its folder must exist.
+
+        Returns:
+            The path.
+        """
         path = Path(path)
-        temporary = path.with_name(path.name + ".part")
         tensors = {name: getattr(self, name).contiguous() for name in ("prompt_embeds", "mask", "pooled")}
-        save_file(tensors, temporary, {"tokens": json.dumps(self.tokens), "text": self.text})
-        os.replace(temporary, path)
+        with write_whole(path) as temporary:
+            save_file(tensors, temporary, {"tokens": json.dumps(self.tokens), "text": self.text})
         return path
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> PromptEncoding:
-        """Read what `save` wrote, onto the CPU. Raises UserError if the file is missing or another."""
+        """Read what `save` wrote, onto the CPU.
+
+        Raises:
+            UserError: The file is missing or something else.
+        """
         try:
             with safe_open(path, framework="pt") as file:
                 # Cloned to where PyTorch puts tensors: in a file one begins at any byte, and the last bits of a CPU's
@@ -72,12 +89,29 @@ def encode_prompt(
 ) -> PromptEncoding:
     """Encode a prompt exactly as the pipeline does.
 
-    padded=False cuts the padding off: the same mathematics with fewer tokens to attend to.
-    padded=True keeps all 256, as a plain pipeline call does.  allow_empty: also take "", the
-    unconditional prompt.  instruction: another system instruction than the model's own (`prompt_template`).
-    name: the setting that the text is, for messages.
-    Raises UserError for text that is blank or over 256 tokens; warns once of a prompt over CLIP's 77
-    tokens, and of words that the model's vocabulary.txt does not list.
+    Args:
+        models: What `load` gave.
+        text: The prompt, at most 256 tokens.
+        padded: False cuts the padding off: the same mathematics with fewer tokens to attend to. True keeps all 256, as
+            a plain pipeline call does.
+        allow_empty: Also take "", the unconditional prompt.
+        instruction: A system instruction in place of the model's own (`prompt_template`).
+        name: The setting that the text is, for messages.
+
+    Returns:
+        The embeddings, on the model's device.
+
+    Raises:
+        UserError: The text is blank or over 256 tokens.
+
+    Warns:
+        UserWarning: Once a run, of a prompt over CLIP's 77 tokens, and of words that the model's vocabulary.txt does
+            not list.
+
+    Example:
+        >>> models = load("pocket", device="cpu")
+        >>> encode_prompt(models, "A red car on the beach.").prompt_embeds.shape
+        torch.Size([1, 8, 256])
     """
     check_text(name, text, allow_empty)
     template = prompt_template(models, instruction)
@@ -85,22 +119,32 @@ def encode_prompt(
     count = check_length(text, rows, name)
     for note in prompt_notes(models, text, name):
         give_note(note, models.notes_given)
-    with _quiet_pipeline():
+    with models.lock, _clip_note_silenced():
         models.network("text_encoder")
-        embeds, pooled, mask = models.pipe.encode_prompt(
-            text, prompt_template=template, device=models.device, max_sequence_length=LLM_TOKENS
-        )
+        try:
+            embeds, pooled, mask = models.pipe.encode_prompt(
+                text, prompt_template=template, device=models.device, max_sequence_length=LLM_TOKENS
+            )
+        finally:
+            models.release()
     length = mask.shape[1] if padded else count
     tokens = [row["token"] for row in rows if not row["cropped"]][:length]
     return PromptEncoding(embeds[:, :length].clone(), mask[:, :length].clone(), pooled, tokens, text)
 
 
 def prompt_template(models: Models, instruction: str | None = None, tokenizer=None) -> dict:
-    """{"template", "crop_start"} as the pipeline takes it: what is put around a prompt, and how much is cut off.
+    """Return what is put around a prompt, and how many tokens of it are cut off afterwards.
 
-    instruction: the system's words before the prompt, in Llama 3's chat format; None leaves the model's own.
-    tokenizer: another than the model's own; the crop is then counted in its tokens.
-    Raises UserError for an instruction that is no text, or so long that no room is left for 256 tokens.
+    Args:
+        models: What `load` gave.
+        instruction: The system's words before the prompt, in Llama 3's chat format; None leaves the model's own.
+        tokenizer: Count the crop in the tokens of this one; None uses the model's.
+
+    Returns:
+        {"template": text with {} for the prompt, "crop_start": tokens}, as the pipeline takes it.
+
+    Raises:
+        UserError: The instruction is not text, or is so long that fewer than 256 tokens are left for the prompt.
     """
     if instruction is None and tokenizer is None:
         return models.template
@@ -108,35 +152,41 @@ def prompt_template(models: Models, instruction: str | None = None, tokenizer=No
     if instruction is not None:
         words = check_text("instruction", instruction, allow_empty=True).replace("{", "{{").replace("}", "}}")
         template = CHAT.replace("SYSTEM", words)
-    crop = len(prefix_tokens(tokenizer or models.pipe.tokenizer, template))
+    crop = len(prefix_tokens(tokenizer or models.counter("tokenizer"), template))
     if not crop:
         raise UserError(
             f"tokenizer: joins {template.split('{}')[0][-20:]!r} with a prompt; one in Llama 3's style works."
         )
-    room = models.pipe.text_encoder.config.max_position_embeddings - LLM_TOKENS
-    if instruction is not None and crop > room:
+    longest = models.pipe.text_encoder.config.max_position_embeddings - LLM_TOKENS
+    if instruction is not None and crop > longest:
         raise UserError(
             f"instruction={instruction[:60] + '...'!r}: takes {crop} tokens with its frame, and beside {LLM_TOKENS} "
-            f"of prompt this language model has room for {room}; a shorter one would work."
+            f"of prompt this language model has room for {longest}; a shorter one would work."
         )
     return {"template": template, "crop_start": crop}
 
 
 def token_table(models: Models, text: str, instruction: str | None = None, tokenizer=None) -> list[dict]:
-    """Every token that the language model reads, in order, as rows of a table.
+    """List every token that the language model reads, in order, as rows of a table. Nothing is truncated.
 
-    A row is a dict: index, token (as text), id, cropped (belongs to the instruction before the
-    prompt: read, then cut off), pad (fills up to 256; masked). Nothing is truncated here.
-    instruction and tokenizer: others than the model's own, as in `prompt_template`.
+    Args:
+        models: What `load` gave.
+        text: The prompt.
+        instruction: As in `prompt_template`.
+        tokenizer: As in `prompt_template`.
+
+    Returns:
+        A dict for each token: index, token (as text), id, cropped (it belongs to the instruction before the prompt:
+        read, then cut off), pad (it fills up to 256, and is masked).
     """
     template = prompt_template(models, instruction, tokenizer)
-    return token_rows(tokenizer or models.pipe.tokenizer, template, text)
+    return token_rows(tokenizer or models.counter("tokenizer"), template, text)
 
 
 def prompt_notes(models: Models, text: str, name: str = "prompt") -> list[str]:
-    """What is allowed but worth knowing about a prompt; `encode_prompt` tells each once."""
+    """What is allowed but worth knowing about a prompt; `encode_prompt` gives each note once."""
     notes = []
-    count = len(models.pipe.tokenizer_2(text, verbose=False).input_ids)
+    count = len(models.counter("tokenizer_2")(text, verbose=False).input_ids)
     if count > CLIP_TOKENS:
         notes.append(
             f"{name}={text[:60] + '...'!r}: CLIP reads {CLIP_TOKENS} of its {count} tokens; "
@@ -153,12 +203,18 @@ def prompt_notes(models: Models, text: str, name: str = "prompt") -> list[str]:
 
 
 @contextlib.contextmanager
-def _quiet_pipeline():
-    """Silence the pipeline's own note about CLIP's limit at each call: give_note has said it."""
-    log = logging.getLogger("diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video")
-    level = log.level
-    log.setLevel(logging.ERROR)
+def _clip_note_silenced() -> Iterator[None]:
+    """Silence the pipeline's own note about CLIP's limit in this thread: give_note has given it."""
+    token = _quiet.set(True)
     try:
         yield
     finally:
-        log.setLevel(level)
+        _quiet.reset(token)
+
+
+def _passes(record: logging.LogRecord) -> bool:
+    """Whether a log record of the pipeline is shown: all but the one note, all of other threads."""
+    return not (_quiet.get() and "CLIP can only handle" in str(record.msg))
+
+
+logging.getLogger("diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video").addFilter(_passes)
