@@ -1,10 +1,6 @@
-"""The tables in README.md that hold measurements, made from benchmarks/results/*.json.
+"""Tables of measurements as Markdown, made from benchmarks/results and the model's evaluation.json.
 
-    python -m benchmarks.table            # print them
-    python -m benchmarks.table --write    # put them between their marks in README.md
-    python -m benchmarks.table --check    # exit status 1 when README.md has other ones
-
-A mark is a line `<!-- benchmarks: NAME -->`, its end `<!-- end -->`; NAME is memory or speed.
+`python -m benchmarks.figures --write` puts them between their marks in README.md and the other documents.
 """
 
 from __future__ import annotations
@@ -12,9 +8,8 @@ from __future__ import annotations
 import t2v_kit  # noqa: F401  (first: it makes torchvision importable)
 
 # isort: split
-import argparse
 import json
-import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from benchmarks.common import RESULTS
@@ -22,53 +17,61 @@ from benchmarks.rows import SIZES
 from t2v_kit.memory.estimate import estimate
 from t2v_kit.memory.plan import Plan, Size
 
-README = Path(__file__).parents[1] / "README.md"
-MARKED = re.compile(r"(<!-- benchmarks: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+POCKET = Path(__file__).parents[1] / "t2v_kit" / "pocket"
 STAGES = ("encode", "denoise", "decode", "whole")
+UNGRADED = ("prompts", "facing", "clean")  # of a verdict: what is no attribute of the prompt
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--write", action="store_true")
-    parser.add_argument("--check", action="store_true")
-    args = parser.parse_args()
-    text = README.read_text("utf-8")
-    if args.check:
-        trouble = stale(text)
-        print(trouble or "the tables are those of benchmarks/results")
-        return int(bool(trouble))
-    if args.write:
-        README.write_text(renewed(text), "utf-8")
-    else:
-        print("\n\n".join(f"{name}\n\n{table}" for name, table in tables().items()))
-    return 0
+def tables(folders: Iterable[Path] = (RESULTS, POCKET)) -> dict[str, str]:
+    """Every table whose measurements are in one of `folders`, by name, as Markdown."""
+    makers = {"memory": ("memory", memory), "speed": ("speed", speed)}
+    makers |= {"adherence": ("evaluation", adherence), "guidance": ("evaluation", guidance)}
+    made = {}
+    for name, (file, make) in makers.items():
+        path = next((folder / f"{file}.json" for folder in folders if (folder / f"{file}.json").exists()), None)
+        table = make(json.loads(path.read_text("utf-8"))) if path else None
+        if table:
+            made[name] = table
+    return made
 
 
-def tables(results: Path = RESULTS) -> dict[str, str]:
-    """Each table whose results are there, as Markdown."""
-    makers = {"memory": memory, "speed": speed}
-    return {
-        name: make(json.loads((results / f"{name}.json").read_text("utf-8")))
-        for name, make in makers.items()
-        if (results / f"{name}.json").exists()
-    }
+def adherence(report: dict) -> str | None:
+    """A row a group of prompts: the share that the judge found right, by attribute and in everything."""
+    if "adherence" not in report:
+        return None
+    own = report["adherence"]
+    count = own["prompts"]
+    rows = {f"{count} held-out prompts": own["adherence"], "of them, with one subject": own["one_subject"]}
+    rows |= {"of them, with two subjects": own["two_subjects"]}
+    rows |= {f"ceiling: the same {count} scenes, drawn and through the VAE": own["ceiling"]}
+    if "by_hand" in report:
+        whole = next(row for name, row in report["by_hand"].items() if name.startswith("all"))
+        rows[f"written by hand ({whole['prompts']}), of which"] = whole
+        for kind, row in report["by_hand"]["by_kind"].items():
+            rows[f"{kind.replace('_', ' ')} ({row['prompts']})"] = row
+    names = [name for name in own["adherence"] if name not in UNGRADED]
+    lines = ["| | " + " | ".join("everything" if name == "all" else name for name in names) + " |"]
+    lines.append("|---" * (len(names) + 1) + "|")
+    for title, row in rows.items():
+        lines.append(f"| {title} | " + " | ".join(f"{row[name]:.0%}" if name in row else "" for name in names) + " |")
+    return "\n".join(lines).replace("%", " %")
 
 
-def renewed(text: str, results: Path = RESULTS) -> str:
-    """README's text with every marked table as the results have it."""
-    made = tables(results)
-    return MARKED.sub(lambda found: found[1] + made.get(found[2], "Not measured yet.") + "\n" + found[3], text)
-
-
-def stale(text: str, results: Path = RESULTS) -> str | None:
-    """What is wrong with README's tables, None when nothing is."""
-    marked = {name for _, name, _ in MARKED.findall(text)}
-    missing = set(tables(results)) - marked
-    if missing:
-        return f"README.md has no place for {', '.join(sorted(missing))}: a line '<!-- benchmarks: NAME -->'"
-    if renewed(text, results) != text:
-        return "README.md has other numbers than benchmarks/results: run python -m benchmarks.table --write"
-    return None
+def guidance(report: dict) -> str | None:
+    """A row a guidance scale: what the knob does to videos, and how far it is from guidance asked for twice."""
+    if "guidance" not in report:
+        return None
+    titles = ["guidance", "everything right", "diversity over seeds", "saturation"]
+    titles += ["distance from its teacher's guidance", "the same, if the knob did nothing"]
+    lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
+    for scale, row in report["guidance"].items():
+        if not isinstance(row, dict) or "adherence" not in row:
+            continue
+        cells = [scale, f"{row['adherence']['all']:.0%}", f"{row['diversity_features']:.1f}", f"{row['chroma']:.3f}"]
+        for name in ("velocity_error", "velocity_error_without_knob"):
+            cells.append(f"{row[name]:.0%}" if name in row else "")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines).replace("%", " %")
 
 
 def memory(report: dict) -> str:
@@ -139,14 +142,13 @@ def speed(report: dict) -> str:
             f"| {size.replace('x', ' x ')} | {kind}{warm} | {row['seconds']:.2f} | {faster} | {different} "
             f"| {row.get('gpu_gib_beside_weights', '')} |"
         )
-    return "\n".join([*lines, "", f"One {report['device']}, {report['date'][:10]}, random weights, uncapped."])
+    versions = f"torch {report['versions']['torch']}, diffusers {report['versions']['diffusers']}"
+    return "\n".join(
+        [*lines, "", f"One {report['device']}, {report['date'][:10]}, random weights, uncapped; {versions}."]
+    )
 
 
 def _spread(rows: dict, key: str) -> str:
     values = [row[key] for row in rows.values() if key in row]
     ends = dict.fromkeys((min(values, default=0), max(values, default=0)))
     return " to ".join(f"{end:g}" for end in ends) if values else "unknown"
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -33,7 +33,7 @@ _MODULES = {
     "stages.upscaling.weights": ("load_upscaler",),
     "video.files": ("read_metadata", "save_video", "video_reader", "video_writer"),
     "video.metrics": ("flicker", "psnr", "ssim", "still_pixels"),
-    "view.diagram.drawing": ("show_diagram",),
+    "view.diagram": ("show_diagram",),
     "view.latents": ("fit_rgb", "preview_rgb", "tile_channels"),
     "view.pictures": ("contact_sheet", "side_by_side", "stills"),
     "view.players": ("animation", "show_image", "show_video"),

@@ -13,12 +13,27 @@ _notes_of_this_run: ContextVar[set[str] | None] = ContextVar("notes_of_this_run"
 
 
 class UserError(ValueError):
-    """A mistake in what the user gave: one line with the value, the rule, and what would work."""
+    """A mistake in what the user gave: one line with the value, the rule, and what would work.
+
+    Args:
+        message: The line.
+        setting: The setting or argument with the mistake, such as "num_frames"; None when it is not about one alone.
+            An interface shows the line beside that control.
+
+    Example:
+        >>> raise UserError("num_frames=32: must be 4k + 1; 29 or 33 would work.", setting="num_frames")
+        Traceback (most recent call last):
+        t2v_kit.errors.UserError: num_frames=32: must be 4k + 1; 29 or 33 would work.
+    """
+
+    def __init__(self, message: str, *, setting: str | None = None) -> None:
+        super().__init__(message)
+        self.setting = setting
 
 
 @contextlib.contextmanager
 def fresh_notes() -> Iterator[None]:
-    """Inside, every note is given again, and each only once. `generate` opens one such scope for each run."""
+    """A scope in which every note is given again, and each only once. `generate` opens one for each run."""
     token = _notes_of_this_run.set(set())
     try:
         yield
@@ -29,7 +44,7 @@ def fresh_notes() -> Iterator[None]:
 def give_note(message: str, given: set[str] | None = None) -> None:
     """Warn with `message`, unless the same note was given before in this run.
 
-    The warning carries the package's name instead of a line of code: it is about what was asked.
+    The warning names the package instead of a line of code, because it is about the user's request.
 
     Args:
         message: One line.
@@ -43,6 +58,15 @@ def give_note(message: str, given: set[str] | None = None) -> None:
             return
         given.add(message)
     warnings.warn_explicit(message, UserWarning, "t2v-kit", 1)
+
+
+def quoted(value: object, longest: int = 200) -> str:
+    """`repr` of a user's value for an error message: one line of at most `longest` characters."""
+    try:
+        text = " ".join(line.strip() for line in repr(value).splitlines())
+    except Exception:  # an integer of over 4300 digits, or a `__repr__` that fails
+        return f"<{type(value).__name__}>"
+    return text if len(text) <= longest else f"{text[: longest - 3]}..."
 
 
 def near_match(word: object, known: Iterable[str]) -> str | None:
@@ -62,23 +86,30 @@ def did_you_mean(word: object, known: Iterable[str], otherwise: str = "") -> str
 def check_text(name: str, value: object, allow_empty: bool = False) -> str:
     """Return `value` if it is text that can be written down.
 
+    Args:
+        name: What the text is, for the message.
+        value: The text.
+        allow_empty: Whether blank text is allowed.
+
     Raises:
-        UserError: It is not text, is blank and may not be, or holds half a character.
+        UserError: `value` is not a string, is blank and may not be, or contains half a surrogate pair.
     """
     example = "'A red car on the street.' would work."
     if not isinstance(value, str):
-        raise UserError(f"{name}={value!r}: must be text, not {type(value).__name__}; {example}")
-    if not value.strip() and not allow_empty:
-        raise UserError(f"{name}={value!r}: is empty; {example}")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise UserError(f"{name}={value!r}: holds half a character at {error.start}; {example}") from None
-    return value
+        reason = f"must be text, not {type(value).__name__}"
+    elif not value.strip() and not allow_empty:
+        reason = "is empty"
+    else:
+        try:
+            value.encode("utf-8")
+            return value
+        except UnicodeEncodeError as error:
+            reason = f"holds half a character at {error.start}"
+    raise UserError(f"{name}={quoted(value)}: {reason}; {example}", setting=name)
 
 
 def is_whole(value: object) -> bool:
-    """Whether `value` is a whole number. A bool is one to Python, and is not one here."""
+    """Whether `value` is an integer; True and False do not count as integers."""
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
@@ -106,4 +137,7 @@ def check_whole(
         if isinstance(value, numbers.Real) and not isinstance(value, bool) and value == value:
             near = max(value, lowest) if highest is None else min(max(value, lowest), highest)
             works = round(near) if abs(near) != float("inf") else lowest
-    raise UserError(f"{name}={value!r}: must be a whole number{f' of {unit}' * bool(unit)} {span}; {works} would work.")
+    raise UserError(
+        f"{name}={quoted(value)}: must be a whole number{f' of {unit}' * bool(unit)} {span}; {works} would work.",
+        setting=name,
+    )

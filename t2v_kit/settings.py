@@ -1,7 +1,7 @@
-"""What a video is made with: `Settings`, one frozen dataclass that holds data and nothing else.
+"""`Settings`: everything that decides a video besides the model, as one frozen dataclass of plain data.
 
-What a knob is (its range and the reason for it, its label, step and help) is said here once, in each field's metadata;
-the command line, the panel and the documentation read it from `KNOBS`.
+Each knob is described here once, in its field's metadata: its range and the reason for it, label, step and help. The
+command line, the panel and the documentation read it from `KNOBS`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import numbers
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from .errors import UserError, check_text, did_you_mean
+from .errors import UserError, check_text, did_you_mean, quoted
 
 # Four times 720x1280x129, HunyuanVideo's largest published size, in tokens of 4x16x16 pixels.
 MAX_VIDEO_TOKENS = 4 * 118_800
@@ -19,15 +19,16 @@ MAX_VIDEO_TOKENS = 4 * 118_800
 
 @dataclass(frozen=True)
 class Knob:
-    """What one setting is.
+    """The description of one setting.
 
     Attributes:
         kind: "text", "whole" (a whole number), "real" (a number) or "flag" (True or False).
         label: Its name in the panel.
         help: What it does, in a sentence or two.
-        lowest, highest: The range of a number; beyond it lie typing mistakes rather than wishes.
+        lowest, highest: The range of a number; values beyond it are typing mistakes rather than wishes.
         reason: Where the range comes from.
-        step: The distance of a slider's stops.
+        step: The distance between a slider's stops, counted from `lowest`.
+        slider: The lowest and highest stop of a slider. Its highest stop is at least twice the model's default.
     """
 
     kind: str
@@ -37,18 +38,29 @@ class Knob:
     highest: float = 0
     reason: str = ""
     step: float = 1
+    slider: tuple[float, float] = (0, 0)
+
+    def nearest(self, value: float) -> int | float:
+        """The allowed number nearest to `value`; for a whole number, one of a slider's stops."""
+        near = min(max(value, self.lowest), self.highest)
+        if self.kind != "whole":
+            return near
+        lowest, step = int(self.lowest), int(self.step)
+        stop = lowest + (round(near) - lowest + step // 2) // step * step
+        return stop if stop <= self.highest else stop - step
+
+    def slider_range(self, default: float | None = None) -> tuple[float, float]:
+        """The lowest and highest stop of a slider, for a model with this default."""
+        low, high = self.slider
+        return low, high if default is None else max(high, self.nearest(2 * default))
 
 
 def _text(label: str, help: str, **default) -> Any:
     return field(**default, metadata={"knob": Knob("text", label, help)})
 
 
-def _whole(default, label: str, help: str, lowest: int, highest: int, reason: str, step: int = 1) -> Any:
-    return field(default=default, metadata={"knob": Knob("whole", label, help, lowest, highest, reason, step)})
-
-
-def _real(default, label: str, help: str, lowest: float, highest: float, reason: str, step: float = 0.1) -> Any:
-    return field(default=default, metadata={"knob": Knob("real", label, help, lowest, highest, reason, step)})
+def _number(kind: str, default, label: str, help: str, span: tuple, reason: str, step: float, slider: tuple) -> Any:
+    return field(default=default, metadata={"knob": Knob(kind, label, help, *span, reason, step, slider)})
 
 
 def _flag(default: bool, label: str, help: str) -> Any:
@@ -76,7 +88,7 @@ class Settings:
         padded_prompt: Keep the prompt's padding, as a plain pipeline call does (slower).
 
     Raises:
-        UserError: A value of the wrong type or out of range. `check` adds the model's limits.
+        UserError: A value has the wrong type or is out of range; `check` adds the model's limits.
 
     Example:
         >>> Settings("A red car on the beach.", seed=7).seed
@@ -86,77 +98,92 @@ class Settings:
     prompt: str = _text(
         "prompt", "What the video shows. Pocket knows the words of its cartoon world; HunyuanVideo reads any sentence."
     )
-    height: int | None = _whole(None, "height", f"Height in pixels, {_SIDE}", 16, 4096, "pixels", 16)
-    width: int | None = _whole(None, "width", f"Width in pixels, {_SIDE}", 16, 4096, "pixels", 16)
-    num_frames: int | None = _whole(
+    height: int | None = _number(
+        "whole", None, "height", f"Height in pixels, {_SIDE}", (16, 4096), "pixels", 16, slider=(32, 32)
+    )
+    width: int | None = _number(
+        "whole", None, "width", f"Width in pixels, {_SIDE}", (16, 4096), "pixels", 16, slider=(32, 32)
+    )
+    num_frames: int | None = _number(
+        "whole",
         None,
         "frames",
-        "Frames of the video: 4k + 1, as 17 or 33, because the VAE keeps the first frame by itself and packs the "
-        "others by fours.",
-        1,
-        1001,
+        "Frames of the video: 4k + 1, such as 17 or 33, because the VAE keeps the first frame by itself and packs the "
+        "others in groups of four.",
+        (1, 1001),
         "frames",
         4,
+        slider=(1, 5),
     )
-    num_inference_steps: int | None = _whole(
+    num_inference_steps: int | None = _number(
+        "whole",
         None,
         "steps",
         "Denoising steps: how often the transformer is evaluated. Few are quick and rough; time grows with them.",
-        1,
-        1000,
+        (1, 1000),
         "the flow was trained on 1000 timesteps",
+        1,
+        slider=(1, 50),
     )
-    guidance_scale: float | None = _real(
+    guidance_scale: float | None = _number(
+        "real",
         None,
         "guidance",
         "How strongly the prompt is followed. One number handed to the transformer, which was trained with it "
         "(distilled guidance): it costs no time.",
-        0.0,
-        100.0,
+        (0.0, 100.0),
         "distilled guidance is trained from 1 to about 8",
+        0.1,
+        slider=(1.0, 12.0),
     )
-    flow_shift: float | None = _real(
+    flow_shift: float | None = _number(
+        "real",
         None,
         "flow shift",
         "Where the steps are spent: 1 evenly; higher values stay longer at high noise, where layout is made. Bigger "
         "videos want more.",
-        0.1,
-        100.0,
+        (0.1, 100.0),
         "1 leaves the sigmas as they are; HunyuanVideo uses 7",
         0.5,
+        slider=(1.0, 12.0),
     )
-    seed: int = _whole(
+    seed: int = _number(
+        "whole",
         0,
         "seed",
         "Which noise the video grows out of. The same seed and settings give the same video.",
-        0,
-        2**63 - 1,
+        (0, 2**63 - 1),
         "torch.Generator takes a 64-bit integer",
+        1,
+        slider=(0, 2**31 - 1),
     )
-    fps: float | None = _real(
+    fps: float | None = _number(
+        "real",
         None,
         "frames/s",
         "Frames a second of the file. It changes how fast the video plays, not what is drawn.",
-        1.0,
-        240.0,
+        (1.0, 240.0),
         "frames a second",
         1.0,
+        slider=(1.0, 60.0),
     )
     negative_prompt: str | None = _text(
         "negative", "What to steer away from. It acts when true_cfg_scale is above 1.", default=None
     )
-    true_cfg_scale: float = _real(
+    true_cfg_scale: float = _number(
+        "real",
         1.0,
         "true CFG",
         "Classifier-free guidance proper: two evaluations a step, so twice the time. 1 switches it off.",
-        1.0,
-        100.0,
+        (1.0, 100.0),
         "1 switches true classifier-free guidance off",
+        0.1,
+        slider=(1.0, 10.0),
     )
     padded_prompt: bool = _flag(
         False,
         "keep the prompt's padding",
-        "Keep the prompt's padding of 256 tokens, as a plain pipeline call does: slower, other bits.",
+        "Keep the prompt's padding of 256 tokens, as a plain pipeline call does: slower, and not the same bits.",
     )
 
     def __post_init__(self) -> None:
@@ -168,30 +195,34 @@ class Settings:
                 check_text(each.name, value, allow_empty=each.name == "negative_prompt")
             elif knob.kind == "flag":
                 if not isinstance(value, bool):
-                    raise UserError(f"{each.name}={value!r}: must be True or False; {each.default} is the default.")
+                    raise UserError(
+                        f"{each.name}={quoted(value)}: must be True or False; {each.default} is the default.",
+                        setting=each.name,
+                    )
             else:
-                object.__setattr__(self, each.name, _number(each.name, value, knob))
+                object.__setattr__(self, each.name, _checked_number(each.name, value, knob))
         if self.true_cfg_scale > 1 and self.negative_prompt is None:
             raise UserError(
                 f"true_cfg_scale={self.true_cfg_scale}: needs a negative_prompt to steer away from; "
-                'negative_prompt="" works, and so does true_cfg_scale=1.'
+                'negative_prompt="" works, and so does true_cfg_scale=1.',
+                setting="true_cfg_scale",
             )
 
     def check(self, models: SettingsChecker) -> Resolved:
         """Complete the settings with the model's defaults and check them against what it can do.
 
         Args:
-            models: What `load` gave.
+            models: A loaded model, as `load` returns it.
 
         Returns:
             The complete settings; no field that a model has a default for is None.
 
         Raises:
-            UserError: A size is not a multiple the model needs, guidance_scale does not fit the transformer's dtype,
-                or a prompt is over 256 tokens.
+            UserError: A size is not a multiple that the model needs, guidance_scale does not fit the transformer's
+                dtype, or a prompt is longer than 256 tokens.
 
         Warns:
-            UserWarning: Once a run, for what is allowed but worth knowing, such as a size it was not trained on.
+            UserWarning: Once a run, for values that are allowed but unwise, such as a size it was not trained on.
         """
         return models.check(self)
 
@@ -201,7 +232,7 @@ KNOBS: dict[str, Knob] = {each.name: each.metadata["knob"] for each in dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Resolved(Settings):
-    """Complete settings: what `Settings.check` returns. Nothing that a model has a default for is left open."""
+    """Complete settings, as `Settings.check` returns them: every field that a model has a default for is filled in."""
 
     height: int
     width: int
@@ -213,7 +244,7 @@ class Resolved(Settings):
 
 
 class SettingsChecker(Protocol):
-    """What `Settings.check` needs of a loaded model; `Models` has it."""
+    """The part of a loaded model that `Settings.check` needs; `Models` has it."""
 
     def check(self, settings: Settings) -> Resolved: ...
 
@@ -230,36 +261,36 @@ def settings_from(*, also: tuple[str, ...] = (), **keywords) -> Settings:
     """
     for name, value in keywords.items():
         if name not in KNOBS:
-            raise UserError(f"{name}={value!r}: there is no such setting; {did_you_mean(name, [*KNOBS, *also])}")
+            raise UserError(
+                f"{name}={quoted(value)}: there is no such setting; {did_you_mean(name, [*KNOBS, *also])}", setting=name
+            )
     if "prompt" not in keywords:
-        raise UserError("prompt is missing: say what the video shows.")
+        raise UserError("prompt is missing: say what the video shows.", setting="prompt")
     return Settings(**keywords)
 
 
-def _number(name: str, value: Any, knob: Knob) -> int | float:
+def _checked_number(name: str, value: Any, knob: Knob) -> int | float:
     """`value` as a plain int or float, one value for one meaning: 3 and 3.0 are the same guidance."""
     whole = knob.kind == "whole"
     right = isinstance(value, numbers.Integral if whole else numbers.Real) and not isinstance(value, bool)
     if right and knob.lowest <= value <= knob.highest:  # NaN is not
         return int(value) if whole else float(value) + 0.0  # -0.0 becomes 0.0
     raise UserError(
-        f"{name}={value!r}: must be {'a whole number' if whole else 'a number'} from {_plain(knob.lowest)} to "
-        f"{_plain(knob.highest)} ({knob.reason}); {_plain(_nearest(value, knob))} would work."
+        f"{name}={quoted(value)}: must be {'a whole number' if whole else 'a number'} from {_plain(knob.lowest)} to "
+        f"{_plain(knob.highest)} ({knob.reason}); {_plain(_suggestion(value, knob))} would work.",
+        setting=name,
     )
 
 
 def _plain(number: float) -> str:
     """240 for 240.0: what one would type."""
-    return f"{number:g}" if isinstance(number, float) else str(number)
+    return f"{number:.12g}" if isinstance(number, float) else str(number)
 
 
-def _nearest(value: Any, knob: Knob) -> int | float:
-    """The number nearest to `value`, which may be text or NaN, that the rule allows."""
+def _suggestion(value: Any, knob: Knob) -> int | float:
+    """The allowed number nearest to `value`, which may be text or NaN."""
     try:
         wish = int(value) if isinstance(value, numbers.Integral) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return knob.lowest
-    if wish != wish:
-        return knob.lowest
-    nearest = min(max(wish, knob.lowest), knob.highest)
-    return round(nearest) if knob.kind == "whole" else nearest
+    return knob.lowest if wish != wish else knob.nearest(wish)

@@ -1,16 +1,17 @@
 """The benchmarks run: at toy size, the same lines that ran on the GPU."""
 
-import t2v_kit  # noqa: F401, I001  (first: it makes torchvision importable)
+import t2v_kit  # noqa: I001  (first: it makes torchvision importable)
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from benchmarks import table
+from benchmarks import figures
 from benchmarks.fit import fit_memory
 from benchmarks.rows import ROWS, SET_ASIDE_SIZES
 from benchmarks.timeline import busy, lanes
@@ -128,19 +129,76 @@ REPORT = {"device": "a GPU", "date": "2026-01-02", "ram_gib": 100, "versions": {
 
 def test_a_stale_table_is_refused(tmp_path):
     """Missing place, other numbers, the right table: only the last one passes, and writing brings it about."""
-    text = "# Title\n<!-- benchmarks: memory -->\n<!-- end -->\nafter\n"
+    text, folders = "# Title\n<!-- benchmarks: memory -->\n<!-- end -->\nafter\n", (tmp_path,)
     uncapped = ROW | {"cap": None, "step_seconds": 2.0}
     (tmp_path / "memory.json").write_text(json.dumps(REPORT | {"rows": {"a": uncapped, "b": ROW}}))
-    assert "no place for memory" in table.stale("# Title\n", tmp_path)
-    assert "other numbers" in table.stale(text, tmp_path)
-    new = table.renewed(text, tmp_path)
-    assert table.stale(new, tmp_path) is None and table.renewed(new, tmp_path) == new
+    assert "no place for the table memory" in figures.stale("# Title\n", {"memory"}, folders)[0]
+    assert figures.stale(text, (), folders) == ["other numbers in the table memory"]
+    new = figures.filled(text, folders)
+    assert figures.stale(new, {"memory"}, folders) == [] and figures.filled(new, folders) == new
     said = f"{estimate(Plan('streamed'), Size(544, 960, 61)).vram_gb:.1f}"
     assert f"| 8 GB | 544 x 960 x 61 | streamed | {said} → 6.0 | 30.0 | 3.00 | 1.50x | 12 s | 2.5 min |" in new
     assert new.startswith("# Title") and new.endswith("after\n")
+    assert figures.figure("streaming cost", ".1%", folders) == "50.0 %"
     (tmp_path / "memory.json").write_text(json.dumps(REPORT | {"rows": {"b": ROW | {"step_seconds": 3.5}}}))
-    assert "other numbers" in table.stale(new, tmp_path)
+    assert figures.stale(new, (), folders) == ["other numbers in the table memory"]
 
 
-def test_the_readme_has_todays_tables():
-    assert table.stale((ROOT / "README.md").read_text("utf-8")) is None
+GROUPS = ("adherence", "one_subject", "two_subjects", "ceiling")
+EVALUATION = {
+    "vae": {"psnr": 35.06},
+    "adherence": {"prompts": 9, **{name: {"all": 0.5} for name in GROUPS}},
+    "guidance": {"3": {"adherence": {"all": 1.0}, "diversity_features": 2.0, "chroma": 0.2}, "made_with": {}},
+}
+
+
+def test_a_stale_figure_is_refused(tmp_path):
+    """A figure in a sentence is its file's number in its format; a hand-typed or unknown one is refused."""
+    (tmp_path / "evaluation.json").write_text(json.dumps(EVALUATION))
+    text = "PSNR: <!-- figure: evaluation/vae/psnr as .1f -->34.9<!-- end --> dB,\nof "
+    text += "<!-- figure: evaluation/adherence/one_subject/all as .0% --><!-- end -->."
+    assert len(figures.stale(text, (), (tmp_path,))) == 2
+    new = figures.filled(text, (tmp_path,))
+    assert "-->35.1<!--" in new and "-->50 %<!--" in new and figures.stale(new, (), (tmp_path,)) == []
+    assert "begins with the mark" in figures.stale("a\n" + new[6:], (), (tmp_path,))[0]
+    nowhere = "<!-- figure: evaluation/vae/sharpness as .1f -->1.0<!-- end -->"
+    assert "no 'sharpness' in ['psnr']" in figures.stale("x " + nowhere, (), (tmp_path,))[0]
+    with pytest.raises(KeyError, match="leads to no number"):
+        figures.figure("evaluation/vae", ".1f", (tmp_path,))
+    assert figures.figure("speed/anything", ".1f", (tmp_path,)) == "not measured yet"
+
+
+def test_rows_of_a_list_are_found_by_their_name(tmp_path):
+    (tmp_path / "full_size.json").write_text(json.dumps({"stages": [{"stage": "load", "seconds": 9.3}]}))
+    assert figures.figure("full_size/stages/load/seconds", ".0f", (tmp_path,)) == "9"
+
+
+def test_tables_of_the_evaluation(tmp_path):
+    """A row a group of prompts and a guidance scale; what was not measured leaves its cell empty."""
+    (tmp_path / "evaluation.json").write_text(json.dumps(EVALUATION))
+    made = figures.tables((tmp_path,))
+    assert set(made) == {"adherence", "guidance"}
+    assert "| 9 held-out prompts | 50 % |" in made["adherence"]
+    assert made["guidance"].splitlines()[-1] == "| 3 | 100 % | 2.0 | 0.200 |  |  |"
+
+
+@pytest.mark.parametrize("path", figures.documents(), ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_documents_have_todays_figures(path):
+    """Otherwise: python -m benchmarks.figures --write."""
+    required = figures.REQUIRED.get(path.relative_to(ROOT).as_posix(), ())
+    assert figures.stale(path.read_text("utf-8"), required) == []
+
+
+def test_the_readme_holds_no_figure_by_hand():
+    """Shares, decibels, seconds and factors stand between marks, or come from a source named in the same row."""
+    text = figures.TABLE.sub("", (ROOT / "README.md").read_text("utf-8"))
+    text = figures.FIGURE.sub("", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+    text = "\n".join(line for line in text.splitlines() if not line.startswith("|"))
+    by_hand = re.findall(r"[\d.]+ (?:%|dB|s|ms|GiB|times)(?!\w)", text)
+    assert by_hand == ["80 %"]  # the rule by which `load` decides, not a measurement
+
+
+def test_shortcuts_were_measured_with_these_weights():
+    """What README and notebooks 05 and 06 say of shortcuts is about the shipped weights: else benchmarks.shortcuts."""
+    report = figures.read("shortcuts")
+    assert report["weights"] == t2v_kit.load("pocket").weights_hash

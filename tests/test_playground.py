@@ -1,10 +1,12 @@
 """The panel without a browser: its widgets are turned and pressed from Python."""
 
-import dataclasses
 import html
 import math
 import re
+import shutil
+import threading
 import time
+import weakref
 from types import SimpleNamespace
 
 import ipywidgets as widgets
@@ -16,17 +18,20 @@ from conftest import PROMPT
 import t2v_kit as t2v
 from t2v_kit.hunyuan.files import HUNYUAN_DEFAULTS
 from t2v_kit.memory.machine import Machine
-from t2v_kit.playground import Playground, Preview, difference, differing, together
+from t2v_kit.memory.plan import Size
+from t2v_kit.playground import Playground, Preview, difference, differing, engine, together
 from t2v_kit.playground.bars import STAGES, StageBars, duration
 from t2v_kit.playground.compare import wiped
-from t2v_kit.playground.controls import WHY, Controls
-from t2v_kit.playground.engine import verdict
+from t2v_kit.playground.controls import Controls, Number
+from t2v_kit.playground.engine import _plans, verdict
 from t2v_kit.playground.look import failure, note, table
-from t2v_kit.playground.presets import presets, ranges
+from t2v_kit.playground.presets import presets
+from t2v_kit.playground.rules import Rules
 from t2v_kit.run.folder import CHECKPOINT, read_latents
+from t2v_kit.settings import KNOBS
 
 NASTY = '<img src=x onerror="alert(1)"><script>alert(2)</script> & "it\'s"'
-FULL = t2v.Settings("a", **HUNYUAN_DEFAULTS)
+FULL = Size(720, 1280, 129, 50)
 
 
 @pytest.fixture
@@ -63,22 +68,40 @@ def is_shown(widget) -> bool:
 
 
 class TestControls:
-    def test_every_setting_has_a_control_with_its_reason(self, panel):
-        assert {field.name for field in dataclasses.fields(t2v.Settings)} == set(WHY)
+    def test_every_setting_has_a_control_with_its_help(self, panel):
+        assert list(panel.controls.fields) == list(KNOBS)
         for name, field in panel.controls.fields.items():
-            widget = field.widget
-            assert WHY[name] in (getattr(widget, "tooltip", None), getattr(widget, "description_tooltip", None))
-            assert len(WHY[name]) > 30 and f"t2v-{name.replace('_', '-')}" in widget._dom_classes
+            widget = field.widget.slider if isinstance(field.widget, Number) else field.widget
+            tips = [getattr(widget, tip) for tip in ("tooltip", "description_tooltip") if widget.has_trait(tip)]
+            assert KNOBS[name].help in tips and len(KNOBS[name].help) > 30
+            assert widget.description == KNOBS[name].label
+            assert f"t2v-{name.replace('_', '-')}" in field.widget._dom_classes
 
-    @pytest.mark.parametrize("defaults", [HUNYUAN_DEFAULTS, {**HUNYUAN_DEFAULTS, "height": 112, "width": 192}])
-    def test_every_stop_of_a_slider_is_allowed(self, defaults):
-        for name, (lowest, highest) in ranges(defaults).items():
-            assert lowest <= defaults.get(name, lowest) <= highest
-        for name, unit in (("width", 16), ("height", 16)):
-            lowest, highest = ranges(defaults)[name]
-            assert lowest % unit == highest % unit == 0
-        lowest, highest = ranges(defaults)["num_frames"]
-        assert lowest % 4 == highest % 4 == 1
+    @pytest.mark.parametrize("name", ["num_frames", "height", "width", "num_inference_steps", "guidance_scale", "fps"])
+    @pytest.mark.parametrize("defaults", [HUNYUAN_DEFAULTS, {**HUNYUAN_DEFAULTS, "height": 112, "num_frames": 33}])
+    def test_every_stop_of_a_slider_is_allowed(self, defaults, name):
+        knob, default = KNOBS[name], defaults[name]
+        low, high = knob.slider_range(default)
+        assert knob.lowest <= low <= default <= high <= knob.highest and high >= 2 * default - 1
+        if knob.kind == "whole":
+            assert all(knob.nearest(stop) == stop for stop in (low, high)) and (high - low) % knob.step == 0
+
+    @pytest.mark.parametrize(("name", "value"), [("num_frames", 1000), ("height", 20), ("fps", 200.0)])
+    def test_a_typed_number_is_never_cut_off(self, panel, name, value):
+        """A slider's own box would turn 1000 frames into 65 without a word."""
+        number = panel.controls.fields[name].widget
+        number.box.value = value
+        assert panel.controls.values()[name] == value == number.value and number.slider.max < 1000
+        assert panel.generate_button.disabled == (name != "fps")
+        stop = number.slider.max if name == "height" else number.slider.min
+        number.slider.value = stop
+        assert number.box.value == panel.controls.values()[name] == stop
+
+    def test_it_opens_ready_to_generate(self, tiny32, pocket, tmp_path):
+        for models in (tiny32, pocket):
+            fresh = Playground(models, out=tmp_path)
+            assert not fresh.generate_button.disabled
+            assert "t2v-error" not in "".join(field.words.value for field in fresh.controls.fields.values())
 
     def test_presets_are_allowed_and_named(self, panel, tiny32):
         for name, values in presets(tiny32).items():
@@ -102,7 +125,7 @@ class TestControls:
         ],
     )
     def test_a_wrong_value_is_explained_under_its_control(self, panel, name, value, works):
-        """In one line, before anything runs; the right value takes it away."""
+        """In one line, before anything runs; a value that works removes it."""
         panel.controls.set(negative_prompt="fog", true_cfg_scale=2.0)
         before = panel.controls.values()[name]
         assert not panel.generate_button.disabled
@@ -132,7 +155,7 @@ class TestControls:
             t2v.Settings(PROMPT, num_frames=13).check(tiny32)
 
     def test_unknown_words_are_named(self, pocket):
-        controls = Controls(pocket, lambda: controls.check())
+        controls = Controls(Rules.of(pocket), lambda: controls.check())
         controls.set(prompt="A red zeppelin.")
         assert "zeppelin" in said(controls.fields["prompt"])
         controls.surprise.click()
@@ -151,7 +174,31 @@ class TestControls:
         assert panel.controls.values()["seed"] == 3
         panel.controls.lock.value = False
         panel.controls.roll()
-        assert panel.controls.values()["seed"] != 3
+        assert panel.controls.values()["seed"] != 3 and not panel.controls.lock.value
+
+    @pytest.mark.parametrize("how", ["typed", "dice", "code"])
+    def test_a_seed_that_was_chosen_is_kept(self, panel, how):
+        panel.controls.lock.value = False
+        if how == "typed":
+            panel.controls.fields["seed"].widget.value = 77
+        elif how == "code":
+            panel.controls.set(seed=77)
+        else:
+            (dice,) = [widget for widget in every(panel.controls.box) if "t2v-dice" in widget._dom_classes]
+            dice.click()
+        seed = panel.controls.values()["seed"]
+        panel.controls.roll()
+        assert panel.controls.lock.value and panel.controls.values()["seed"] == seed != 3
+        panel.controls.preset.value = "Fine"
+        assert panel.controls.values()["seed"] == seed
+
+    def test_the_size_note_is_under_the_knob_that_is_off(self, panel):
+        for name, value in (("num_frames", 13), ("height", 48), ("width", 64)):
+            before = panel.controls.values()[name]
+            panel.controls.set(**{name: value})
+            hints = [each for each, field in panel.controls.fields.items() if "trained on" in said(field)]
+            assert hints == [name]
+            panel.controls.set(**{name: before})
 
 
 class TestEngine:
@@ -166,12 +213,12 @@ class TestEngine:
         ],
     )
     def test_the_planner_says_what_fits(self, memory, machine, kind, words):
-        plan, line, told = verdict(memory, machine, FULL, "hunyuan")
-        assert (told, words in line, "\n" in line) == (kind, True, False)
+        plan, line, judged = verdict(memory, machine, FULL, "hunyuan")
+        assert (judged, words in line, "\n" in line) == (kind, True, False)
         assert (plan is not None) == (kind == "good" and memory is not None)
 
-    def test_the_planner_is_asked_beside(self, panel, monkeypatch):
-        """It takes seconds on a machine with a GPU: the panel does not wait, and tells when it knows."""
+    def test_the_planner_computes_in_the_background(self, panel, monkeypatch):
+        """It takes seconds on a machine with a GPU: the panel does not wait, and shows the result when it is there."""
         monkeypatch.setattr(panel.engine, "_machine", Machine(24, 32, (8, 9)))
         panel.engine.model.value = "hunyuan"
         panel.engine.memory.value = "auto"
@@ -179,7 +226,12 @@ class TestEngine:
             if "GB on the GPU" in said(panel.engine.fields["memory"]):
                 break
             time.sleep(0.1)
-        assert "of 24 GB" in said(panel.engine.fields["memory"]) and panel.engine._plan is not None
+        assert "of 24 GB" in said(panel.engine.fields["memory"]) and panel.engine.plan(panel.engine.choice) is not None
+
+    def test_the_memory_menu_offers_what_the_machine_has(self):
+        words = lambda machine: [label for label, _ in _plans(None, machine)]  # noqa: E731
+        assert words(Machine(0, 16)) == ["everything on the CPU", "auto: chosen for this machine"]
+        assert words(Machine(13, 16, (8, 0)))[2:] == [f"as for a card of {gb} GB" for gb in (6, 8, 12)]
 
     def test_a_path_that_leads_nowhere_is_said(self, panel):
         panel.engine.upscaler.value = "another file …"
@@ -236,6 +288,10 @@ class TestRuns:
         _, kept = read_latents(panel.unfinished / CHECKPOINT)
         assert done <= kept <= done + 1 and f"after {kept} of 120" in panel.status.value
         assert is_shown(panel.resume_button) and not panel.history.entries
+        assert (
+            not re.search(r"left|\d+/\d+", panel.bars.words["denoise"].value)
+            and "step" not in panel.screen.caption.value
+        )
         again = Playground(tiny32, out=panel.out)  # another kernel, the next morning
         assert again.unfinished == panel.unfinished and is_shown(again.resume_button)
         again.resume_button.click()
@@ -244,6 +300,7 @@ class TestRuns:
         latents, _ = read_latents(entry.folder / "latents.safetensors")
         alone = t2v.generate(**(entry.settings | {"model": tiny32}), progress=False)
         assert torch.equal(latents, alone.latents) and again.unfinished is None
+        assert "Resumed from its own latents" in again.status.value and "reused from" not in again.status.value
 
     def test_reused_latents_are_told(self, panel):
         first = run(panel)
@@ -251,14 +308,16 @@ class TestRuns:
         assert "reused from" in panel.status.value and "nothing to do" in panel.bars.words["denoise"].value
 
     def test_a_users_mistake_is_one_line(self, panel, monkeypatch):
-        monkeypatch.setattr(panel.engine, "load", lambda: (_ for _ in ()).throw(t2v.UserError(f"model={NASTY}: no.")))
+        monkeypatch.setattr(
+            panel.engine, "load", lambda *_: (_ for _ in ()).throw(t2v.UserError(f"model={NASTY}: no."))
+        )
         panel.generate()
         panel.wait(60)
         assert html.escape(NASTY) in panel.status.value and "<details>" not in panel.status.value
         assert not panel.generate_button.disabled and panel.stop_button.disabled
 
     def test_any_other_error_is_one_line_and_a_folded_traceback(self, panel, monkeypatch):
-        monkeypatch.setattr(panel.engine, "load", lambda: [][1 : NASTY.index("<")] or {}[NASTY])
+        monkeypatch.setattr(panel.engine, "load", lambda *_: [][1 : NASTY.index("<")] or {}[NASTY])
         panel.generate()
         panel.wait(60)
         line, folded = panel.status.value.split("<details>")
@@ -299,6 +358,93 @@ class TestRuns:
         assert np.array_equal(made["run"].video, entry.video)
 
 
+class TestThreads:
+    def test_the_panel_counts_with_its_own_tokenizer(self, panel, tiny32):
+        """Checking switches padding off for all users of a tokenizer: a run that pads must not share it."""
+        pipe = tiny32.pipe
+        copies = panel.controls.rules.pipe
+        assert copies.tokenizer is not pipe.tokenizer and copies.tokenizer_2 is not pipe.tokenizer_2
+        assert copies.tokenizer._tokenizer is not pipe.tokenizer._tokenizer
+        pipe.tokenizer._tokenizer.enable_padding(length=9)
+        before = copies.tokenizer._tokenizer.padding
+        panel.controls.set(prompt="A red car.")
+        assert pipe.tokenizer._tokenizer.padding["length"] == 9 and copies.tokenizer._tokenizer.padding == before
+
+    def test_settings_are_edited_while_prompts_are_encoded(self, panel, tiny32):
+        """Two seconds of both at once: every encoding is whole, every verdict of the panel is the right one."""
+        alone = t2v.encode_prompt(tiny32, PROMPT, padded=True)
+        wrong, over = [], threading.Event()
+
+        def encode() -> None:
+            while not over.is_set():
+                encoding = t2v.encode_prompt(tiny32, PROMPT, padded=True)
+                if not torch.equal(encoding.prompt_embeds, alone.prompt_embeds):
+                    wrong.append(encoding.prompt_embeds.shape)
+
+        thread = threading.Thread(target=encode)
+        thread.start()
+        try:
+            until = time.monotonic() + 2
+            while time.monotonic() < until:
+                for frames, ready in ((5, True), (6, False), (9, True)):
+                    panel.controls.set(num_frames=frames, prompt=f"A car. {frames} " * frames)
+                    assert panel.generate_button.disabled != ready
+        finally:
+            over.set()
+            thread.join(60)
+        assert not wrong
+
+    def test_a_run_keeps_the_choices_it_began_with(self, panel, tiny32, monkeypatch):
+        """Model, settings and upscaler are turned between the click and the moment the run looks at them."""
+        loads, gate = [], threading.Event()
+        load = panel.engine.load
+
+        def slow(name, plan):
+            gate.wait(60)
+            loads.append(name)
+            return load(name, plan)
+
+        monkeypatch.setattr(panel.engine, "load", slow)
+        panel.generate()
+        panel.engine.model.value, panel.engine.upscaler.value = "pocket", "pocket"
+        panel.controls.set(prompt="Another.", seed=9)
+        gate.set()
+        panel.wait(120)
+        (entry,) = panel.history.entries
+        assert loads == [tiny32.name] == [entry.settings["model"]]
+        assert (entry.settings["prompt"], entry.settings["seed"]) == (PROMPT, 3)
+        assert entry.settings["upscale"] == "none"
+
+    def test_the_old_model_is_gone_before_the_next_is_loaded(self, tiny_folder, tmp_path, monkeypatch):
+        """Two 13B models do not fit side by side: the panel keeps none while it loads."""
+        copied = shutil.copytree(tiny_folder, tmp_path / "other")
+        panel = Playground(t2v.load(tiny_folder, device="cpu"), out=tmp_path / "runs")
+        panel.engine.upscaler.value = "none"
+        run(panel, prompt=PROMPT)
+        networks = [weakref.ref(panel.engine.models.pipe.transformer), weakref.ref(panel.engine.models.pipe.vae)]
+        kept, load = [], engine.load
+
+        def look(*args, **keywords):
+            kept.extend(network() for network in networks)
+            return load(*args, **keywords)
+
+        monkeypatch.setattr(engine, "load", look)
+        panel.engine.model.value = "another folder …"
+        panel.engine.folder.value = str(copied)
+        panel.generate()
+        panel.wait(120)
+        assert kept == [None, None] and len(panel.history.entries) == 2, panel.status.value
+        monkeypatch.setattr(engine, "load", lambda *_, **__: (_ for _ in ()).throw(t2v.UserError("cannot be loaded")))
+        panel.engine.folder.value = str(tiny_folder)
+        panel.generate()
+        panel.wait(120)
+        assert "cannot be loaded" in panel.status.value and not panel.generate_button.disabled
+        monkeypatch.undo()
+        panel.generate()
+        panel.wait(120)
+        assert len(panel.history.entries) == 3, panel.status.value
+
+
 class TestHistoryAndComparison:
     def test_two_are_picked_a_third_takes_the_place_of_the_first(self, panel):
         entries = [run(panel, seed=seed) for seed in (1, 2, 3)]
@@ -318,13 +464,25 @@ class TestHistoryAndComparison:
         panel.history.toggles[2].value = False
         assert not is_shown(panel.comparison.box)
 
-    def test_two_sizes_are_told_not_compared(self, panel):
+    def test_the_frames_that_both_have_are_compared(self, panel):
+        entries = []
         for frames in (9, 5):
-            run(panel, num_frames=frames)
+            entries.append(run(panel, num_frames=frames))
+            panel.history.toggles[-1].value = True
+        shared = t2v.psnr(entries[0].video[:5], entries[1].video)
+        assert f"{shared:.1f} dB between the two, over the first 5 frames" in panel.comparison.words.value
+        for view in ("Difference", "Wipe", "In step"):
+            panel.comparison.view.value = view
+            assert not panel.comparison.trouble.value
+            assert is_shown(panel.comparison.picture if view == "Wipe" else panel.comparison.film)
+
+    def test_two_sizes_are_refused_not_compared(self, panel):
+        for height in (32, 48):
+            run(panel, height=height)
             panel.history.toggles[-1].value = True
         assert "two sizes" in panel.comparison.words.value and is_shown(panel.comparison.film)
         panel.comparison.view.value = "Difference"
-        assert "9x32x48 and 5x32x48" in panel.comparison.trouble.value and not is_shown(panel.comparison.film)
+        assert "9x32x48 and 9x48x48" in panel.comparison.trouble.value and not is_shown(panel.comparison.film)
         panel.comparison.view.value = "In step"
         assert is_shown(panel.comparison.film) and not panel.comparison.trouble.value
 
@@ -334,7 +492,7 @@ class TestHistoryAndComparison:
         (back,) = [widget for widget in every(panel.history.strip) if "t2v-use" in widget._dom_classes]
         back.click()
         values = panel.controls.values()
-        assert {name: values[name] for name in WHY} == {name: entry.settings[name] for name in WHY}
+        assert {name: values[name] for name in KNOBS} == {name: entry.settings[name] for name in KNOBS}
 
     def test_arithmetic(self):
         a = np.full((3, 4, 8, 3), 100, np.uint8)
@@ -383,25 +541,25 @@ class TestPieces:
     def test_time_left(self):
         now = [100.0]
         bars = StageBars(clock=lambda: now[0])
-        bars.tell("denoise", 0, 10)
+        bars.update("denoise", 0, 10)
         assert "working" in bars.words["denoise"].value
         now[0] += 4
-        bars.tell("denoise", 4, 10)
+        bars.update("denoise", 4, 10)
         assert "4/10 · 6.0 s left" in bars.words["denoise"].value and bars.bars["denoise"].value == 0.4
         bars.halt()
-        assert bars.bars["denoise"].bar_style == "warning"
+        assert bars.bars["denoise"].bar_style == "warning" and "left" not in bars.words["denoise"].value
         now[0] += 60
-        bars.tell("denoise", 10, 10)
+        bars.update("denoise", 10, 10)
         assert "1 min 04 s" in bars.words["denoise"].value
-        bars.tell("decode", 0, 1)
+        bars.update("decode", 0, 1)
         now[0] += 3
-        bars.tell("decode", 1, 1)
+        bars.update("decode", 1, 1)
         bars.reset()
-        bars.tell("decode", 0, 1)
+        bars.update("decode", 0, 1)
         assert "3.0 s left" in bars.words["decode"].value, "one unit: what it took last time"
-        bars.tell("denoise", 8, 10)  # found in a checkpoint: the steps before cost nothing
+        bars.update("denoise", 8, 10)  # found in a checkpoint: the steps before cost nothing
         now[0] += 5
-        bars.tell("denoise", 9, 10)
+        bars.update("denoise", 9, 10)
         assert "5.0 s left" in bars.words["denoise"].value
 
     @pytest.mark.parametrize(

@@ -1,16 +1,21 @@
 """Settings refuse what cannot work, in one line that quotes the value and offers one that does."""
 
 import math
+import pickle
+import re
 import warnings
-from dataclasses import replace
+from dataclasses import fields, replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 
-from t2v_kit.errors import UserError
+from t2v_kit.errors import UserError, check_text, check_whole
 from t2v_kit.model.check import notes, resolve
-from t2v_kit.settings import MAX_VIDEO_TOKENS, Settings, settings_from
+from t2v_kit.settings import KNOBS, MAX_VIDEO_TOKENS, Settings, settings_from
 
 
 @pytest.mark.parametrize(
@@ -157,3 +162,125 @@ def test_an_untrained_size_is_told_once(tiny32):
         warnings.simplefilter("error")
         Settings("A car.", height=48).check(tiny32)
         Settings("A car.", num_frames=5).check(tiny32)
+
+
+ANYTHING = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.integers(-(10**30), 10**30),
+    st.floats(),
+    st.fractions(),
+    st.text(st.characters(), max_size=20),
+    st.binary(max_size=5),
+    st.lists(st.integers(), max_size=3),
+    st.complex_numbers(),
+    st.sampled_from([np.int8(3), np.float32(0.3), np.bool_(True), np.zeros((3, 3)), Fraction(1, 3), object()]),
+)
+QUICK = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+
+
+def suggestion(message: str):
+    """The value that a message offers, as somebody would type it in."""
+    offered = re.search(r"; (\S+|'.*') (?:would work|is the default)\.$", message)[1]
+    return {"True": True, "False": False}.get(offered, offered.strip("'") if offered[0] == "'" else eval(offered))
+
+
+@pytest.mark.parametrize("name", KNOBS)
+@QUICK
+@given(value=ANYTHING)
+@example(value=math.inf)
+@example(value=-0.0)
+@example(value="\ud800")
+def test_any_value_is_taken_or_refused_with_one_that_works(name, value):
+    """Nothing else is raised; what is refused is quoted in one line, and what the line offers is taken."""
+    given = {"prompt": "A car.", "negative_prompt": "fog"} | {name: value}
+    try:
+        taken = getattr(Settings(**given), name)
+    except UserError as mistake:
+        message = str(mistake)
+        assert message.startswith(f"{name}=") and "\n" not in message and len(message) < 450
+        assert mistake.setting == name
+        if len(repr(value)) < 100 and "\n" not in repr(value):
+            assert repr(value) in message
+        better = suggestion(message)
+        Settings(**given | {name: better})
+    else:
+        assert taken in (value, float(value) if isinstance(value, Fraction) else value) and type(taken) in (
+            int,
+            float,
+            str,
+            bool,
+            type(None),
+        )
+        assert str(taken) != "-0.0"
+
+
+@pytest.mark.parametrize("name", KNOBS)
+def test_a_number_that_python_does_not_print_is_refused(name):
+    """Of over 4300 digits, for which `repr` raises ValueError."""
+    with pytest.raises(UserError, match=f"{name}=<int>: must be"):
+        Settings(**{"prompt": "A car.", "negative_prompt": "fog"} | {name: 10**5000})
+
+
+@QUICK
+@given(st.fixed_dictionaries({}, optional={name: ANYTHING for name in KNOBS}))
+def test_any_mixture_is_settings_or_one_mistake(given):
+    try:
+        made = settings_from(**given)
+    except UserError as mistake:
+        assert mistake.setting in KNOBS and "\n" not in str(mistake)
+    else:
+        assert pickle.loads(pickle.dumps(made)) == made and hash(made) == hash(replace(made))
+
+
+@QUICK
+@given(height=st.integers(1, 4096), width=st.integers(1, 4096), frames=st.integers(1, 1001))
+def test_sizes_are_complete_or_come_with_neighbours_that_work(tiny32, height, width, frames):
+    """Following the suggestions leads to settings that the model takes, in at most one step a side."""
+    sizes = {"height": max(height, 16), "width": max(width, 16), "num_frames": frames}
+    for _ in range(5):  # each side, the frames, the tokens that they make together, and the end
+        try:
+            full = resolve(Settings("A car.", **sizes), tiny32)
+            break
+        except UserError as mistake:
+            sizes[mistake.setting] = int(re.search(r"(\d+)(?: or \d+)? would work", str(mistake))[1])
+    assert full.height % 16 == full.width % 16 == (full.num_frames - 1) % 4 == 0
+
+
+def test_a_mistake_carries_its_setting(tiny32):
+    """Nobody reads the name out of the message, and it survives the way from another process."""
+    wrong = {"height": 100, "width": 24, "num_frames": 56, "guidance_scale": -1, "seed": -1, "prompt": ""}
+    for name, value in wrong.items():
+        with pytest.raises(UserError) as caught:
+            Settings(**({"prompt": "A car."} | {name: value})).check(tiny32)
+        assert caught.value.setting == name
+        assert pickle.loads(pickle.dumps(caught.value)).setting == name
+    with pytest.raises(UserError) as caught:
+        Settings("A car.", height=4096, width=4096, num_frames=101).check(tiny32)
+    assert caught.value.setting == "num_frames" and not str(caught.value).startswith("num_frames")
+    assert UserError("else").setting is None
+
+
+def test_every_setting_is_described_once():
+    for field in fields(Settings):
+        knob = KNOBS[field.name]
+        assert field.metadata["knob"] is knob and knob.label and knob.help.endswith(".")
+        if knob.kind in ("whole", "real"):
+            assert knob.reason and knob.lowest <= knob.slider[0] < knob.slider[1] + 1 <= knob.highest + 1
+
+
+@pytest.mark.parametrize("value", [0, 7, -3, 2.5, math.nan, math.inf, "3", None, True])
+def test_whole_numbers_offer_one_that_works(value):
+    try:
+        assert check_whole("count", value, 1, 5, "frames") == value
+    except UserError as mistake:
+        works = int(re.search(r"(\d+) would work", str(mistake))[1])
+        assert check_whole("count", works, 1, 5) == works and mistake.setting == "count"
+
+
+def test_text_that_cannot_be_written_is_refused():
+    assert check_text("words", "", allow_empty=True) == ""
+    for wrong in (b"bytes", None, "\ud83d"):
+        with pytest.raises(UserError, match=r"^words="):
+            check_text("words", wrong, allow_empty=True)

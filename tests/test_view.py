@@ -253,6 +253,36 @@ def test_show_video_is_no_wider_than_asked(shown):
     assert Image.open(io.BytesIO(base64.b64decode(shown[0]["image/png"]))).size == (32, 24)
 
 
+@pytest.mark.parametrize(("height", "width"), [(47, 64), (48, 63), (47, 63), (1, 1)])
+def test_an_odd_size_plays_everywhere(shown, tmp_path, height, width):
+    """Firefox and Safari play yuv420p alone, which has even sides: the last row and column are repeated."""
+    video = film(3)[:, :height, :width]
+    show_video(video, 16)
+    mp4 = base64.b64decode(re.search(r"base64,([^\"']+)", shown[0]["text/html"])[1])
+    (tmp_path / "a.mp4").write_bytes(mp4)
+    stream = next(line for line in probe(tmp_path / "a.mp4").splitlines() if "Video:" in line)
+    even = (height + height % 2, width + width % 2)
+    assert "yuv420p(" in stream and f"{even[1]}x{even[0]}" in stream
+    back = np.asarray(mediapy.read_video(tmp_path / "a.mp4")).astype(int)
+    padded = np.pad(video, [(0, 0), (0, height % 2), (0, width % 2), (0, 0)], mode="edge")
+    assert back.shape == padded.shape and np.abs(back - padded).mean() < 4
+
+
+@pytest.mark.parametrize(("height", "width", "works"), [(47, 64, "64x46"), (48, 63, "62x48"), (1, 1, "2x2")])
+def test_a_file_of_an_odd_size_is_refused(tmp_path, height, width, works):
+    """Its content would not be what was given; before anything is written."""
+    with pytest.raises(UserError, match=f"{width}x{height} pixels.*{works} would work"):
+        save_video(tmp_path / "a.mp4", film(2)[:, :height, :width], 16)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["a.mkv", "a.webm", "a.gif", "a"])
+def test_a_file_that_is_not_called_mp4_is_refused(tmp_path, name):
+    with pytest.raises(UserError, match=r"must end in \.mp4; .*a\.mp4' would work"):
+        save_video(tmp_path / name, film(2), 16)
+    assert not list(tmp_path.iterdir())
+
+
 def test_show_image_stores_one_jpeg(shown):
     """One JPEG, not PNG and JPEG both as Jupyter does with PIL's images."""
     show_image(stills(film()))
@@ -264,6 +294,6 @@ def test_show_image_stores_one_jpeg(shown):
 )
 def test_what_is_no_video_is_refused(tmp_path, wrong):
     """Floats, a single picture, no frames, a list: each error says what a video is, and nothing is written."""
-    with pytest.raises(UserError, match="a video"):
+    with pytest.raises(UserError, match=r"^video is .*: must"):
         save_video(tmp_path / "a.mp4", wrong, 16)
     assert not list(tmp_path.iterdir())

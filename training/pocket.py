@@ -44,6 +44,7 @@ DATA = {
                  "flow_shift": FLOW_SHIFT, "fps": 16},
     "crop_start": 95,
     "dtype": "float32",
+    "upscaler": "pocket",
     "trained_sizes": [[33, 112, 192], [17, 112, 192], [1, 112, 192], [33, 96, 96], [33, 64, 96]],
 }
 INDEX = {

@@ -168,7 +168,7 @@ def _hint(name: str | Path) -> str:
     return f"did you mean {word!r}?" if word else "'pocket', 'hunyuan', a hub id or an existing folder would work."
 
 
-def _from_hub(name: str, revision: str | None, fetch: Callable[[], str | Path]) -> Path:
+def _from_hub(name: str, revision: str | None, fetch: Callable[[], str | os.PathLike[str]]) -> Path:
     """What `fetch` downloads from the hub; a UserError of one line where it cannot."""
     try:
         return Path(fetch())

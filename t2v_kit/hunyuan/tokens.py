@@ -57,7 +57,8 @@ def check_length(text: str, rows: list[dict], name: str = "prompt") -> int:
     if count > LLM_TOKENS:
         raise UserError(
             f"{name}={text[:60] + '...'!r}: has {count} tokens, {count - LLM_TOKENS} over the limit of "
-            f"{LLM_TOKENS}; a prompt shorter by about {_words_over(text, count)} words would work."
+            f"{LLM_TOKENS}; a prompt shorter by about {_words_over(text, count)} words would work.",
+            setting=name,
         )
     return count
 
@@ -114,7 +115,7 @@ def prefix_tokens(tokenizer: PreTrainedTokenizerBase, template: str) -> list[int
 
 def readable(tokenizer: PreTrainedTokenizerBase, id: int) -> str:
     """A token as text; its raw name where it is only a part of a character."""
-    text = tokenizer.decode([id], clean_up_tokenization_spaces=False)
+    text = str(tokenizer.decode([id], clean_up_tokenization_spaces=False))
     return str(tokenizer.convert_ids_to_tokens(id)) if "\N{REPLACEMENT CHARACTER}" in text else text
 
 

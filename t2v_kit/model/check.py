@@ -78,13 +78,15 @@ def _check_multiples(full: Resolved, spatial: int, temporal: int) -> None:
             near = f"{below} or {above}" if below else f"{above}"
             raise UserError(
                 f"{name}={value}: must be a multiple of {spatial} (VAE compression times patch size); "
-                f"{near} would work."
+                f"{near} would work.",
+                setting=name,
             )
     k = (full.num_frames - 1) // temporal
     if full.num_frames != temporal * k + 1:
         raise UserError(
             f"num_frames={full.num_frames}: must be {temporal}k+1 (the first frame stands alone, then "
-            f"{temporal} share a latent); {temporal * k + 1} or {temporal * (k + 1) + 1} would work."
+            f"{temporal} share a latent); {temporal * k + 1} or {temporal * (k + 1) + 1} would work.",
+            setting="num_frames",
         )
     tokens_a_frame = full.height * full.width // spatial**2
     if tokens_a_frame * (k + 1) > MAX_VIDEO_TOKENS:
@@ -92,7 +94,8 @@ def _check_multiples(full: Resolved, spatial: int, temporal: int) -> None:
         raise UserError(
             f"{full.num_frames}x{full.height}x{full.width} (frames x height x width): makes "
             f"{tokens_a_frame * (k + 1)} video tokens, at most {MAX_VIDEO_TOKENS} are allowed; "
-            f"num_frames={frames} would work at this height and width."
+            f"num_frames={frames} would work at this height and width.",
+            setting="num_frames",
         )
 
 
@@ -102,7 +105,8 @@ def _check_guidance(full: Resolved, dtype: torch.dtype) -> None:
     if full.guidance_scale > highest:
         raise UserError(
             f"guidance_scale={full.guidance_scale}: the transformer's {dtype} carries at most {highest} "
-            f"(it is multiplied by 1000); {highest} would work, or load the transformer in bfloat16."
+            f"(it is multiplied by 1000); {highest} would work, or load the transformer in bfloat16.",
+            setting="guidance_scale",
         )
 
 

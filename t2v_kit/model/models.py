@@ -8,6 +8,7 @@ import hashlib
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import HunyuanVideoPipeline
@@ -57,6 +58,7 @@ class Models:
         trained_sizes: (frames, height, width) it was trained on; may be empty.
         vocabulary: The words that a toy model has seen; None when it does not list them.
         memory: The memory plan; None when it was loaded without one.
+        upscaler: The upscaler made for its videos, as `upscale` takes it; None when it has none.
         lock: Held by whoever uses the networks; a thread may take it again while it holds it.
     """
 
@@ -73,6 +75,7 @@ class Models:
     vocabulary: frozenset[str] | None = field(default=None, repr=False)
     memory: Plan | None = None
     residence: Residence | None = field(default=None, repr=False)
+    upscaler: str | None = None
     # Of the networks, which dataclasses.replace hands on: so it must hand on their lock too.
     lock: ModelLock = field(default_factory=ModelLock, repr=False, compare=False)
     _counters: dict = field(default_factory=dict, repr=False, compare=False)
@@ -109,7 +112,7 @@ class Models:
             kept = self._counters[name] = (original, twin)
         return kept[1]
 
-    def network(self, name: str) -> torch.nn.Module:
+    def network(self, name: str) -> Any:  # a Module of its own class: `name` decides which
         """Return a network of the pipeline, ready to be changed or called; those of other stages leave the device.
 
         The latter applies where networks are offloaded one at a time. Under a memory plan with a single stage in

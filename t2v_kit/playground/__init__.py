@@ -1,6 +1,7 @@
-"""The playground: turn every knob, watch the video form, stop it, compare it, and take the code home.
+"""The playground: turn every knob, watch the video form, stop it, compare runs, and copy the code that repeats one.
 
-`Playground(models)` is the panel. Made of plain ipywidgets 7.7 (which Colab has) or 8, with no JavaScript of its own.
+`Playground(models)` is the panel. It consists of plain ipywidgets, 7.7 (which Colab has) or 8, without JavaScript of
+its own.
 """
 
 from .compare import difference, differing, together

@@ -1,4 +1,4 @@
-"""One progress bar a stage, with the time that is left."""
+"""One progress bar for each stage, with the time that is left."""
 
 from __future__ import annotations
 
@@ -9,27 +9,33 @@ import ipywidgets as widgets
 
 from .look import show_if, soft
 
-#: The stages of `generate` in their order, and what each makes.
+# The stages of `generate` in their order, and what each does: the labels' tooltips.
 STAGES = {
-    "load": "the model",
+    "load": "read the model from disk",
     "encode": "words to numbers",
     "denoise": "noise to latents",
     "decode": "latents to frames",
-    "upscale": "frames enlarged",
+    "upscale": "frames to larger frames",
 }
 
 
 class StageBars:
-    """Bars that `generate` fills: hand `tell` to it as `on_stage`. `.box` is what is shown.
+    """Bars that `generate` fills when `update` is its `on_stage`. `.box` is what is shown.
 
-    clock: seconds, as `time.monotonic`. What a unit of work took last time is kept, so that a stage of a single
-    unit (decoding) has an estimate from the second run on.
+    The seconds that a unit of work took are kept, so that a stage of a single unit (decoding) has an estimate from the
+    second run on.
+
+    Args:
+        clock: Returns seconds, as `time.monotonic` does.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock, self._last = clock, {}
+        self._clock = clock
+        self._last: dict[str, float] = {}  # seconds of a stage's unit in the last run
         self._began: dict[str, tuple[float, int]] = {}  # when a stage began, and with how many units done
-        self.bars, self.words, rows = {}, {}, []
+        self.bars: dict[str, widgets.FloatProgress] = {}
+        self.words: dict[str, widgets.HTML] = {}
+        rows = []
         for name, what in STAGES.items():
             self.bars[name] = widgets.FloatProgress(0, min=0, max=1, layout={"flex": "1 1 auto", "width": "auto"})
             self.words[name] = widgets.HTML(layout={"width": "130px", "margin": "0 0 0 10px"})
@@ -43,15 +49,15 @@ class StageBars:
         self.reset()
 
     def reset(self, upscale: bool = True) -> None:
-        """All bars empty; the last one only where something is enlarged."""
+        """Empty all bars; show the last one only where frames are enlarged."""
         self._began = {}
         for name in STAGES:
             self.bars[name].value, self.bars[name].bar_style = 0.0, ""
             self.words[name].value = ""
         show_if(self._rows["upscale"], upscale)
 
-    def tell(self, name: str, done: int, total: int) -> None:
-        """A stage has finished `done` of its `total` units."""
+    def update(self, name: str, done: int, total: int) -> None:
+        """Show that a stage has finished `done` of its `total` units."""
         if name not in self.bars:
             return
         began, first = self._began.setdefault(name, (self._clock(), done))
@@ -69,14 +75,15 @@ class StageBars:
         self.words[name].value = soft(f"{done}/{total} · {left}" if total > 1 else left)
 
     def halt(self) -> None:
-        """Stopped or failed: what was being filled turns orange and stays where it is."""
-        for bar in self.bars.values():
+        """Stopped or failed: a bar that was being filled turns orange, and no time is left to wait for."""
+        for name, bar in self.bars.items():
             if bar.bar_style == "info":
                 bar.bar_style = "warning"
+                self.words[name].value = soft("stopped")
 
 
 def duration(seconds: float) -> str:
-    """0.4 s, 12 s, 3 min 05 s, 1 h 02 min."""
+    """Seconds as people say them: 0.4 s, 12 s, 3 min 05 s, 1 h 02 min."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import ipywidgets as widgets
+import torch
 
 from ..errors import UserError
 from ..hunyuan.files import HUNYUAN_DEFAULTS
@@ -23,30 +25,51 @@ from ..stages.upscaling.weights import PUBLISHED, SHIPPED
 from .bars import duration
 from .controls import Field
 from .look import aligned, heading, show_if, tip
+from .rules import Rules
 
-_PLANS = [("everything on the device", "device"), ("chosen for this machine", "auto")]
-_PLANS += [(f"as for a card of {gb} GB", str(gb)) for gb in (6, 8, 12, 16, 24, 40)]
+_CARDS = (6, 8, 12, 16, 24, 40)  # GB
 _FOLDER, _FILE = "another folder …", "another file …"
 
 
-class Engine:
-    """Drop-downs for model, memory plan and upscaler; `.box` is what is shown.
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What the drop-downs said at one moment. A run keeps it, whatever is turned meanwhile.
 
-    models: what is loaded already.  changed: called after every change.
+    Attributes:
+        name: The model, as `load` takes it.
+        memory: "device", "auto", the GB of a card, or a plan.
+        size: The size that the plan is for.
     """
 
-    def __init__(self, models: Models, changed: Callable[[], None]) -> None:
-        self.models, self._plan = models, models.memory
+    name: str
+    memory: str | Plan
+    size: Size
+
+
+class Engine:
+    """Drop-downs for model, memory plan and upscaler. `.box` is what is shown.
+
+    Args:
+        models: The model that is loaded already.
+        changed: Called after every change.
+
+    Attributes:
+        models: The loaded model; None while another one is being loaded.
+        rules: The rules of the model that was loaded last.
+    """
+
+    def __init__(self, models: Models, changed: Callable[[], object]) -> None:
+        self.models: Models | None = models
+        self.rules = Rules.of(models)
         self._machine, self._changed = Machine.here(models.device), changed
-        self._verdicts: dict[tuple, tuple] = {}
+        self._choice: Choice | None = None
+        self._verdicts: dict[Choice, tuple[Plan | None, str, str]] = {}
         self._planner: threading.Thread | None = None
-        plans = [(f"as loaded: {models.memory.name}", models.memory)] if models.memory else []
         names = list(dict.fromkeys([models.name, "pocket", "hunyuan", _FOLDER]))
         self.model = _choice("model", names, "Pocket is shipped; hunyuan is the 13B model, 41 GB to download.")
         self.folder = _path("folder", "a folder in HunyuanVideo's layout")
-        self.memory = _choice(
-            "memory", [*plans, *_PLANS], "What is quantised, offloaded and tiled, to fit a smaller GPU."
-        )
+        why = "What is quantised, offloaded and tiled, to fit a smaller GPU."
+        self.memory = _choice("memory", _plans(models.memory, self._machine), why)
         upscalers = ["none", *SHIPPED, *PUBLISHED, _FILE]
         self.upscaler = _choice("upscaler", upscalers, "Real-ESRGAN's weights. Published files are fetched once.")
         self.upscaler.value = "pocket"
@@ -60,89 +83,134 @@ class Engine:
 
     @property
     def name(self) -> str:
-        """What `load` takes."""
+        """The chosen model, as `load` takes it."""
         return self.folder.value.strip() if self.model.value == _FOLDER else self.model.value
 
     @property
     def upscale(self) -> str:
-        """What `generate` takes."""
+        """The chosen upscaler, as `generate` takes it."""
         return self.file.value.strip() if self.upscaler.value == _FILE else self.upscaler.value
 
     @property
-    def is_loaded(self) -> bool:
-        """Whether the model that is there is the chosen one, kept as the chosen plan says."""
-        return (self.models.name, self.models.memory) == (self.name, self._plan)
+    def chosen_rules(self) -> Rules:
+        """The rules that the chosen model is checked against.
 
-    def rules(self) -> Models:
-        """The loaded model; before the 13B one is loaded, what is known of it: the same classes, its defaults."""
-        if self.name != "hunyuan" or self.models.name == "hunyuan":
-            return self.models
+        Before the 13B model is loaded, these are its published defaults and what it shares with the loaded model: the
+        same classes. Another folder is checked once it is loaded.
+        """
+        if self.name != "hunyuan" or self.rules.name == "hunyuan":
+            return self.rules
         known = {"defaults": HUNYUAN_DEFAULTS, "trained_sizes": (), "vocabulary": None}
-        return dataclasses.replace(self.models, name="hunyuan", source="hunyuan", **known)
+        return dataclasses.replace(self.rules, name="hunyuan", source="hunyuan", **known)
 
-    def load(self) -> Models:
-        """The chosen model, loaded unless it is already. Raises UserError as `t2v_kit.load` does."""
-        while self._planner is not None and self._planner.is_alive():
-            self._planner.join()
-        if not self.is_loaded:
-            self.models = load(self.name, memory=self._plan)
+    @property
+    def choice(self) -> Choice | None:
+        """What is chosen now; None while something is wrong."""
+        return self._choice
+
+    def plan(self, choice: Choice) -> Plan | None:
+        """The memory plan of a choice, computed now unless the planner has done so already.
+
+        Raises:
+            UserError: It does not fit.
+        """
+        planner = self._planner
+        if planner is not None:
+            planner.join()
+        if choice not in self._verdicts:
+            self._verdicts[choice] = self._ask(choice)
+        plan, line, kind = self._verdicts[choice]
+        if kind == "error":
+            raise UserError(line)
+        return plan
+
+    def holds(self, name: str, plan: Plan | None) -> bool:
+        """Whether the loaded model is this one, under this plan."""
+        return self.models is not None and (self.models.name, self.models.memory) == (name, plan)
+
+    def release(self) -> None:
+        """Let go of the loaded model and give its memory back, so that the next one does not have to fit beside it."""
+        self.models = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def load(self, name: str, plan: Plan | None) -> Models:
+        """Return this model under this plan, loaded unless it is already.
+
+        Raises:
+            UserError: As `t2v_kit.load` says. No model is loaded then.
+        """
+        if self.models is None or not self.holds(name, plan):
+            self.release()
+            self.models = load(name, memory=plan)
+            self.rules = Rules.of(self.models)
         return self.models
 
     def check(self, settings: Settings | None) -> bool:
-        """Say beside each control what is wrong; True when nothing is. settings: complete, for the memory verdict."""
+        """Show beside each control what is wrong with it.
+
+        Args:
+            settings: Complete settings, for whose size the planner is asked; None when they are wrong.
+
+        Returns:
+            Whether the choice can be run.
+        """
         show_if(self.fields["folder"].box, self.model.value == _FOLDER)
         show_if(self.fields["file"].box, self.upscaler.value == _FILE)
         for field in self.fields.values():
             field.say("")
-        wrong = {}
+        self._choice, wrong = None, {}
         if self.model.value == _FOLDER and not Path(self.name, "model_index.json").is_file():
             wrong["folder"] = f"{self.name!r}: holds no model_index.json; the folder of a model would work."
         if self.upscaler.value == _FILE and not Path(self.upscale).is_file():
             wrong["file"] = f"{self.upscale!r}: is no file; the path of a Real-ESRGAN file would work."
         for name, line in wrong.items():
             self.fields[name].say(line, "error")
-        if settings is not None and not wrong:
-            # The 13B model is known to the planner without its files.
-            asked = (
-                self.models
-                if self.name == self.models.name
-                else self.name
-                if self.name == "hunyuan"
-                else Path(self.name)
-            )
-            self._plan, line, kind = self._verdict(settings, asked)
-            self.fields["memory"].say(line, kind)
-            if kind != "error" and not self.is_loaded:
-                self.fields["model"].say("Loaded when you generate.")
-            return kind != "error"
-        return not wrong
+        if settings is None or wrong:
+            return not wrong
+        choice = Choice(self.name, self.memory.value, _size(settings))
+        plan, line, kind = self._verdict(choice)
+        self.fields["memory"].say(line, kind)
+        if kind == "error":
+            return False
+        self._choice = choice
+        if not self.holds(self.name, plan):
+            self.fields["model"].say("Loaded when you generate.")
+        return True
 
-    def _verdict(self, settings: Settings, model: Models | str | Path) -> tuple[Plan | None, str, str]:
-        """What `verdict` says. With a GPU it takes seconds: then a thread asks, and everything is checked again."""
-        memory = None if self.memory.value == "device" else self.memory.value
-        asked = (memory, self._machine, settings, model)
-        size = (settings.height, settings.width, settings.num_frames, settings.num_inference_steps)
-        key = (self.name, self.memory.value, size)
+    def _verdict(self, choice: Choice) -> tuple[Plan | None, str, str]:
+        """As `verdict`. With a GPU that takes seconds: a thread computes it, and everything is checked again."""
         if not self._machine.vram_gb:
-            self._verdicts[key] = verdict(*asked)
-        if key not in self._verdicts and (self._planner is None or not self._planner.is_alive()):
+            self._verdicts[choice] = self._ask(choice)
+        if choice not in self._verdicts and (self._planner is None or not self._planner.is_alive()):
 
             def ask() -> None:
-                self._verdicts[key] = verdict(*asked)
+                self._verdicts[choice] = self._ask(choice)
                 self._planner = None
                 self._changed()
 
             self._planner = threading.Thread(target=ask, daemon=True)
             self._planner.start()
-        return self._verdicts.get(key, (None, "The planner is computing …", "hint"))
+        return self._verdicts.get(choice, (None, "The planner is computing …", "hint"))
+
+    def _ask(self, choice: Choice) -> tuple[Plan | None, str, str]:
+        """The planner knows the 13B model without its files, and others by their folder."""
+        memory = None if choice.memory == "device" else choice.memory
+        return verdict(memory, self._machine, choice.size, choice.name)
 
 
-def verdict(
-    memory: Plan | str | None, machine: Machine, settings: Settings, model: Models | str | Path
-) -> tuple[Plan | None, str, str]:
-    """What the planner makes of a choice on a machine: the plan, a line, and whether it is good, a hint or an error.
+def verdict(memory: Plan | str | None, machine: Machine, size: Size, model: str | Path) -> tuple[Plan | None, str, str]:
+    """Ask the planner about a choice on a machine.
 
-    memory: as `load` takes it.  settings: complete; the size decides.  model: loaded, 'hunyuan' or a folder.
+    Args:
+        memory: As `load` takes it.
+        machine: GPU memory and RAM.
+        size: Of the video.
+        model: As `load` takes it.
+
+    Returns:
+        The plan, one line about it, and the line's kind: 'good', 'hint' or 'error'.
     """
     if not machine.vram_gb and memory in (None, "auto"):
         if model == "hunyuan":
@@ -152,29 +220,46 @@ def verdict(
                 "hint",
             )
         return None, f"No GPU here: the CPU computes, with {machine.ram_gb:.0f} GB of RAM.", "hint"
-    size = Size(settings.height, settings.width, settings.num_frames, settings.num_inference_steps)
     sizes = {"height": size.height, "width": size.width, "num_frames": size.num_frames}
     plan, gpu = None, machine.gpu if machine.gpu in TFLOPS else None
     try:
         if memory is not None:
             plan = check(as_plan(memory, model, machine, **sizes), machine, model=model)
         kept = plan or ladder(machine.capability >= (8, 0))[0]
-        found = estimate(kept, size, model, **({"gpu": gpu} if gpu else {}))
+        needs = estimate(kept, size, model, **({"gpu": gpu} if gpu else {}))
     except UserError as error:
         return None, str(error), "error"
-    line = f"{kept.name}: {found.vram_gb:.1f} of {machine.vram_gb:g} GB on the GPU, {found.ram_gb:.0f} GB of RAM"
-    seconds = [row["seconds"] for row in found.rows]
+    line = f"{kept.name}: {needs.vram_gb:.1f} of {machine.vram_gb:g} GB on the GPU, {needs.ram_gb:.0f} GB of RAM"
+    seconds = [row["seconds"] for row in needs.rows]
     if gpu and None not in seconds:
         line += f", about {duration(sum(seconds))}"
-    if found.fits(machine):
+    if needs.fits(machine):
         return plan, f"{line}: fits.", "good"
     if memory is None:  # load() then keeps one network at a time on the GPU
         return (
             None,
-            f"{line}: does not fit at once, and moving networks takes time; try 'chosen for this machine'.",
+            f"{line}: does not fit at once, and moving networks takes time; try 'auto'.",
             "hint",
         )
-    return plan, f"{line}: does not fit; 'chosen for this machine' finds what does.", "error"
+    return plan, f"{line}: does not fit; 'auto' finds what does.", "error"
+
+
+def _size(settings: Settings) -> Size:
+    """The size of complete settings."""
+    height, width, frames, steps = (
+        settings.height, settings.width, settings.num_frames, settings.num_inference_steps
+    )  # fmt: skip
+    assert height and width and frames and steps
+    return Size(height, width, frames, steps)
+
+
+def _plans(loaded: Plan | None, machine: Machine) -> list[tuple[str, str | Plan]]:
+    """The entries of the memory menu that mean something on this machine; cards need a GPU."""
+    plans: list[tuple[str, str | Plan]] = [(f"as loaded: {loaded.name}", loaded)] if loaded else []
+    place = "GPU" if machine.vram_gb else "CPU"
+    plans += [(f"everything on the {place}", "device"), ("auto: chosen for this machine", "auto")]
+    cards = [gb for gb in _CARDS if machine.vram_gb and gb <= machine.vram_gb]
+    return plans + [(f"as for a card of {gb} GB", str(gb)) for gb in cards]
 
 
 def _choice(name: str, options: list, why: str) -> widgets.Dropdown:

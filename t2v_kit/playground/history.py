@@ -1,4 +1,4 @@
-"""The strip of this session's runs: look at one again, pick two."""
+"""The strip of this session's runs: show one again, or pick two to compare."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import ipywidgets as widgets
 import numpy as np
 from PIL import Image
 
-from .controls import WHY
+from ..settings import KNOBS
 from .look import button, show_if, soft, tip
 
 if TYPE_CHECKING:
@@ -23,9 +23,14 @@ _THUMB = 200  # pixels
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """A finished run as the panel keeps it: its frames in memory, what is enlarged only on disk.
+    """A finished run as the panel keeps it: its frames in memory, the enlarged ones only on disk.
 
-    video: (T, H, W, 3) uint8.  settings: `generate`'s keywords.  seconds: of all stages.  folder: its files.
+    Attributes:
+        number: 1 for the session's first run.
+        video: (T, H, W, 3) uint8.
+        settings: The keywords of `generate`.
+        seconds: Of all stages together.
+        folder: Where its files are.
     """
 
     number: int
@@ -36,6 +41,8 @@ class Entry:
 
     @classmethod
     def of(cls, number: int, run: Run) -> Entry:
+        """The entry of a run that was written to a folder."""
+        assert run.folder is not None
         return cls(number, run.video, run.record["settings"], sum(run.seconds.values()), run.folder)
 
     @property
@@ -48,19 +55,26 @@ class Entry:
 
     @property
     def files(self) -> dict[str, Path]:
-        """The players' files by what they are: 'Video' and, where there is one, 'Enlarged'."""
+        """The MP4 files by their names on the buttons: 'Video' and, where there is one, 'Enlarged'."""
         named = {"Video": self.folder / "video.mp4", "Enlarged": self.folder / "upscaled.mp4"}
         return {name: path for name, path in named.items() if path.exists()}
 
 
 class History:
-    """Cards of the runs, newest first; `.box` is what is shown.
+    """Cards of the runs, newest first. `.box` is what is shown.
 
-    show: called with the Entry to look at.  use: called with settings to be put back.
-    compare: called with two Entries, or with None twice when not two are picked.
+    Args:
+        show: Called with the Entry to show.
+        use: Called with the settings to put back into the controls.
+        compare: Called with two Entries, or with None twice when fewer than two are picked.
     """
 
-    def __init__(self, show: Callable[[Entry], None], use: Callable, compare: Callable) -> None:
+    def __init__(
+        self,
+        show: Callable[[Entry], object],
+        use: Callable[..., object],
+        compare: Callable[[Entry | None, Entry | None], object],
+    ) -> None:
         self._show, self._use, self._compare = show, use, compare
         self.entries: list[Entry] = []
         self.picked: list[Entry] = []
@@ -73,7 +87,7 @@ class History:
         show_if(self.box, False)
 
     def add(self, run: Run) -> Entry:
-        """A card for a finished run."""
+        """Add a card for a finished run."""
         entry = Entry.of(len(self.entries) + 1, run)
         self.entries.append(entry)
         self.strip.children = (self._card(entry), *self.strip.children)
@@ -91,7 +105,7 @@ class History:
         look = button("Show", "t2v-show", f"Look at {entry.name} again.", "70px")
         look.on_click(lambda _: self._show(entry))
         back = button("", "t2v-use", "Put these settings back into the controls.", "36px", icon="sliders")
-        back.on_click(lambda _: self._use(**{name: known[name] for name in WHY}))
+        back.on_click(lambda _: self._use(**{name: known[name] for name in KNOBS}))
         toggle = widgets.ToggleButton(False, description="Compare", layout={"width": "80px"})
         tip(toggle, "Pick two runs to compare them.").add_class("t2v-pick")
         toggle.observe(lambda change: self._pick(entry, change["new"]), "value")
@@ -106,10 +120,10 @@ class History:
         """At most two are picked: a third takes the place of the one picked first."""
         self.picked = [each for each in self.picked if each is not entry] + ([entry] if wanted else [])
         if len(self.picked) > 2:
-            self.toggles[self.picked[0].number - 1].value = False  # comes back here and takes it out
+            self.toggles[self.picked[0].number - 1].value = False  # calls `_pick` again, which removes it
         else:
             pair = sorted(self.picked, key=lambda each: each.number)
-            self._compare(*(pair if len(pair) == 2 else (None, None)))
+            self._compare(*(pair if len(pair) == 2 else (None, None)))  # type: ignore[misc]
 
 
 def _thumb(video: np.ndarray) -> bytes:

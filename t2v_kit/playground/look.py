@@ -1,4 +1,4 @@
-"""How the panel looks: one style sheet, and the small pieces of HTML. What a person typed is escaped here."""
+"""How the panel looks: one style sheet and small pieces of HTML. Text that a person typed is escaped here."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import ipywidgets as widgets
 
-#: JupyterLab's own colours where there are any, so that the panel follows a dark theme; Colab gets the second ones.
+# JupyterLab's own colours where there are any, so that the panel follows a dark theme; Colab gets the second ones.
 STYLE = """<style>
 .t2v { --ink: var(--jp-ui-font-color1, #222); --soft: var(--jp-ui-font-color2, #666);
   --line: var(--jp-border-color2, #ddd); --paper: var(--jp-layout-color0, #fff);
@@ -49,12 +49,12 @@ STYLE = """<style>
 .t2v-choice { margin-top: 6px; } .t2v .widget-accordion, .t2v .jupyter-widget-Collapse { width: auto; }
 </style>"""
 
-LABEL = "84px"  # the width of the labels; what stands under a control begins behind it
+LABEL = "84px"  # the width of the labels; lines under a control are indented by it
 UNDER = {"margin": "0 0 0 92px"}
 
 
 def note(text: str, kind: str = "hint") -> str:
-    """One line under a control; kind is 'error', 'hint' or 'good'. Empty text gives nothing."""
+    """One line under a control, as HTML; kind is 'error', 'hint' or 'good'. Empty text gives ""."""
     return f'<div class="t2v-note t2v-{kind}">{html.escape(text)}</div>' if text else ""
 
 
@@ -64,11 +64,12 @@ def soft(text: str) -> str:
 
 
 def aligned() -> dict:
-    """The looks of a control in a column: its label as wide as the others', itself as wide as there is room."""
+    """Keywords of a control in a column: a label of one width, and all of the column's width."""
     return {"layout": {"width": "100%"}, "style": {"description_width": LABEL}}
 
 
 def heading(text: str) -> widgets.HTML:
+    """The title of a group of controls."""
     return widgets.HTML(f"<h4>{html.escape(text)}</h4>")
 
 
@@ -91,7 +92,7 @@ def show_if(widget: widgets.Widget, wanted: bool) -> None:
 
 
 def tip(widget: widgets.Widget, text: str) -> widgets.Widget:
-    """The tooltip, which ipywidgets 7 and 8 name differently; gives the widget back."""
+    """Set the tooltip, which ipywidgets 7 and 8 name differently; returns the widget."""
     for name in ("tooltip", "description_tooltip"):
         if widget.has_trait(name):
             setattr(widget, name, text)
@@ -101,6 +102,6 @@ def tip(widget: widgets.Widget, text: str) -> widgets.Widget:
 
 def button(text: str, css: str, why: str, width: str = "auto", **looks) -> widgets.Button:
     """A button with a class that tests and style sheets can select."""
-    made = tip(widgets.Button(description=text, layout={"width": width}, **looks), why)
-    made.add_class(css)
-    return made
+    clickable = tip(widgets.Button(description=text, layout={"width": width}, **looks), why)
+    clickable.add_class(css)
+    return clickable

@@ -1,4 +1,4 @@
-"""The panel itself: what stands where, and the thread in which a run is made."""
+"""The panel itself: its layout, and the thread in which a run happens."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import ipywidgets as widgets
 
 from ..errors import UserError
+from ..memory.choose import as_plan
+from ..memory.plan import Plan
 from ..model.loading import load
 from ..model.models import Models
 from ..run.folder import CHECKPOINT, read_record
@@ -35,21 +37,35 @@ if TYPE_CHECKING:
 class Playground(widgets.VBox):
     """The panel: `Playground(models)` as the last line of a cell shows it.
 
-    models: what `load` gave, or a name it takes.  out: the folder in which every run gets a folder of its own.
-    What the buttons do can be called as well: `.generate()`, `.stop()`, `.resume()`, `.code()`; `.wait()` waits for
-    the run; `.controls.set(seed=3)` moves controls; `.history.entries` are the finished runs, `.unfinished` the folder
-    that `.resume` would go on with, `.preview.share` what previews cost.
-    Raises UserError as `load` does.
+    Each button has a method, so that the panel can be used from code as well. A run happens in a thread: the controls
+    check against `Rules`, which share nothing with the model that the run uses, and each run keeps the choices with
+    which it began.
+
+    Args:
+        models: A loaded model, or a name that `load` takes. Drop your own reference to a large model before you load
+            another one in the panel, or both stay in memory.
+        out: The folder in which every run gets a folder of its own.
+
+    Attributes:
+        controls: The settings; `controls.set(seed=3)` moves them.
+        engine: Model, memory plan and upscaler.
+        history: The finished runs, in `history.entries`.
+        unfinished: The folder that `resume` would continue, or None.
+        preview: The previews, whose `share` is their part of the denoising time; None before the first run.
+
+    Raises:
+        UserError: As `load` says.
     """
 
     def __init__(self, models: Models | str = "pocket", out: str | Path = "runs/playground") -> None:
         models = models if isinstance(models, Models) else load(models)
-        self.out, self.running = Path(out).expanduser(), False
+        self.out, self.running = Path(out).expanduser().absolute(), False
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
+        self._stage = ""
         self.preview: Preview | None = None
         self.engine = Engine(models, self._check)
-        self.controls = Controls(models, self._check)
+        self.controls = Controls(self.engine.rules, self._check)
         self.bars, self.screen, self.comparison = StageBars(), Screen(), Comparison()
         self.history = History(self.show, self.controls.set, self.comparison.show)
         self._buttons()
@@ -57,48 +73,69 @@ class Playground(widgets.VBox):
         self.add_class("t2v")
         self.unfinished = _unfinished(self.out)
         if self.unfinished:
-            self._say(note(f"{self.unfinished} was not finished; Resume goes on with it."))
+            self._say(note(f"{self.unfinished} was not finished; Resume continues it."))
         self._free()
 
     def generate(self) -> None:
-        """Begin a run with the settings of the panel, unless one runs or they are wrong; then the panel says why."""
-        if self.running:
-            return
-        self.controls.roll()
-        if not self._check():
-            self._say(note("A setting needs another value; the line under it says which would work.", "error"))
-            return
-        settings = self.controls.values() | {"upscale": self.engine.upscale}
-        folder = self.out / datetime.now().strftime("%Y%m%d-%H%M%S-%f")[:-3]
-        every = self.controls.checkpoint_every.value
-        self._begin(lambda **told: generate(**settings, out=folder, checkpoint_every=every, **told), folder, settings)
+        """Begin a run with the settings of the panel. While a run is in progress this does nothing; when a setting is
+        wrong, the panel says which."""
+        with self.controls.guard:
+            if self.running:
+                return
+            self.controls.roll()
+            choice = self.engine.choice if self._check() else None
+            if choice is None:
+                self._say(note("A setting needs another value; the line under it says which would work.", "error"))
+                return
+            settings = self.controls.values() | {"upscale": self.engine.upscale}
+            folder = self.out / datetime.now().strftime("%Y%m%d-%H%M%S-%f")[:-3]
+            every = self.controls.checkpoint_every.value
+
+            def make(**watchers) -> Run:
+                models = self._load(choice.name, self.engine.plan(choice))
+                return generate(**settings, model=models, out=folder, checkpoint_every=every, **watchers)
+
+            self._begin(make, folder, settings)
 
     def resume(self, folder: str | Path | None = None) -> None:
-        """Go on with the run that was stopped or failed, or with the one in `folder`."""
-        folder = self.unfinished if folder is None else Path(folder).expanduser()
-        if folder is not None and not self.running:
-            self._begin(lambda **told: resume(folder, **told), folder, read_record(folder)["settings"])
+        """Continue the run that was stopped or failed, or the one in `folder`, with the model it was begun with.
+
+        Raises:
+            UserError: `folder` holds no run.
+        """
+        with self.controls.guard:
+            folder = self.unfinished if folder is None else Path(folder).expanduser().absolute()
+            if folder is None or self.running:
+                return
+            settings = read_record(folder)["settings"]
+            plan = settings.get("memory")
+
+            def make(**watchers) -> Run:
+                models = self._load(settings["model"], None if plan is None else as_plan(plan))
+                return resume(folder, model=models, **watchers)
+
+            self._begin(make, folder, settings)
 
     def stop(self) -> None:
-        """Stop within one step; what was made is kept for `resume`."""
+        """Stop within one step, or behind the stage when it has no steps; `resume` continues from there."""
         if self.running:
             self._stop.set()
             self.stop_button.disabled = True
-            self._say(note("Stopping after this step …"))
+            whole = f"Stopping when the stage '{self._stage}' is done; it cannot be interrupted …"
+            self._say(note("Stopping after this step …" if self._stage in ("denoise", "upscale") else whole))
 
     def wait(self, timeout: float | None = None) -> None:
-        """Return when nothing runs any more, at the latest after `timeout` seconds."""
+        """Wait until no run is in progress, for at most `timeout` seconds."""
         if self._thread is not None:
             self._thread.join(timeout)
 
     def show(self, entry: Entry) -> None:
         """Put a run of the history on the screen."""
-        told = f"{entry.name}: {entry.settings['prompt']}"
-        self.screen.play(entry.files, told, entry)
+        self.screen.play(entry.files, f"{entry.name}: {entry.settings['prompt']}", entry)
         self._show_code()
 
     def code(self) -> str:
-        """The cell that reproduces the run on the screen; before there is one, the cell of the settings as they are."""
+        """Python that reproduces the run on the screen; without one, Python for the settings of the panel."""
         if self.screen.entry is not None:
             return reproducing(self.screen.entry.settings)
         return reproducing(self.controls.values() | {"model": self.engine.name, "upscale": self.engine.upscale})
@@ -106,7 +143,7 @@ class Playground(widgets.VBox):
     def _buttons(self) -> None:
         primary = {"button_style": "primary", "icon": "play"}
         self.generate_button = button("Generate", "t2v-generate", "Make this video.", "124px", **primary)
-        stop, go_on = "Stop within one step; the run can be resumed.", "Go on behind the last finished step."
+        stop, go_on = "Stop within one step; the run can be resumed.", "Continue after the last finished step."
         self.stop_button = button("Stop", "t2v-stop", stop, "88px", icon="stop")
         self.resume_button = button("Resume", "t2v-resume", go_on, "104px", icon="forward")
         self.generate_button.on_click(lambda _: self.generate())
@@ -134,14 +171,15 @@ class Playground(widgets.VBox):
         return [widgets.HTML(STYLE), columns, self.comparison.box]
 
     def _check(self) -> bool:
-        """Look at all settings; say what is wrong where it stands. True when a run could begin."""
-        rules = self.engine.rules()
-        if rules.name != self.controls.models.name:
-            self.controls.adopt(rules)
-        settings = self.controls.check()
-        ready = self.engine.check(settings) and settings is not None
-        self.generate_button.disabled = self.running or not ready
-        return ready
+        """Check all settings, and show what is wrong where it is. True when a run could begin."""
+        with self.controls.guard:
+            rules = self.engine.chosen_rules
+            if rules.name != self.controls.rules.name:
+                self.controls.adopt(rules)
+            settings = self.controls.check()
+            ready = self.engine.check(settings) and settings is not None
+            self.generate_button.disabled = self.running or not ready
+            return ready
 
     def _begin(self, make: Callable[..., Run], folder: Path, settings: dict) -> None:
         """Start `make` in a thread: the notebook and this panel stay alive."""
@@ -155,10 +193,10 @@ class Playground(widgets.VBox):
         self._thread.start()
 
     def _work(self, make: Callable[..., Run]) -> None:
-        """The thread. Whichever way it ends, the panel is ready for the next run."""
+        """The thread's work. However it ends, the panel is ready for the next run."""
         try:
-            told = {"on_step": self._on_step, "on_stage": self._on_stage, "stop": self._stop.is_set}
-            self._finished(make(model=self._load(), progress=False, **told))
+            run = make(on_step=self._on_step, on_stage=self._on_stage, stop=self._stop.is_set, progress=False)
+            self._finished(run)
         except Stopped as stopped:
             self._ended(note(f"Stopped in {stopped.stage} after {stopped.done} of {stopped.total}."))
         except UserError as error:
@@ -167,22 +205,26 @@ class Playground(widgets.VBox):
             line = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
             self._ended(failure(line, traceback.format_exc()))
         finally:
-            self.running = False
-            self._free()
+            with self.controls.guard:
+                self.running = False
+                self._free()
 
-    def _load(self) -> Models:
-        """The model, and the map for its previews."""
-        self.bars.tell("load", 0, 1)
-        models = self.engine.load()
-        if self.preview is None or self.preview.models is not models:
-            self.preview = Preview(models)
+    def _load(self, name: str, plan: Plan | None) -> Models:
+        """The model of a run, and the map for its previews. Another model is let go of first."""
+        self._stage = "load"
+        self.bars.update("load", 0, 1)
+        if not self.engine.holds(name, plan):
+            self.preview = None
+        models = self.engine.load(name, plan)
+        self.preview = self.preview or Preview(models)
         self.preview.begin()
-        self.bars.tell("load", 1, 1)
+        self.bars.update("load", 1, 1)
         return models
 
     def _on_step(self, step: Step) -> None:
         seconds = self._making["num_frames"] / self._making["fps"]
         began = time.perf_counter()
+        assert self.preview is not None
         picture = self.preview.draw(step, seconds, noisy=self.controls.noisy.value)
         if picture is not None:
             cost = f"previews take {self.preview.share:.1%} of the time"
@@ -191,31 +233,38 @@ class Playground(widgets.VBox):
 
     def _on_stage(self, name: str, done: int, total: int) -> None:
         if name == "load":
-            return  # told by _load
-        self.bars.tell(name, done, total)
+            return  # `_load` shows it
+        self._stage = name
+        self.bars.update(name, done, total)
         if name == "upscale" and done == 0:
             self.screen.play({"Video": self._folder / "video.mp4"}, "being enlarged …")
 
     def _finished(self, run: Run) -> None:
         entry = self.history.add(run)
         self.show(entry)
-        reused = f" Latents reused from {run.reused}." if run.reused else ""
+        if run.reused is None:
+            reused = ""
+        elif run.reused.absolute() == self._folder:
+            reused = " Resumed from its own latents."
+        else:
+            reused = f" Latents reused from {run.reused}."
         self._say(note(f"Done in {entry.seconds:.1f} s: {run.folder}.{reused}", "good"))
 
-    def _ended(self, told: str) -> None:
-        """Stopped or failed: say it, and offer to go on where something was saved."""
+    def _ended(self, line: str) -> None:
+        """Stopped or failed: say it, and offer to resume where something was saved."""
         self.bars.halt()
-        self.unfinished = self._folder if _can_go_on(self._folder) else None
-        self._say(told)
+        self.screen.halt()
+        self.unfinished = self._folder if _can_resume(self._folder) else None
+        self._say(line)
 
     def _free(self) -> None:
-        """Buttons as they fit to what happens."""
+        """Enable and show the buttons that make sense now."""
         self._check()
         self.stop_button.disabled = not self.running
         show_if(self.resume_button, not self.running and self.unfinished is not None)
 
-    def _say(self, told: str) -> None:
-        self.status.value = told
+    def _say(self, line: str) -> None:
+        self.status.value = line
 
     def _show_code(self, _=None) -> None:
         show_if(self.code_text, self.code_button.value)
@@ -223,12 +272,12 @@ class Playground(widgets.VBox):
             self.code_text.value = self.code()
 
 
-def _can_go_on(folder: Path) -> bool:
+def _can_resume(folder: Path) -> bool:
     """Whether something of a run is saved and not all of it."""
     saved = any((folder / name).exists() for name in (CHECKPOINT, "latents.safetensors"))
     return saved and not (folder / "contact_sheet.png").exists()
 
 
 def _unfinished(out: Path) -> Path | None:
-    """The newest run under `out` that can be gone on with: after a crash, or a kernel that was restarted."""
-    return max(filter(_can_go_on, out.glob("*/")), key=lambda folder: folder.name, default=None)
+    """The newest run under `out` that can be resumed, after a crash or a restart of the kernel."""
+    return max(filter(_can_resume, out.glob("*/")), key=lambda folder: folder.name, default=None)

@@ -1,4 +1,4 @@
-"""Where the video forms: the preview, then the video, then the enlarged one."""
+"""The screen: the preview, then the video, then the enlarged video."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ _EMPTY = '<div class="t2v-empty">The video will form here.</div>'
 
 
 class Screen:
-    """One picture or player at a time, and buttons that choose which; `.box` is what is shown.
+    """One picture or player at a time, and buttons that choose which. `.box` is what is shown.
 
-    entry: the finished run that is shown, None while one forms.
+    Attributes:
+        entry: The finished run that is shown; None while one is in progress.
     """
 
     def __init__(self) -> None:
@@ -44,20 +45,25 @@ class Screen:
         self.clear()
 
     def clear(self) -> None:
-        """Nothing yet: another run begins."""
+        """Empty the screen for another run."""
         self.entry, self._files = None, {}
         self.image.value, self.caption.value = b"", ""
         self.choice.options = ["Preview"]
         self._draw()
 
+    def halt(self) -> None:
+        """The run was stopped or failed: the caption no longer speaks of work in progress."""
+        if self.entry is None and self.caption.value:
+            self.caption.value = soft("stopped")
+
     def preview(self, picture: bytes, caption: str) -> None:
-        """The latents as they form: an animated WebP."""
+        """Show the latents as they form: an animated WebP."""
         self.image.value, self.caption.value = picture, soft(caption)
         if self.empty.layout.display != "none":
             self._draw()
 
     def play(self, files: dict[str, Path], caption: str, entry: Entry | None = None) -> None:
-        """Show the last of the MP4 files; the buttons lead to the others."""
+        """Play the last of the MP4 files; the buttons lead to the others."""
         self.entry, self._files = entry, files
         names = [*(["Preview"] if self.image.value else []), *files]
         self.caption.value = soft(caption)

@@ -1,10 +1,12 @@
-"""The folder of a run: files that are whole or absent, a checkpoint to go on from, and a log."""
+"""The folder of a run: files that are whole or absent, a checkpoint to continue from, a log, and a lock."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from datetime import datetime
@@ -12,10 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from ..errors import UserError
+from ..atomic import PREFIX, write_whole
+from ..errors import UserError, give_note
 from .record import latents_key
 
 if TYPE_CHECKING:
@@ -24,85 +28,123 @@ if TYPE_CHECKING:
 
 #: What a finished run leaves in its folder, in the order in which it is written.
 FILES = ("settings.json", "prompt.safetensors", "latents.safetensors", "video.mp4", "upscaled.mp4", "contact_sheet.png")
-CHECKPOINT = "checkpoint.safetensors"  # there while denoising, and after it was stopped
+CHECKPOINT = "checkpoint.safetensors"  # exists while denoising, and after it was stopped
 LOG = "log.jsonl"
+LOCK = ".run.lock"  # exists while a run writes here; holds its process id
 
 #: Settings that every run has written down, in all versions.
 ALWAYS_SET = ("prompt", "height", "width", "num_frames", "num_inference_steps", "fps", "upscale")
 
 
 class RunFolder:
-    """Where a run is written; with `path` None, nothing is written at all."""
+    """Where one run writes, for as long as it holds the folder's lock; with `path` None, nothing is written at all."""
 
     def __init__(self, path: str | os.PathLike | None):
         """Raises UserError when a file could not be written there; leaves nothing behind."""
         self.path = None if path is None else _checked(path)
         self.key = ""  # of the latents; known once the run is started
-        self._early: list[str] = []  # lines of the log from before there was a folder
+        self._early: list[str] = []  # lines of the log from before the folder existed
+        self._lock: FileLock | None = None
 
     @property
     def started(self) -> bool:
         return bool(self.key)
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[RunFolder]:
+        """Hold the folder's lock inside: at once if the folder exists, else from `start` on.
+
+        Raises UserError when another run holds it.
+        """
+        if self.path is not None and self.path.is_dir():
+            self._hold()
+        try:
+            yield self
+        finally:
+            if self._lock is not None:
+                Path(self._lock.lock_file).unlink(missing_ok=True)  # while it is held: nobody can hold the old file
+                self._lock.release()
+                self._lock = None
+
+    def _hold(self) -> None:
+        assert self.path is not None
+        file, holder = self.path / LOCK, ""
+        with contextlib.suppress(OSError):
+            holder = file.read_text()
+        lock = FileLock(file, timeout=0.2)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise UserError(
+                f"out={str(self.path)!r}: another run (process {holder or 'unknown'}) is writing there; wait for it, "
+                f"or out={str(self.path) + '-2'!r} would work."
+            ) from None
+        except NotImplementedError:
+            give_note(f"{self.path}: this file system has no locks; don't start two runs in one folder.")
+            return
+        self._lock = lock
+        with contextlib.suppress(OSError):
+            file.write_text(str(os.getpid()))
 
     def check_own(self) -> None:
         """Raise UserError where files lie that `start` would take away and that are not of a run of ours.
 
         Ours has settings.json before any other file, so wherever it was killed, that one is there and whole.
         """
-        there = [name for name in (*FILES, CHECKPOINT, LOG) if self.path and (self.path / name).exists()]
-        if not there:
+        present = [name for name in (*FILES, CHECKPOINT, LOG) if self.path and (self.path / name).exists()]
+        if not present:
             return
         try:
             read_record(self.path)
         except UserError as mistake:
             raise UserError(
-                f"out={str(self.path)!r}: {there[0]} in it would be replaced, and is not of a run, as settings.json is "
-                f"{'damaged' if 'settings.json' in there else 'missing'}; {str(self.path / 'run')!r} would work."
+                f"out={str(self.path)!r}: {present[0]} in it would be replaced, and is not of a run, as settings.json "
+                f"is {'damaged' if 'settings.json' in present else 'missing'}; {str(self.path / 'run')!r} would work."
             ) from mistake
 
     def start(self, record: dict, step: int | None = None, source: Path | None = None) -> None:
-        """Write down what is being made, and take away what an earlier, different run left.
+        """Write the record, and delete what an earlier, different run left.
 
-        step, source: where it goes on, and whose latents these are; None when it begins. The old files go before
-        settings.json changes: whenever this is interrupted, what lies in the folder belongs to the settings.json
-        in it. Latents or a checkpoint that it goes on from stay.
+        step, source: where denoising continues, and whose latents these are; None when it begins. The old files go
+        before settings.json changes: whenever this is interrupted, what lies in the folder belongs to the
+        settings.json in it. Latents or a checkpoint that are continued stay.
         """
         self.key = latents_key(record)
         if self.path is None:
             return
-        ours = source is not None and source.absolute() == self.path.absolute()
-        keep = {"prompt.safetensors", "latents.safetensors", CHECKPOINT, LOG} if ours else set()
+        keep = {"prompt.safetensors", "latents.safetensors", CHECKPOINT, LOG} if source == self.path else set()
         if self.same_as(record):
             keep |= set(FILES)
         with self._writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
+            if self._lock is None:
+                self._hold()
+                self.check_own()
             for name in (*FILES[1:], CHECKPOINT, LOG):
                 if name not in keep:
                     (self.path / name).unlink(missing_ok=True)
-            for leftover in self.path.glob(".part.*"):  # of a process that was killed
-                leftover.unlink()
+            for name in (*FILES, CHECKPOINT):  # of a run that was killed: whoever holds the lock is alone
+                for leftover in self.path.glob(f"{PREFIX}{Path(name).stem}.*"):
+                    leftover.unlink(missing_ok=True)
         text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
         self.save("settings.json", lambda path: path.write_text(text, encoding="utf-8"))
         self.log(event="started", pid=os.getpid(), step=step, latents_from=source)
 
     def save(self, name: str, write: Callable[[Path], object]) -> None:
-        """Let `write` make the file under a temporary name: renamed when it is whole, removed when that fails.
+        """Let `write` make the file, which is whole or absent.
 
-        Raises UserError when the disk is full or fails; what was whole before is then still there.
+        Raises UserError when the file system refuses it; what was whole before is then still there.
         """
-        if self.path is None:
-            return
-        temporary = self.path / f".part.{name}"
-        try:
-            with self._writing(self.path / name):
+        if self.path is not None:
+            with self.saving(name) as temporary:
                 write(temporary)
-                with open(temporary, "rb+") as file:
-                    os.fsync(file.fileno())  # or a power failure could leave the new name with nothing in it
-                os.replace(temporary, self.path / name)
-        finally:
-            for leftover in self.path.glob(f"{temporary.name}*"):  # a writer may have a temporary name of its own
-                with contextlib.suppress(OSError):
-                    leftover.unlink()
+
+    @contextlib.contextmanager
+    def saving(self, name: str) -> Iterator[Path]:
+        """`save` as a block that is given the temporary path."""
+        assert self.path is not None
+        with self._writing(self.path / name), write_whole(self.path / name) as temporary:
+            yield temporary
 
     def log(self, **line) -> None:
         """Add one line to log.jsonl, in one write; lines from before the folder is there wait for it."""
@@ -117,13 +159,19 @@ class RunFolder:
 
     @contextlib.contextmanager
     def _writing(self, what: Path) -> Iterator[None]:
-        """Turn what a full or failing disk raises into one line that says how to go on."""
+        """Turn what a file system raises into one line that says how to continue; other errors pass through."""
         try:
             yield
-        except (OSError, SafetensorError, RuntimeError) as error:  # RuntimeError: ffmpeg's, through mediapy
+        except UserError:
+            raise
+        except Exception as error:
+            code = _system_error(error)
+            if code is None:
+                raise
+            remedy = "make room, and" if code in (errno.ENOSPC, errno.EDQUOT) else "once it can,"
             raise UserError(
-                f"{what}: cannot be written ({_reason(error)}); what was finished is kept: make room, and "
-                f"resume({str(self.path)!r}) goes on."
+                f"{what}: cannot be written ({os.strerror(code)}); what was finished is kept: {remedy} "
+                f"resume({str(self.path)!r}) continues."
             ) from error
 
     @contextlib.contextmanager
@@ -159,11 +207,13 @@ class RunFolder:
             (self.path / CHECKPOINT).unlink(missing_ok=True)
 
     def same_as(self, record: dict) -> bool:
-        """Whether what lies here was made with the same settings and versions."""
+        """Whether what lies here was made with the same settings, weights and versions, all of them known."""
+        if self.path is None or record["made_with"].get("unknown_code"):
+            return False
         with contextlib.suppress(UserError):
-            there = read_record(self.path)
-            undated = [{**each["made_with"], "date": None} for each in (there, record)]
-            return there["settings"] == record["settings"] and undated[0] == undated[1]
+            earlier = read_record(self.path)
+            undated = [{**each["made_with"], "date": None} for each in (earlier, record)]
+            return earlier["settings"] == record["settings"] and undated[0] == undated[1]
         return False
 
 
@@ -204,7 +254,7 @@ def _opened(path: Path) -> Iterator:
             yield file
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"{path}: is damaged ({_reason(error)}); delete this one file, and resume goes on from what is left."
+            f"{path}: is damaged ({_reason(error)}); delete this one file, and resume continues from what is left."
         ) from error
 
 
@@ -218,12 +268,15 @@ def read_log(folder: str | os.PathLike) -> list[dict]:
 
 
 def _checked(out: str | os.PathLike) -> Path:
-    """`out` as a Path, once a file could be written there; leaves nothing behind. Raises UserError."""
+    """`out` as an absolute path, once a file could be written there; leaves nothing behind. Raises UserError.
+
+    Absolute, because a later change of the working directory must not move the run.
+    """
     if not isinstance(out, (str, os.PathLike)) or not str(out).strip():
         raise UserError(f"out={out!r}: must name a folder; 'runs/mine' would work.")
-    folder = Path(out).expanduser()
     try:
-        nearest = Path(os.path.abspath(folder))
+        folder = Path(os.path.abspath(Path(out).expanduser()))
+        nearest = folder
         while not _exists(nearest):
             nearest = nearest.parent
         with tempfile.TemporaryFile(dir=nearest):
@@ -245,3 +298,18 @@ def _exists(path: Path) -> bool:
 def _reason(error: Exception) -> str:
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return " ".join(text.split())[:200]
+
+
+def _system_error(error: Exception) -> int | None:
+    """The number of the file system's error behind an exception; None when it is of another kind.
+
+    safetensors and ffmpeg have their own exceptions, and the system's words in them.
+    """
+    if isinstance(error, OSError):
+        return error.errno or errno.EIO
+    if isinstance(error, SafetensorError) and (number := re.search(r"os error (\d+)", str(error))):
+        return int(number[1])
+    for code in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(error, RuntimeError) and os.strerror(code) in str(error):
+            return code
+    return None

@@ -1,10 +1,13 @@
-"""The five stages in a row, and going on with them where they were interrupted."""
+"""The five stages in a row, and continuing them where they were interrupted."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
+import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,24 +15,23 @@ import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from ..errors import UserError, give_note
+from ..errors import UserError, check_whole, fresh_notes, give_note
 from ..memory.choose import as_plan
 from ..memory.plan import Plan
 from ..model.loading import load
 from ..model.models import Models
-from ..settings import Settings, settings_from
+from ..settings import Resolved, Settings, settings_from
 from ..stages.decoding import decode
 from ..stages.denoising import Step, denoise
 from ..stages.noise import initial_latents
 from ..stages.prompt import PromptEncoding, encode_prompt
-from ..stages.upscaling.enlarging import upscale_frames
-from ..stages.upscaling.weights import load_upscaler
-from ..video.files import save_video
-from ..view.pictures import contact_sheet
+from ..video.files import read_metadata, save_video, video_reader, video_writer
+from ..view.pictures import contact_sheet, sheet_frames
 from .folder import CHECKPOINT, FILES, LOG, RunFolder, read_latents, read_record
 from .progress import Progress
 from .record import differences, latents_key, made_with
-from .reuse import Found, find_latents, find_prompt
+from .reuse import SavedLatents, find_latents, find_prompt
+from .upscalers import AUTO, NONE, check_upscaler, choose_upscaler, enlarged, upscaler_hash
 
 OWN = ("model", "out", "upscale", "memory")  # keywords of `generate` that are no fields of Settings
 WATCHERS = ("checkpoint_every", "on_step", "on_stage", "stop", "progress")  # those that change nothing about the result
@@ -37,27 +39,52 @@ WATCHERS = ("checkpoint_every", "on_step", "on_stage", "stop", "progress")  # th
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """What `generate` made.
+    """A finished run, as `generate` returns it.
 
-    video: (T, H, W, 3) uint8.  upscaled: (T, 4H, 4W, 3) uint8, or None without upscaling.
-    latents: (1, C, T', H', W'), what was decoded, in the transformer's dtype.  prompt: what it was told.
-    settings: complete, no default left open.  seconds, memory: of each stage, the latter the peak in GiB of the
-    GPU's tensors, on a CPU of the whole process.
-    record: {"settings": {...}, "made_with": {...}} as in settings.json; `generate(**run.record["settings"])`
-    makes the same video again.  folder: where the files are, None when none were written.
-    reused: the folder whose latents were taken, finished or half-way; None when all steps were made here.
+    Attributes:
+        video: (T, H, W, 3) uint8.
+        enlarged: The enlarged frames, in memory or as the file they were streamed to; None without an upscaler.
+            `upscaled` has them as an array.
+        latents: (1, C, T', H', W'), what was decoded, in the transformer's dtype.
+        prompt: The encoded prompt.
+        settings: Complete; no default is left open.
+        seconds: Of each stage.
+        memory: Of each stage, the peak in GiB: of the GPU's tensors, on a CPU of the whole process.
+        record: {"settings": {...}, "made_with": {...}} as in settings.json. `generate(**run.record["settings"])`
+            makes the same video again.
+        folder: Where the files are, an absolute path; None when none were written.
+        reused: The folder whose latents were taken, finished or half-way; None when this run made all steps.
+        reused_prompt: The folder whose encoded prompt was taken; None when this run encoded it.
     """
 
     video: np.ndarray = field(repr=False)
-    upscaled: np.ndarray | None = field(repr=False)
+    enlarged: np.ndarray | Path | None = field(repr=False)
     latents: torch.Tensor = field(repr=False)
     prompt: PromptEncoding = field(repr=False)
-    settings: Settings
+    settings: Resolved
     record: dict = field(repr=False)
     seconds: dict[str, float]
     memory: dict[str, float] = field(repr=False)
     folder: Path | None
     reused: Path | None = None
+    reused_prompt: Path | None = None
+
+    @functools.cached_property
+    def upscaled(self) -> np.ndarray | None:
+        """The enlarged video, (T, 4H, 4W, 3) uint8, or None without an upscaler.
+
+        A run with a folder streams these frames to upscaled.mp4, so that they never fill the memory; here they are
+        read back, with H.264's small losses.
+
+        Raises:
+            UserError: The file is gone, or a later run has replaced it.
+        """
+        if not isinstance(self.enlarged, Path):
+            return self.enlarged
+        if read_metadata(self.enlarged) != self.record:
+            raise UserError(f"{self.enlarged}: a later run has replaced this file; each run in a folder of its own.")
+        with video_reader(self.enlarged) as frames:
+            return np.stack(list(frames))
 
     @property
     def files(self) -> list[Path]:
@@ -67,9 +94,9 @@ class Run:
 
 def generate(
     prompt: str,
-    model: str | Models = "pocket",
+    model: str | os.PathLike | Models = "pocket",
     out: str | os.PathLike | None = None,
-    upscale: str | os.PathLike | None = "pocket",
+    upscale: str | os.PathLike | None = AUTO,
     seed: int = 0,
     *,
     memory: Plan | dict | str | float | None = None,
@@ -78,90 +105,152 @@ def generate(
     on_stage: Callable[[str, int, int], object] | None = None,
     stop: Callable[[], bool] | None = None,
     progress: bool = True,
-    reuse: bool | Found = True,
+    reuse: bool = True,
     **settings,
 ) -> Run:
     """Make a video from a prompt and enlarge it: encode, draw noise, denoise, decode, upscale.
 
-    model: what `load` takes, or what it gave.  out: a folder for the files, made when it is missing; an
-    earlier run in it is replaced, files of other origin never; None keeps everything in memory.
-    upscale: "pocket", the name or the path of a Real-ESRGAN file as `upscale` takes it, or "none".
-    memory: the plan that `load` takes, for a model given by name.  settings: any field of `Settings`.
+    The prompt's encoding and the latents are on the disk before decoding starts, and no file is ever half-written.
 
-    checkpoint_every: after so many steps the latents are saved, for `resume`; they are as well whenever
-    denoising ends early.  reuse: latents of the same content (settings, weights, device, versions), in
-    `out` or finished in a folder beside it, are taken and not made again; the bar and `Run.reused` say so.
-    An encoded prompt as well.  (`resume` gives what it found.)
+    Args:
+        prompt: What the video shows.
+        model: What `load` takes, or what it returned.
+        out: A folder for the files, created when it is missing. An earlier run in it is replaced, files of other
+            origin never. None keeps everything in memory.
+        upscale: "auto", the model's own upscaler (for a model that has none, a published Real-ESRGAN network that was
+            fetched before, else Lanczos interpolation); the name or the path of a Real-ESRGAN file as
+            `upscale` takes it; "lanczos"; or "none" or None.
+        seed: Which noise the video grows out of.
+        memory: The plan that `load` takes, for a model given by name.
+        checkpoint_every: Denoising steps between two checkpoints, at least 1. The latents are also saved whenever
+            denoising ends early; `resume` continues from them.
+        on_step: Called with each denoising `Step`.
+        on_stage: Called as on_stage(name, done, total) when a stage starts and after each of its units. The stages
+            are load, encode, denoise (in steps), decode and upscale (in frames).
+        stop: Asked at the same moments from the start of denoising on. When it returns True, `Stopped` is raised,
+            and the run can be resumed.
+        progress: Show bars.
+        reuse: Take latents and encoded prompts of the same content (settings, weights, adapters, device, versions)
+            from `out` or from finished runs in folders beside it; the bar, the log and `Run.reused` name the source.
+            Nothing is reused while the model carries code that no known library wrote.
+        **settings: Any field of `Settings`.
 
-    on_step(step): called after each denoising step.  on_stage(name, done, total): at the start of a stage
-    and after each of its units; the stages are load, encode, denoise (in steps), decode, upscale (in frames).
-    stop(): asked at the same moments from the start of denoising on; where it says True, Stopped is raised
-    and the run can be resumed.
-    progress: show bars.
+    Returns:
+        The run, with its video, latents and record.
 
-    Prompt encoding and latents are on disk before decoding starts, and no file is ever half-written.
-    Raises UserError for every mistake in these, before anything is written, and when the disk is full.
+    Raises:
+        UserError: For every mistake in these, before anything is written; when another run is writing to `out`; and
+            when a file cannot be written.
+        Stopped: `stop` returned True.
+
+    Example:
+        >>> run = generate("A red car drives on the beach.", out="runs/car", num_inference_steps=4)
+        >>> [file.name for file in run.files if file.suffix == ".mp4"]
+        ['video.mp4', 'upscaled.mp4']
+    """
+    with fresh_notes():
+        return run_stages(
+            prompt, model, out, upscale, seed, memory=memory, checkpoint_every=checkpoint_every, on_step=on_step,
+            on_stage=on_stage, stop=stop, progress=progress, reuse=reuse, **settings,
+        )  # fmt: skip
+
+
+def run_stages(
+    prompt: str,
+    model: str | os.PathLike | Models,
+    out: str | os.PathLike | RunFolder | None,
+    upscale: str | os.PathLike | None,
+    seed: int = 0,
+    *,
+    memory: Plan | dict | str | float | None = None,
+    checkpoint_every: int = 5,
+    on_step: Callable[[Step], object] | None = None,
+    on_stage: Callable[[str, int, int], object] | None = None,
+    stop: Callable[[], bool] | None = None,
+    progress: bool = True,
+    reuse: bool | SavedLatents = True,
+    **settings,
+) -> Run:
+    """`generate` among the notes of whoever calls it.
+
+    out: also a folder that is held already.  reuse: also the latents to continue from.
     """
     wanted = settings_from(also=OWN, prompt=prompt, seed=seed, **settings)
-    folder, upscale = RunFolder(out), _checked_upscaler(upscale)
-    folder.check_own()
-    _check_every(checkpoint_every)
-    told = Progress(folder, on_step, on_stage, stop, progress)
-    with told.stage("load", disable=True) as tick:
-        models = loaded(model, memory, wanted)
-        tick()
-    told.device, wanted = models.device, wanted.check(models)
-    record = record_of(models, wanted, upscale)
-    found = reuse if isinstance(reuse, Found) else find_latents(folder.path, record) if reuse else None
-    finished = found is not None and found.step == wanted.num_inference_steps
+    folder, upscale = out if isinstance(out, RunFolder) else RunFolder(out), check_upscaler(upscale)
+    check_whole("checkpoint_every", checkpoint_every, unit="steps", works=5)
+    with contextlib.nullcontext(folder) if folder is out else folder.held():
+        folder.check_own()
+        watch = Progress(folder, on_step, on_stage, stop, progress)
+        with watch.stage("load", disable=True) as tick:
+            models = loaded(model, memory, wanted)
+            tick()
+        watch.device, complete = models.device, wanted.check(models)
+        upscale = choose_upscaler(models) if upscale == AUTO else upscale
+        record = record_of(models, complete, upscale)
+        saved = reuse if isinstance(reuse, SavedLatents) else None
+        if reuse is True and folder.path is not None and may_reuse(record):
+            saved = find_latents(folder.path, record)
+        finished = saved is not None and saved.step == complete.num_inference_steps
+        encoding, negative, prompt_source = _encoded(models, complete, record, folder, bool(reuse), finished, watch)
+        folder.start(record, saved and saved.step, saved and saved.source)
+        folder.save("prompt.safetensors", encoding.save)
+        if prompt_source is not None:
+            folder.log(event="reused", prompt_from=prompt_source)
 
-    with told.stage("encode", delay=1e-5, mininterval=0) as tick:  # no bar for a prompt that is too long
-        encoding = find_prompt(folder.path, record) if reuse else None
-        encoding = encoding or encode_prompt(models, wanted.prompt, wanted.padded_prompt)
-        negative = None
-        if wanted.true_cfg_scale > 1 and not finished:
-            negative = encode_prompt(
-                models, wanted.negative_prompt, wanted.padded_prompt, allow_empty=True, name="negative_prompt"
-            )
-        tick()
-    folder.start(record, found and found.step, found and found.source)
-    folder.save("prompt.safetensors", encoding.save)
+        with watch.stage("denoise", complete.num_inference_steps, "step", **_beginning(saved, models)) as tick:
+            latents = saved.latents.to(models.device) if saved else initial_latents(models, complete)
+            start = saved.step if saved else 0
+            with folder.checkpoints(checkpoint_every) as keep:
+                for step in () if finished else denoise(models, encoding, latents, complete, start, negative):
+                    latents = step.latents
+                    keep(step)
+                    tick(step)
+        folder.finish_latents(latents, complete.num_inference_steps)
 
-    with told.stage("denoise", wanted.num_inference_steps, "step", **_beginning(found, models)) as tick:
-        latents = found.latents.to(models.device) if found else initial_latents(models, wanted)
-        start = found.step if found else 0
-        with folder.checkpoints(checkpoint_every) as keep:
-            for step in () if finished else denoise(models, encoding, latents, wanted, start, negative):
-                latents = step.latents
-                keep(step)
-                tick(step)
-    folder.finish_latents(latents, wanted.num_inference_steps)
+        with watch.stage("decode") as tick:
+            video = decode(models, latents)
+            tick()
+        folder.save("video.mp4", lambda path: save_video(path, video, complete.fps, record))
 
-    with told.stage("decode") as tick:
-        video = decode(models, latents)
-        tick()
-    folder.save("video.mp4", lambda path: save_video(path, video, wanted.fps, record))
-
-    enlarged = None
-    if upscale:
-        with told.stage("upscale", len(video), "frame") as tick:
-            enlarged = _enlarged(video, upscale_frames(video, upscale, device=models.device, progress=False), tick)
-        folder.save("upscaled.mp4", lambda path: save_video(path, enlarged, wanted.fps, record))
-    sheet = contact_sheet(video if enlarged is None else enlarged, wanted.fps, wanted.prompt)
-    folder.save("contact_sheet.png", lambda path: sheet.save(path, "PNG"))
-    source = found and found.source
-    return Run(video, enlarged, latents, encoding, wanted, record, told.seconds, told.memory, folder.path, source)
+        large, shown = None, video[sheet_frames(len(video))]
+        if upscale != NONE:
+            with watch.stage("upscale", len(video), "frame") as tick:
+                frames = _ticking(enlarged(video, upscale, models.device), tick)
+                large, shown = _kept(frames, folder, video, complete.fps, record)
+        times = [index / complete.fps for index in sheet_frames(len(video))]
+        sheet = contact_sheet(shown, complete.fps, complete.prompt, times=times)
+        folder.save("contact_sheet.png", lambda path: sheet.save(path, "PNG"))
+        source = saved and saved.source
+        return Run(
+            video, large, latents, encoding, complete, record, watch.seconds, watch.memory, folder.path, source,
+            prompt_source,
+        )  # fmt: skip
 
 
-def resume(folder: str | os.PathLike, model: str | Models | None = None, anyway: bool = False, **watchers) -> Run:
-    """Go on with the run in `folder` behind its last checkpoint, or with what follows its finished latents.
+def resume(
+    folder: str | os.PathLike, model: str | os.PathLike | Models | None = None, anyway: bool = False, **watchers
+) -> Run:
+    """Continue the run in `folder` behind its last checkpoint, or with what follows its finished latents.
 
-    The final latents are the same bits as those of a run in one go. model: the one it was begun with; None
-    loads it by its recorded name.  watchers: checkpoint_every, on_step, on_stage, stop and progress of
-    `generate`.  anyway: go on although weights, device, dtype or versions are others than at the start.
+    The final latents are the same bits as those of an uninterrupted run.
 
-    Raises UserError, and leaves the folder as it is, when it holds no run, when a file in it is damaged, when
-    something that decides the bits is different and `anyway` is not set, and for a setting among the watchers.
+    Args:
+        folder: What was `out`.
+        model: The one the run was started with; None loads it by its recorded name.
+        anyway: Continue although weights, device, dtype or versions differ from those at the start.
+        **watchers: checkpoint_every, on_step, on_stage, stop and progress of `generate`.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        UserError: The folder holds no run, a file in it is damaged, another run is writing to it, something that
+            decides the bits is different and `anyway` is not set, or a setting is among the watchers. The folder is
+            left as it is.
+        Stopped: `stop` returned True.
+
+    Example:
+        >>> run = resume("runs/car")  # doctest: +SKIP
     """
     for name in watchers:
         if name not in WATCHERS:
@@ -169,26 +258,52 @@ def resume(folder: str | os.PathLike, model: str | Models | None = None, anyway:
                 f"{name}={watchers[name]!r}: a resumed run keeps its settings, and resume takes {', '.join(WATCHERS)}; "
                 "generate with another folder as out takes other settings."
             )
-    folder = Path(folder).expanduser()
-    record = read_record(folder)
-    settings = {name: value for name, value in record["settings"].items() if name not in ("model", "memory", "upscale")}
-    upscale, memory = (record["settings"].get(name) for name in ("upscale", "memory"))
-    try:
-        wanted = settings_from(**settings)
-    except UserError as mistake:
-        raise UserError(f"{folder / 'settings.json'}: of another version? {mistake}") from mistake
-    saved = _saved(folder)
-    if not isinstance(model, Models):
-        model = load(model or record["settings"].get("model"), memory, record["made_with"].get("revision"))
-    now = record_of(model, wanted.check(model), upscale)
-    changed = differences(record, now)
-    if saved and changed:
-        watchers["reuse"] = _go_on_differently(folder, saved, changed, latents_key(now), anyway)
-    return generate(**settings, model=model, out=folder, upscale=upscale, **watchers)
+    read_record(folder)  # before the folder is touched
+    with fresh_notes(), RunFolder(folder).held() as place:
+        assert place.path is not None
+        record = read_record(place.path)
+        settings = {name: record["settings"][name] for name in record["settings"] if name not in OWN}
+        upscale, memory = (record["settings"].get(name) for name in ("upscale", "memory"))
+        try:
+            wanted = settings_from(**settings)
+        except UserError as mistake:
+            raise UserError(f"{place.path / 'settings.json'}: of another version? {mistake}") from mistake
+        latents = _saved(place.path)
+        if not isinstance(model, Models):
+            model = load(model or record["settings"].get("model"), memory, record["made_with"].get("revision"))
+        now = record_of(model, wanted.check(model), check_upscaler(upscale))
+        changed = differences(record, now)
+        if latents and changed:
+            watchers["reuse"] = _continued_anyway(place, latents, changed, latents_key(now), anyway)
+        return run_stages(**settings, model=model, out=place, upscale=upscale, **watchers)
+
+
+def may_reuse(record: dict) -> bool:
+    """Whether everything on the model is known; a note says what is not."""
+    unknown = record["made_with"]["unknown_code"]
+    if unknown:
+        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+        give_note(f"nothing is reused: what {unknown[0]}{more} does to the result is not known.")
+    return not unknown
+
+
+def _encoded(models: Models, complete: Resolved, record: dict, folder: RunFolder, reuse, finished: bool, watch):
+    """The prompt, the negative one where it acts, and the folder from which the prompt was reused."""
+    with watch.stage("encode", delay=1e-5, mininterval=0) as tick:  # no bar for a prompt that is too long
+        reuse = reuse and folder.path is not None and not record["made_with"]["unknown_code"]
+        encoding, source = (find_prompt(folder.path, record) if reuse else None) or (None, None)
+        encoding = encoding or encode_prompt(models, complete.prompt, complete.padded_prompt)
+        negative = None
+        if complete.true_cfg_scale > 1 and not finished:
+            negative = encode_prompt(
+                models, complete.negative_prompt, complete.padded_prompt, allow_empty=True, name="negative_prompt"
+            )
+        tick(note=f"prompt reused from {source}" if source else "")
+    return encoding, negative, source
 
 
 def _saved(folder: Path) -> Path | None:
-    """The latents to go on from, whole; None when there are none yet."""
+    """The latents to continue from, whole; None when there are none yet."""
     for path in (folder / "latents.safetensors", folder / CHECKPOINT):
         if path.exists():
             read_latents(path)
@@ -196,46 +311,62 @@ def _saved(folder: Path) -> Path | None:
     return None
 
 
-def _go_on_differently(folder: Path, saved: Path, changed: dict, key: str, anyway: bool) -> Found:
-    """The saved latents, for `generate` to go on from; they get the key of what they now belong to."""
-    told = "; ".join(f"{name} was {earlier}, is {now}" for name, (earlier, now) in changed.items())
+def _continued_anyway(place: RunFolder, saved: Path, changed: dict, key: str, anyway: bool) -> SavedLatents:
+    """The saved latents, for a run to continue from; they get the key of what they now belong to."""
+    words = "; ".join(f"{name} was {earlier}, is {now}" for name, (earlier, now) in changed.items())
     if not anyway:
         raise UserError(
-            f"{str(folder)!r}: the rest would not be the bits of a run in one go ({told}); restore that, or "
-            f"resume({str(folder)!r}, anyway=True) goes on as it is."
+            f"{str(place.path)!r}: the rest would not be the bits of an uninterrupted run ({words}); restore that, or "
+            f"resume({str(place.path)!r}, anyway=True) continues as it is."
         )
-    give_note(f"{folder}: goes on although {told}; the bits may differ from those of a run in one go.")
-    place = RunFolder(folder)
+    give_note(f"{place.path}: continues although {words}; the bits may differ from those of an uninterrupted run.")
     place.key = key
     latents, step = read_latents(saved)
     place.save_latents(saved.name, latents, step)
     place.log(event="changed", **{name: list(pair) for name, pair in changed.items()})
-    return Found(latents, step, folder)
+    return SavedLatents(latents, step, saved.parent)
 
 
-def _beginning(found: Found | None, models: Models) -> dict:
-    """How the bar of denoising begins. Warns once where the step number is not all that a scheduler knows."""
-    if found is None:
+def _beginning(saved: SavedLatents | None, models: Models) -> dict:
+    """How the bar of denoising begins. A note says where the step number is not all that a scheduler knows."""
+    if saved is None:
         return {}
     scheduler = models.pipe.scheduler
     if not isinstance(scheduler, FlowMatchEulerDiscreteScheduler) or scheduler.config.stochastic_sampling:
-        give_note(f"{type(scheduler).__name__} forgets its earlier steps here; a run in one go may give other bits.")
-    return {"done": found.step, "note": f"latents reused from {found.source}"}
+        give_note(
+            f"{type(scheduler).__name__} forgets its earlier steps here; an uninterrupted run may give other bits."
+        )
+    return {"done": saved.step, "note": f"latents reused from {saved.source}"}
 
 
-def _enlarged(video: np.ndarray, frames, tick: Callable[[], None]) -> np.ndarray:
-    """All frames of the upscaler's stream, (T, 4H, 4W, 3) uint8, the second copy of them avoided."""
-    first = next(frames)
-    enlarged = np.empty((len(video), *first.shape), np.uint8)
-    enlarged[0] = first
-    tick()
-    for index, frame in enumerate(frames, 1):
-        enlarged[index] = frame
+def _ticking(frames: Iterable[np.ndarray], tick: Callable[[], None]) -> Iterable[np.ndarray]:
+    for frame in frames:
+        yield frame
         tick()
-    return enlarged
 
 
-def loaded(model: str | Models, memory: Plan | dict | str | float | None, video: Settings) -> Models:
+def _kept(frames: Iterable[np.ndarray], folder: RunFolder, video: np.ndarray, fps: float, record: dict):
+    """The enlarged frames, in the folder's file or as an array, and those of the contact sheet."""
+    chosen, frames = sheet_frames(len(video)), iter(frames)
+    first = next(frames)
+    shown = np.empty((len(chosen), *first.shape), np.uint8)
+    whole = None if folder.path else np.empty((len(video), *first.shape), np.uint8)
+    with contextlib.ExitStack() as stack:
+        writer = None
+        if folder.path:
+            temporary = stack.enter_context(folder.saving("upscaled.mp4"))
+            writer = stack.enter_context(video_writer(temporary, first.shape[:2], fps, record))
+        for index, frame in enumerate(itertools.chain([first], frames)):
+            if index in chosen:
+                shown[chosen.index(index)] = frame
+            if writer is not None:
+                writer.add_image(frame)
+            if whole is not None:
+                whole[index] = frame
+    return (folder.path / "upscaled.mp4" if folder.path else whole), shown
+
+
+def loaded(model: str | os.PathLike | Models, memory: Plan | dict | str | float | None, video: Settings) -> Models:
     """The model itself, loaded where it is only named, with a memory plan for the size of `video`."""
     if not isinstance(model, Models):
         return load(model, memory, video=video) if memory is not None else load(model)
@@ -246,24 +377,13 @@ def loaded(model: str | Models, memory: Plan | dict | str | float | None, video:
     return model
 
 
-def _checked_upscaler(upscale: str | os.PathLike | None) -> str | os.PathLike | None:
-    """None for none; a wrong name or a damaged file is told now, not after the denoising."""
-    if str(upscale).lower() == "none":
-        return None
-    load_upscaler(upscale)
-    return upscale
+def record_of(models: Models, settings: Settings, upscale: str) -> dict:
+    """What settings.json and the videos say: `generate`'s own keywords, and what else decided the result.
 
-
-def _check_every(checkpoint_every: int) -> None:
-    if not isinstance(checkpoint_every, int) or isinstance(checkpoint_every, bool) or checkpoint_every < 1:
-        raise UserError(f"checkpoint_every={checkpoint_every!r}: must be a whole number of steps, at least 1; 5 works.")
-
-
-def record_of(models: Models, settings: Settings, upscale: str | os.PathLike | None) -> dict:
-    """What settings.json and the videos say: `generate`'s own keywords, and what else decided the result."""
-    named = str(upscale).lower() if upscale is None else os.fspath(upscale)
+    upscale: as `check_upscaler` gives it, chosen.
+    """
     plan = models.memory and models.memory.as_dict()
     return {
-        "settings": {**dataclasses.asdict(settings), "model": models.name, "memory": plan, "upscale": named},
-        "made_with": made_with(models),
+        "settings": {**dataclasses.asdict(settings), "model": models.name, "memory": plan, "upscale": upscale},
+        "made_with": {**made_with(models), "upscaler_hash": upscaler_hash(upscale)},
     }

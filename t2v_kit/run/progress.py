@@ -62,9 +62,11 @@ class Progress:
                 shown.set_postfix_str(note)
             self._tell(name, done, total)
 
-            def tick(step: Step | None = None) -> None:
+            def tick(step: Step | None = None, note: str = "") -> None:
                 nonlocal done
                 done += 1
+                if note:
+                    shown.set_postfix_str(note)
                 shown.update()
                 if step is not None and self.on_step is not None:
                     self.on_step(step)
@@ -114,5 +116,5 @@ def _peak_memory(device: torch.device) -> Iterator[list[int]]:
         yield peak
     finally:
         over.set()
-        watcher.join()
+        watcher.join(10)  # it sleeps no longer than _LOOK
         look()

@@ -1,11 +1,13 @@
-"""The cell that makes a run again, and the script or notebook around it."""
+"""The code that makes a run again, and the script or notebook around it."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 
+from ..atomic import write_whole
 from ..errors import UserError
 from ..settings import Settings
 
@@ -18,9 +20,9 @@ def reproducing(settings: dict, out: str = "") -> str:
     optional = {
         field.name: field.default for field in dataclasses.fields(Settings) if field.name not in ("prompt", "seed")
     }
-    told = {name: value for name, value in settings.items() if value is not None and value != optional.get(name)}
-    first = {name: told.pop(name) for name in ("prompt", "model", "seed") if name in told}
-    lines = "".join(f"    {name}={value!r},\n" for name, value in (first | told).items())
+    given = {name: value for name, value in settings.items() if value is not None and value != optional.get(name)}
+    first = {name: given.pop(name) for name in ("prompt", "model", "seed") if name in given}
+    lines = "".join(f"    {name}={value!r},\n" for name, value in (first | given).items())
     lines += f"    out={out},\n" if out else ""
     return f"import t2v_kit as t2v\n\nrun = t2v.generate(\n{lines})\nt2v.show_video(run.video, run.settings.fps)\n"
 
@@ -31,12 +33,13 @@ def write_recipe(path: str | Path, record: dict) -> Path:
     record: as in settings.json. The script writes into a folder beside it, named like it.
     Raises UserError for another ending, and when the file cannot be written.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.abspath(Path(path).expanduser()))
     if path.suffix not in (".py", ".ipynb"):
         raise UserError(f"path={str(path)!r}: must end in .py or .ipynb; {str(path.with_suffix('.py'))!r} would work.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(_script(record) if path.suffix == ".py" else _notebook(record), encoding="utf-8")
+        with write_whole(path) as temporary:
+            temporary.write_text(_script(record) if path.suffix == ".py" else _notebook(record), encoding="utf-8")
     except OSError as error:
         raise UserError(f"path={str(path)!r}: cannot be written ({error.strerror}).") from error
     return path
@@ -65,7 +68,7 @@ def _notebook(record: dict) -> str:
 
 def _made_with(record: dict) -> list[str]:
     """What decides the bits beside the settings, a line each."""
-    names = ("model", "revision", "weights_hash", "device", "gpu", "dtype", "step_cache")
+    names = ("model", "revision", "weights_hash", "device", "gpu", "dtype", "step_cache", "loras")
     names += ("t2v_kit", "python", "torch", "diffusers", "transformers")
     made = record["made_with"]
-    return [f"{name} {made[name]}" for name in names if made.get(name) is not None]
+    return [f"{name} {made[name]}" for name in names if made.get(name)]

@@ -1,60 +1,79 @@
-"""What decides the bits of latents, written down: so that a run knows which work of an earlier one is its own."""
+"""What decides the bits of latents, as data: a run compares it with that of earlier runs to know what it may reuse.
+
+The list is short and closed: settings, weights, adapters with their strengths, plain attributes of the modules, device,
+threads and versions, on a pipeline whose parts are the classes of known libraries, unpatched. `unknown_code` names
+whatever else is on a model, and then nothing is reused.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import enum
+import functools
 import hashlib
+import inspect
 import json
 import platform
-import secrets
+import sys
+from collections.abc import Iterator
 from datetime import datetime
-from importlib.metadata import version
-from typing import TYPE_CHECKING
 
+import diffusers
 import torch
+import transformers
 
 from .._version import __version__
-
-if TYPE_CHECKING:
-    from ..model.models import Models
+from ..hunyuan.files import NETWORKS
+from ..model.models import Models
 
 AFTER_LATENTS = ("model", "upscale", "fps")  # settings that don't touch latents; the weights do, by whatever name
 
 #: What was used, besides the settings, to make the latents. Another device or version rounds differently.
 DECIDES_LATENTS = (
-    *("weights_hash", "networks", "template", "scheduler", "step_cache", "attention", "own_code", "memory"),
-    *("device", "gpu", "dtype"),
+    *("weights_hash", "networks", "loras", "template", "scheduler", "step_cache", "attention", "hooks", "compiled"),
+    *("memory", "device", "gpu", "threads", "precision", "dtype", "unknown_code"),
     *("t2v_kit", "torch", "diffusers", "transformers"),
 )
 
-# Whose hooks and attention processors are known: what they do follows from the settings, the plan and the versions.
-KNOWN = ("t2v_kit", "diffusers", "transformers", "accelerate", "peft", "bitsandbytes")
+# Libraries whose classes and functions do what follows from the record.
+KNOWN = ("t2v_kit", "torch", "diffusers", "transformers", "accelerate", "peft", "bitsandbytes", "huggingface_hub")
+_WRAPPERS = ("t2v_kit.", "diffusers.hooks.", "accelerate.")  # which may wrap a method of one object
+_PLACING = ("t2v_kit.", "diffusers.hooks.group_offloading", "diffusers.hooks.layerwise_casting")  # ModelHooks
 
 
 def made_with(models: Models) -> dict:
     """The model as it is now, the device and the versions: what settings.json says beside the settings."""
-    pipe, transformer = models.pipe, models.pipe.transformer
+    pipe, transformer, plan = models.pipe, models.pipe.transformer, models.memory
+    reread = plan is not None and plan.one_stage  # at each stage, as the files and the plan say
     networks = (pipe.text_encoder, pipe.text_encoder_2, transformer)
-    planned = models.memory is not None
-    come_and_go = planned and models.memory.one_stage  # read anew at each stage: as the files and the plan say
+    on_cpu = models.device.type == "cpu"
     return {
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),
         "model": models.source,
         "revision": models.revision,
         "weights_hash": models.weights_hash,
-        "networks": None if come_and_go else networks_hash(*networks, device=models.device),
-        "template": _digest(models.template),
+        "networks": None if reread else networks_hash(*networks, device=models.device),
+        "vae": None if reread else networks_hash(pipe.vae, device=models.device),
+        "loras": sorted({lora for network in networks for lora in _loras(network)}),
+        "template": _digest([models.template, _tokenizer(pipe.tokenizer), _tokenizer(pipe.tokenizer_2)]),
         "scheduler": _scheduler(pipe.scheduler),
-        "step_cache": step_cache(transformer),
-        "attention": None if come_and_go else sorted(set(map(_processor, transformer.attn_processors.values()))),
-        "own_code": own_code(*networks),
-        "memory": models.memory.as_dict() if planned else None,
+        "step_cache": _step_cache(transformer),
+        "attention": None if reread else sorted(set(map(_processor, transformer.attn_processors.values()))),
+        "hooks": None if reread else sorted({_origin(hook) for hook in _model_hooks(transformer)}),
+        "compiled": any(module._compiled_call_impl is not None for module in transformer.modules()),
+        "unknown_code": unknown_code(models) or None,
+        "memory": plan.as_dict() if plan is not None else None,
         "device": str(models.device),
-        "gpu": torch.cuda.get_device_name(models.device) if models.device.type == "cuda" else None,
-        "dtype": models.memory.transformer.dtype if planned else str(transformer.dtype).removeprefix("torch."),
+        "gpu": None if on_cpu else torch.cuda.get_device_name(models.device),
+        "threads": torch.get_num_threads() if on_cpu else None,  # another number adds up in another order
+        "precision": _precision(models.device),
+        "dtype": plan.transformer.dtype if plan is not None else str(transformer.dtype).removeprefix("torch."),
         "t2v_kit": __version__,
         "python": platform.python_version(),
-        **{package: version(package) for package in ("torch", "diffusers", "transformers")},
+        # of what is imported, build tag included: the installed metadata says 2.13.0 of a 2.13.0+cu130
+        "torch": str(torch.__version__),
+        "diffusers": diffusers.__version__,
+        "transformers": transformers.__version__,
     }
 
 
@@ -65,63 +84,178 @@ def latents_key(record: dict) -> str:
 
 def prompt_key(record: dict) -> str:
     """16 hex digits: two records with the same ones encode the same prompt, to the bit."""
-    named = {name: record["settings"].get(name) for name in ("prompt", "padded_prompt", "memory")}
+    settings = {name: record["settings"].get(name) for name in ("prompt", "padded_prompt", "memory")}
     made = {name: record["made_with"].get(name) for name in DECIDES_LATENTS if name not in ("scheduler", "step_cache")}
-    return _digest(named | made)
+    return _digest(settings | made)
 
 
 def differences(earlier: dict, now: dict) -> dict[str, tuple]:
-    """Where two records differ in what decides latents: {name: (earlier, now)}."""
+    """Where two records differ in what decides latents: {name: (earlier, now)}. Unknown code always does."""
     one, other = _decisive(earlier), _decisive(now)
     pairs = {name: (one.get(name), other.get(name)) for name in one | other}
-    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1] or (name == "unknown_code" and pair[1])}
 
 
 def _decisive(record: dict) -> dict:
     settings = {name: value for name, value in record["settings"].items() if name not in AFTER_LATENTS}
+    if settings.get("true_cfg_scale") == 1:
+        settings["negative_prompt"] = None  # it does not act
     return settings | {name: record["made_with"].get(name) for name in DECIDES_LATENTS}
 
 
 def networks_hash(*networks: torch.nn.Module, device: torch.device | str = "cpu") -> str:
-    """16 hex digits over the weights as they are now: a LoRA or an edited layer counts, unlike in the files' hash.
+    """16 hex digits over the networks as they are now: an edited layer counts, unlike in the hash of the files.
 
-    Over classes, configs, and the names, shapes and summed bits of all tensors: 0.03 s for pocket. A GPU as `device`
-    adds up faster than a CPU, those that wait in RAM as well. Weights that wait outside of memory (on torch's meta
-    device) count by name and shape.
+    Over configs, over each module's class and plain attributes (a LoRA's strength, whether it is merged, an epsilon),
+    and over the names, shapes and summed bits of all tensors: 0.03 s for pocket. A GPU as `device` adds up faster than
+    a CPU, also weights that wait in RAM. Weights on torch's meta device count by name and shape.
     """
-    told = []
+    parts: list = []
     for network in networks:
-        config = network.config if isinstance(network.config, dict) else network.config.to_dict()
-        told.append([type(network).__name__, {k: v for k, v in config.items() if not k.startswith("_")}])
-        told += [
+        config = network.config if isinstance(network.config, dict) else network.config.to_dict()  # type: ignore
+        parts.append({name: value for name, value in config.items() if not name.startswith("_")})
+        parts += [[name, type(module).__qualname__, _attributes(module)] for name, module in network.named_modules()]
+        tensors = dict(network.named_buffers()) | network.state_dict()  # which lacks buffers that are not saved
+        parts += [
             [name, list(tensor.shape), str(tensor.dtype), _sums_of_bits(tensor, device)]
-            for name, tensor in network.state_dict().items()
+            for name, tensor in tensors.items()
             if isinstance(tensor, torch.Tensor)
         ]
-    return _digest(told)
+    return _digest(parts)
 
 
-def own_code(*networks: torch.nn.Module) -> str | None:
-    """The hooks and attention processors of neither the libraries nor this package; None when there are none.
+def unknown_code(models: Models) -> list[str]:
+    """What is on the model that no known library put there, or that the rest of the record does not describe."""
+    pipe, everywhere = models.pipe, torch.nn.modules.module
+    hooks = [*everywhere._global_forward_hooks.values(), *everywhere._global_forward_pre_hooks.values()]
+    found = [f"hook {_origin(hook)}" for hook in hooks]
+    found += [*_patches(pipe), *_patches(pipe.scheduler)]
+    config = pipe.transformer._cache_config
+    for name, value in vars(config).items() if config is not None else ():
+        if callable(value) and name != "current_timestep_callback":
+            found.append(f"{type(config).__name__}.{name}")
+    for module in (module for name in NETWORKS for module in getattr(pipe, name).modules()):
+        found += _patches(module)
+        hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+        hooks += [hook for hook in (getattr(module, "_hf_hook", None),) if hook is not None]
+        found += [f"hook {_origin(hook)}" for hook in hooks if not _known(hook) or _origin(hook).startswith("torch.")]
+        for processor in _processors(getattr(module, "processor", None)):
+            found += [f"attention processor {_origin(processor)}"] if not _known(processor) else _patches(processor)
+        if isinstance(module, torch.nn.Dropout) and module.training and module.p:
+            found.append("dropout in training mode")
+        if type(module).__module__.startswith("peft."):
+            if not type(module).__module__.startswith("peft.tuners.lora"):
+                found.append(_origin(module))
+            elif models.memory is not None and models.memory.one_stage:
+                found.append("a LoRA on a network that is read anew at each stage")
+    allowed = (*_PLACING, type(config).__module__) if config is not None else _PLACING
+    hooks = [hook for name in NETWORKS for hook in _model_hooks(getattr(pipe, name))]
+    found += [f"hook {_origin(hook)}" for hook in hooks if not type(hook).__module__.startswith(allowed)]
+    return sorted(set(found))
 
-    Nobody can read what they do, so a number that is never the same again follows: nothing passes for their work.
-    """
-    found = []
-    for module in (module for network in networks for module in network.modules()):
-        found += [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
-        found += _wrapped(getattr(module, "processor", None))
-    strangers = sorted({_origin(each) for each in found if _origin(each).split(".")[0] not in KNOWN})
-    return f"{', '.join(strangers)} {secrets.token_hex(4)}" if strangers else None
+
+def _patches(thing) -> list[str]:
+    """Methods of an object that are not its class's own; its class where no known library defines that."""
+    kind = type(thing)
+    if not _known(kind):
+        return [f"class {_origin(kind)}"]
+    found = list(_patches_of(kind))
+    for name, value in vars(thing).items():
+        own = inspect.getattr_static(kind, name, None)
+        if not inspect.isfunction(own):
+            continue
+        of_class, layers = list(_layers(own)), list(_layers(value))
+        wrappers = [layer for layer in layers if layer not in of_class]
+        outside = [layer for layer in wrappers if not _module(layer).startswith(_WRAPPERS)]
+        ends_well = layers[-1] in of_class or _module(layers[-1]).startswith("t2v_kit.")
+        if outside or not ends_well:
+            found.append(f"{_origin(kind)}.{name} replaced by {_origin((outside or layers)[0])}")
+    return found
 
 
-def step_cache(transformer: torch.nn.Module) -> str | None:
+def _patches_of(kind: type) -> Iterator[str]:
+    """Methods of a class that were put into it by others."""
+    for base in kind.__mro__:
+        for name, value in vars(base).items():
+            if base is torch.nn.Module and name in ("forward", "__call__"):
+                continue  # defined there under another name
+            if name == "forward" and not inspect.isfunction(value):
+                yield f"{_origin(base)}.{name} replaced by {_origin(value)}"
+            elif isinstance(value, functools.partial) or inspect.isfunction(value):
+                layers = list(_layers(value))
+                moved = name == "forward" and layers[-1].__qualname__ != f"{base.__qualname__}.forward"
+                if moved or not all(map(_known, layers)):
+                    yield f"{_origin(base)}.{name} replaced by {_origin(value)}"
+
+
+def _layers(value) -> Iterator:
+    """The functions that a wrapped one consists of, the outermost first."""
+    while value is not None:
+        yield value.func if isinstance(value, functools.partial) else getattr(value, "__func__", value)
+        value = getattr(value, "__wrapped__", None)
+
+
+def _known(thing) -> bool:
+    """Whether a function, or the class of an object, was written in a known library or in Python's own."""
+    return _module(thing).split(".")[0] in (*KNOWN, *sys.stdlib_module_names)
+
+
+def _module(thing) -> str:
+    """The module in which a function, or the class of an object, was written."""
+    # A function's globals, unlike its __module__, are not copied from the one that it wraps by functools.wraps.
+    function = getattr(thing, "__func__", thing)
+    if hasattr(function, "__globals__"):
+        return function.__globals__["__name__"]
+    return (thing if isinstance(thing, type) or hasattr(thing, "__qualname__") else type(thing)).__module__ or ""
+
+
+def _origin(thing) -> str:
+    """Where a function, or the class of an object, comes from: its module and its name there."""
+    named = thing if hasattr(thing, "__qualname__") else type(thing)
+    return f"{named.__module__}.{named.__qualname__}"
+
+
+def _model_hooks(network: torch.nn.Module) -> list:
+    """diffusers' ModelHooks on the network."""
+    registries = [getattr(module, "_diffusers_hook", None) for module in network.modules()]
+    return [hook for registry in registries if registry is not None for hook in registry.hooks.values()]
+
+
+def _loras(network: torch.nn.Module) -> Iterator[str]:
+    """The LoRAs that act on a network, each with its strength (or strengths, where layers differ)."""
+    for layer in network.modules():
+        if type(layer).__module__.startswith("peft.tuners.lora") and hasattr(layer, "merged_adapters"):
+            yield from (f"{name} merged" for name in layer.merged_adapters)
+            active = () if layer.disable_adapters or layer.merged_adapters else layer.active_adapters
+            yield from (f"{name} at {layer.scaling[name]:g}" for name in active if name in layer.scaling)
+
+
+def _attributes(module: torch.nn.Module) -> dict:
+    """A module's plain attributes, without those of hooks and step caches, which the record has by themselves."""
+    skipped = {"training", "_hf_peft_config_loaded"}
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if name not in skipped and "hook" not in name and "cache" not in name and _is_plain(value)
+    }
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return all(map(_is_plain, value))
+    if isinstance(value, dict):
+        return all(map(_is_plain, value.values()))
+    return value is None or isinstance(value, (str, int, float, torch.dtype, enum.Enum))
+
+
+def _step_cache(transformer: torch.nn.Module) -> str | None:
     """The step cache that is enabled, with its numbers, as text; None without one."""
     if not transformer.is_cache_enabled:
         return None
     config = transformer._cache_config
-    fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
-    told = ", ".join(f"{name}={value}" for name, value in fields.items() if not callable(value))
-    return f"{type(config).__name__}({told})"
+    fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}  # type: ignore[arg-type]
+    written = ", ".join(f"{name}={value}" for name, value in fields.items() if not callable(value))
+    return f"{type(config).__name__}({written})"
 
 
 def _sums_of_bits(tensor: torch.Tensor, device: torch.device | str) -> list[int]:
@@ -139,6 +273,11 @@ def _sums_of_bits(tensor: torch.Tensor, device: torch.device | str) -> list[int]
     return [int((each * weights).sum()) for each, weights in zip(sums, places)]
 
 
+def _tokenizer(tokenizer) -> list:
+    """Class, size and added words. Its files are not hashed: they are loaded, and rarely changed, with the weights."""
+    return [type(tokenizer).__name__, len(tokenizer), sorted(tokenizer.get_added_vocab().items())]
+
+
 def _scheduler(scheduler) -> str:
     """Class and config; the shift comes from the settings."""
     skipped = ("shift", "flow_shift")
@@ -148,21 +287,30 @@ def _scheduler(scheduler) -> str:
 
 def _processor(processor) -> str:
     """Class and plain attributes."""
-    plain = sorted(pair for pair in vars(processor).items() if isinstance(pair[1], (str, int, float)))
-    told = ", ".join(f"{name}={value}" for name, value in plain)
-    return f"{_origin(processor)}({told})"
+    plain = sorted((name, str(value)) for name, value in vars(processor).items() if _is_plain(value))
+    return f"{_origin(processor)}({', '.join(f'{name}={value}' for name, value in plain)})"
 
 
-def _wrapped(processor) -> list:
+def _processors(processor) -> list:
     """A processor and those that it calls in turn; none for None."""
     inner = getattr(processor, "processor", None) or getattr(processor, "plain", None)
-    return [] if processor is None else [processor, *_wrapped(inner)]
+    return [] if processor is None else [processor, *_processors(inner)]
 
 
-def _origin(thing) -> str:
-    """Where a function, or the class of an object, comes from: its module and its name there."""
-    named = thing if hasattr(thing, "__qualname__") else type(thing)
-    return f"{named.__module__}.{named.__qualname__}"
+def _precision(device: torch.device) -> str:
+    """PyTorch's global switches that change how it rounds."""
+    on = torch.backends
+    kernels = {"flash": on.cuda.flash_sdp_enabled(), "efficient": on.cuda.mem_efficient_sdp_enabled()}
+    kernels |= {"math": on.cuda.math_sdp_enabled(), "cudnn": on.cuda.cudnn_sdp_enabled()}
+    switches = {
+        "matmul": torch.get_float32_matmul_precision(),
+        "tf32": on.cudnn.allow_tf32,
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "autocast": torch.is_autocast_enabled(device.type) and str(torch.get_autocast_dtype(device.type)),
+        "attention": "+".join(name for name, enabled in kernels.items() if enabled),
+        **({"cpu": on.cpu.get_cpu_capability()} if device.type == "cpu" else {}),
+    }
+    return ", ".join(f"{name} {value}" for name, value in switches.items())
 
 
 def _digest(content: object) -> str:

@@ -1,17 +1,17 @@
-"""The runs that were made: find them, look at them, see in what they differ, make them again."""
+"""Finished and unfinished runs on the disk: find them, look at them, compare them, repeat them."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ..errors import UserError, give_note
+from ..errors import UserError, check_whole, did_you_mean, give_note
 from ..settings import Settings
 from ..video.files import video_reader
 from ..view.pictures import font, shortened, wrap
@@ -20,16 +20,21 @@ from .generating import Run, generate
 from .recipe import reproducing, write_recipe
 
 _CARD = 240  # pixels: width of a card in the picture of a gallery
+_UNREADABLE = ("date", "networks", "vae")  # of made_with: dates, and hashes beside that of the weights' files
 _PAPER, _INK, _GREY = (255, 255, 255), (32, 32, 32), (112, 112, 112)
 
 
 @dataclass(frozen=True, eq=False)
 class RunRecord:
-    """A run as its folder tells it; frames and latents are read when they are asked for.
+    """A run as its folder records it; frames are read when they are asked for.
 
-    settings: `generate`'s keywords, model and upscale among them.  made_with: model, hash, device, versions, date.
-    steps: how many denoising steps are saved.  seconds, memory: by stage, as the log has them: what all sittings of
-    a resumed run took together, and the highest peak in GiB.
+    Attributes:
+        folder: Where its files are, an absolute path.
+        settings: `generate`'s keywords, model and upscale among them.
+        made_with: Model, hashes, device, versions and date.
+        steps: How many denoising steps are saved.
+        seconds: By stage, all sittings of a resumed run together.
+        memory: By stage, the highest peak in GiB.
     """
 
     folder: Path
@@ -41,8 +46,12 @@ class RunRecord:
 
     @classmethod
     def read(cls, folder: str | os.PathLike) -> RunRecord:
-        """The run in a folder. Raises UserError when it is none, or when its latents are damaged."""
-        folder = Path(folder).expanduser()
+        """Read the run in a folder.
+
+        Raises:
+            UserError: The folder holds no run, or its latents are damaged.
+        """
+        folder = Path(os.path.abspath(Path(folder).expanduser()))
         record = read_record(folder)
         saved = [folder / name for name in ("latents.safetensors", CHECKPOINT) if (folder / name).exists()]
         steps = read_latents(saved[0])[1] if saved else 0
@@ -50,7 +59,7 @@ class RunRecord:
 
     @property
     def finished(self) -> bool:
-        """Whether every file is there; `resume(folder)` finishes the others."""
+        """Whether every file is there; `resume(folder)` makes the missing ones."""
         wanted = set(FILES) - ({"upscaled.mp4"} if self.settings["upscale"] == "none" else set())
         return all((self.folder / name).exists() for name in wanted)
 
@@ -59,39 +68,66 @@ class RunRecord:
         return [self.folder / name for name in (*FILES, LOG) if (self.folder / name).exists()]
 
     def video(self, upscaled: bool = False) -> np.ndarray:
-        """The frames (T, H, W, 3) uint8 of the MP4, which are those of the run but for H.264's losses."""
+        """The frames of the MP4, (T, H, W, 3) uint8: those of the run but for H.264's small losses.
+
+        Args:
+            upscaled: Read upscaled.mp4 instead of video.mp4.
+
+        Raises:
+            UserError: The file is missing or damaged.
+        """
         with video_reader(self.folder / ("upscaled.mp4" if upscaled else "video.mp4")) as frames:
             return np.stack(list(frames))
 
     def rerun(self, out: str | os.PathLike | None = None, **changes) -> Run:
-        """`generate` with the same keywords, some of them changed."""
+        """Call `generate` with the same keywords, some of them changed.
+
+        Args:
+            out: The new run's folder; None keeps it in memory.
+            **changes: Keywords of `generate`, such as seed=9.
+        """
         return generate(**{**self.settings, **changes}, out=out)
 
     def code(self) -> str:
-        """The cell that makes it again."""
+        """Python code that makes the same video again."""
         return reproducing(self.settings)
 
     def export(self, path: str | os.PathLike) -> Path:
-        """A script (.py) or notebook (.ipynb) that makes it again."""
+        """Write a script (.py) or notebook (.ipynb) that makes the same video again, and return its path.
+
+        Raises:
+            UserError: `path` has another ending, or cannot be written.
+        """
         return write_recipe(path, {"settings": self.settings, "made_with": self.made_with})
 
 
 def runs(
     folder: str | os.PathLike = "runs", text: str = "", finished: bool | None = None, **settings
 ) -> list[RunRecord]:
-    """The runs in `folder` and the folders in it, oldest first.
+    """Find the runs in a folder and in the folders below it.
 
-    text: only those whose prompt has these words, in any case.  finished: only those that are, or are not.
-    settings: only those with these values, as in runs(seed=3, model="pocket").
-    A folder that is damaged is told once and left out. Raises UserError for a setting that does not exist.
+    A damaged run is left out with a note.
+
+    Args:
+        folder: Where to look.
+        text: Only runs whose prompt has these words, in any case.
+        finished: Only runs that are finished (True) or are not (False).
+        **settings: Only runs with these values, as in runs(seed=3, model="pocket").
+
+    Returns:
+        The runs, oldest first.
+
+    Raises:
+        UserError: A setting does not exist.
+
+    Example:
+        >>> for record in runs("runs", "red car", finished=True):
+        ...     print(record.folder.name, record.settings["seed"])
     """
     known = [f.name for f in dataclasses.fields(Settings)] + ["model", "upscale", "memory"]
     for name in settings:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            raise UserError(
-                f"{name}={settings[name]!r}: no setting of a run; did you mean {near[0] if near else 'seed'}?"
-            )
+            raise UserError(f"{name}={settings[name]!r}: no setting of a run; {did_you_mean(name, known)}")
     found = []
     for path in sorted(Path(folder).expanduser().rglob("settings.json")):
         try:
@@ -106,9 +142,13 @@ def runs(
     return sorted(found, key=_when)
 
 
-def _when(record: RunRecord) -> tuple:
-    """The date it was begun, to the second, and below that when it was written."""
-    return str(record.made_with.get("date")), (record.folder / "settings.json").stat().st_mtime_ns
+def _when(record: RunRecord) -> tuple[datetime, int]:
+    """When it was started, to the second, and below that when settings.json was written."""
+    try:
+        started = datetime.fromisoformat(str(record.made_with.get("date"))).astimezone(UTC)
+    except (ValueError, OverflowError):
+        started = datetime.fromtimestamp(0, UTC)
+    return started, (record.folder / "settings.json").stat().st_mtime_ns
 
 
 def _by_stage(lines: list[dict]) -> dict[str, dict[str, float]]:
@@ -128,7 +168,7 @@ def _by_stage(lines: list[dict]) -> dict[str, dict[str, float]]:
 
 
 class Comparison(dict):
-    """{name: [a value for each run]} of all that differs; prints as a table."""
+    """What differs between runs: a dict {name: [a value for each run]} that prints as a table."""
 
     def __init__(self, names: list[str], rows: dict[str, list]) -> None:
         super().__init__(rows)
@@ -146,9 +186,19 @@ class Comparison(dict):
 
 
 def compare(*records: RunRecord | Run | str | os.PathLike) -> Comparison:
-    """What differs between runs, setting by setting, and then weights, device and versions, as a table.
+    """Compare runs: which settings differ, and then which weights, devices and versions.
 
-    records: what `runs` or `generate` gave, or folders. Dates are no difference.
+    Args:
+        *records: Two or more of what `runs` or `generate` returned, or folders.
+
+    Returns:
+        A dict {name: [a value for each run]} that prints as a table. Dates are left out.
+
+    Raises:
+        UserError: Fewer than two runs, or a folder that holds none.
+
+    Example:
+        >>> compare("runs/first", "runs/second")  # doctest: +SKIP
     """
     if len(records) < 2:
         raise UserError(f"compare needs two runs or more, but this is {len(records)}; runs() lists them.")
@@ -157,19 +207,30 @@ def compare(*records: RunRecord | Run | str | os.PathLike) -> Comparison:
     for table in ("settings", "made_with"):
         for name in dict.fromkeys(key for each in read for key in each[1][table]):
             values = [each[1][table].get(name) for each in read]
-            if name not in ("date", "networks") and any(value != values[0] for value in values):
+            if name not in _UNREADABLE and any(value != values[0] for value in values):
                 rows[name] = values
     return Comparison([name for name, _ in read], rows)
 
 
 def gallery(found: str | os.PathLike | list[RunRecord] = "runs", columns: int = 4) -> np.ndarray:
-    """A picture (H, W, 3) uint8 of runs: the middle frame of each, its folder, its prompt, and what sets it apart.
+    """Draw an overview of runs: of each its middle frame, folder, prompt and what sets it apart from the others.
 
-    found: what `runs` gave, or a folder for it. A run whose video is damaged is told once and left out.
-    Raises UserError when there is no run, and for columns that are no number from 1.
+    A run whose video is damaged is left out with a note.
+
+    Args:
+        found: What `runs` returned, or a folder for it.
+        columns: Cards in a row, at least 1.
+
+    Returns:
+        A picture, (H, W, 3) uint8.
+
+    Raises:
+        UserError: There is no run, or `columns` is no whole number from 1.
+
+    Example:
+        >>> show_image(gallery("runs"))  # doctest: +SKIP
     """
-    if not isinstance(columns, int) or isinstance(columns, bool) or columns < 1:
-        raise UserError(f"columns={columns!r}: must be a whole number, at least 1; 4 works.")
+    columns = check_whole("columns", columns, works=4)
     records = runs(found) if isinstance(found, (str, os.PathLike)) else list(found)
     if not records:
         raise UserError(f"{str(found)!r}: holds no run; generate(..., out='runs/mine') makes one.")
@@ -182,7 +243,7 @@ def gallery(found: str | os.PathLike | list[RunRecord] = "runs", columns: int = 
         except ValueError as error:  # UserError among them: no video, or one without frames
             give_note(f"{record.folder}: left out of the gallery; {error}")
     if not cards:
-        raise UserError(f"{str(records[0].folder)!r}: its video is damaged; resume makes it anew once it is deleted.")
+        raise UserError(f"{str(records[0].folder)!r}: its video is damaged; delete it, and resume makes it again.")
     columns = min(columns, len(cards))
     rows = [cards[start : start + columns] for start in range(0, len(cards), columns)]
     heights = [max(card.height for card in row) for row in rows]
@@ -203,11 +264,11 @@ def _card(record: RunRecord, apart: dict) -> Image.Image:
         frame = Image.new(
             "RGB", (_CARD, round(_CARD * record.settings["height"] / record.settings["width"])), (232,) * 3
         )
-        told = f"{record.steps} of {record.settings['num_inference_steps']} steps"
-        ImageDraw.Draw(frame).text((8, 6), told, fill=_GREY, font=font(14))
-    told = ", ".join(f"{name} {_short(value)}" for name, value in apart.items() if name != "prompt")
+        words = f"{record.steps} of {record.settings['num_inference_steps']} steps"
+        ImageDraw.Draw(frame).text((8, 6), words, fill=_GREY, font=font(14))
+    differing = ", ".join(f"{name} {_short(value)}" for name, value in apart.items() if name != "prompt")
     lines = [(line, _INK) for line in wrap(record.settings["prompt"], font(13), _CARD)[:3]]
-    lines += [(line, _GREY) for line in wrap(told, font(13), _CARD)[:3]]
+    lines += [(line, _GREY) for line in wrap(differing, font(13), _CARD)[:3]]
     card = Image.new("RGB", (_CARD, frame.height + 26 + 17 * len(lines)), _PAPER)
     card.paste(frame)
     draw = ImageDraw.Draw(card)

@@ -1,4 +1,4 @@
-"""Video files: MP4 that every browser plays and that says how it was made, written and read frame by frame.
+"""Video files, written and read frame by frame: MP4 that every browser plays, with a record of how it was made.
 
 A video is `(T, H, W, 3)` uint8 everywhere, as in mediapy.
 """
@@ -17,6 +17,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from ..atomic import write_whole
 from ..errors import UserError
 from .arrays import check_video
 
@@ -31,11 +32,22 @@ _CRF = 16  # of x264, for files: no loss that one sees
 
 
 def save_video(path: str | Path, video: np.ndarray, fps: float, metadata: dict | None = None) -> Path:
-    """Write `(T, H, W, 3)` uint8 as H.264 yuv420p, which every browser plays; H and W must be even.
+    """Write a video as H.264 in yuv420p, which every browser plays.
 
-    Every frame is written once, at `fps` frames a second. `metadata` is stored as one JSON in the file's
-    comment, the one field that MP4 keeps whatever is in it; `read_metadata` gives it back. The file gets its
-    name when it is whole.
+    Every frame is written once. The file gets its name when it is whole.
+
+    Args:
+        path: The file, ending in .mp4. Its folder must exist.
+        video: `(T, H, W, 3)` uint8; H and W must be even, because yuv420p stores colour for blocks of 2x2 pixels.
+        fps: Frames a second.
+        metadata: Stored as JSON in the file's comment, the one field that MP4 keeps whatever is in it;
+            `read_metadata` returns it.
+
+    Returns:
+        The path.
+
+    Raises:
+        UserError: `video` is not such an array, a side is odd, or `path` does not end in .mp4.
     """
     height, width = check_video(video).shape[1:3]
     with video_writer(path, (height, width), fps, metadata) as writer:
@@ -46,35 +58,46 @@ def save_video(path: str | Path, video: np.ndarray, fps: float, metadata: dict |
 
 @contextlib.contextmanager
 def video_writer(path: str | Path, shape: tuple[int, int], fps: float, metadata: dict | None = None) -> Iterator:
-    """`save_video` for frames that come one by one: `with video_writer(...) as writer: writer.add_image(frame)`.
+    """`save_video` for frames that come one by one.
 
-    shape: (height, width), even.  A frame is `(H, W, 3)` uint8, or `(H, W)` grey.
+    Args:
+        path, fps, metadata: As for `save_video`.
+        shape: (height, width), even.
+
+    Yields:
+        A writer; `writer.add_image(frame)` takes `(H, W, 3)` uint8, or `(H, W)` grey.
+
+    Raises:
+        UserError: A side is odd, or `path` does not end in .mp4.
+
+    Example:
+        >>> with video_writer("out.mp4", (112, 192), 8) as writer:
+        ...     for frame in video:
+        ...         writer.add_image(frame)
     """
+    _check_target(path, shape)
     arguments = {"crf": _CRF, "encoded_format": "yuv420p", "ffmpeg_args": [*MP4_ARGS, *_comment(metadata)]}
     with (
-        whole_or_absent(path) as temporary,
+        write_whole(path) as temporary,
         mediapy_with_ffmpeg().VideoWriter(temporary, shape, fps=fps, **arguments) as writer,
     ):
         yield writer
 
 
-@contextlib.contextmanager
-def whole_or_absent(path: str | Path) -> Iterator[Path]:
-    """Where to write a video: beside `path`, which it is renamed to at the end, or removed when that fails."""
-    path = Path(os.path.abspath(path))
-    if path.name.startswith(".part."):  # who calls it so renames it, as RunFolder does
-        yield path
-        return
-    temporary = path.with_name(f".part.{path.stem}.mp4")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def _check_target(path: str | Path, shape: tuple[int, int]) -> None:
+    """Refuse what ffmpeg would write as something else than was asked for."""
+    if Path(path).suffix.lower() != ".mp4":
+        raise UserError(f"path={str(path)!r}: must end in .mp4; {str(Path(path).with_suffix('.mp4'))!r} would work.")
+    if shape[0] % 2 or shape[1] % 2:
+        raise UserError(
+            f"{shape[1]}x{shape[0]} pixels: an MP4 that every browser plays has an even width and height; "
+            f"{shape[1] // 2 * 2 or 2}x{shape[0] // 2 * 2 or 2} would work."
+        )
 
 
 def mp4_command(path: str | Path, shape: tuple[int, int], fps: float, metadata: dict | None = None) -> list[str]:
-    """The command that writes what `video_writer` writes, from frames that come as yuv420p to its standard input."""
+    """The ffmpeg command that writes the same file as `video_writer`, from yuv420p frames on its standard input."""
+    _check_target(path, shape)
     form = ["-f", "rawvideo", "-pix_fmt", "yuv420p", "-s", f"{shape[1]}x{shape[0]}", "-r", f"{fps}", "-i", "-"]
     codec = ["-an", "-vcodec", "libx264", "-pix_fmt", "yuv420p", "-crf", f"{_CRF}"]
     return [_ffmpeg(), "-v", "error", "-y", *form, *codec, *_TAGS, *_comment(metadata), os.path.abspath(path)]
@@ -86,9 +109,12 @@ def _comment(metadata: dict | None) -> list[str]:
 
 @dataclass
 class Frames:
-    """What `video_reader` gives: `(H, W, 3)` uint8 frames, to be iterated once.
+    """The frames of a file, `(H, W, 3)` uint8, to be iterated once.
 
-    shape: (height, width).  fps: frames a second.  num_images: how many there are, -1 when that is not known.
+    Attributes:
+        shape: (height, width).
+        fps: Frames a second.
+        num_images: The number of frames; -1 when it is not known.
     """
 
     shape: tuple[int, int]
@@ -106,24 +132,35 @@ class Frames:
 
 @contextlib.contextmanager
 def video_reader(path: str | Path) -> Iterator[Frames]:
-    """A video file's frames one by one, `(H, W, 3)` uint8, as they are stored: none dropped or doubled.
+    """Read a video file's frames one by one, as they are stored: none dropped or doubled.
 
-    The film of a phone that was held upright comes upright, as players show it. What is yielded can be iterated
-    once, and has `shape` (height, width), `fps` and `num_images`.
-    Raises UserError when the file is missing or is no video.
+    A video that a phone recorded upright comes upright, as players show it.
+
+    Args:
+        path: Any file that ffmpeg reads.
+
+    Yields:
+        `Frames`: iterable once, with `shape` (height, width), `fps` and `num_images`.
+
+    Raises:
+        UserError: The file is missing or is not a video.
+
+    Example:
+        >>> with video_reader("in.mp4") as frames:
+        ...     video = np.stack(list(frames))
     """
-    # Not by mediapy, which gives such a film the shape of a wide one, and fails at tags that are no UTF-8.
+    # Not by mediapy, which reads an upright video as a wide one, and fails at tags that are not UTF-8.
     command = [_ffmpeg(), "-nostdin", "-i", os.path.abspath(path), "-map", "0:v:0", "-vsync", "vfr"]
-    told = subprocess.run([*command, "-f", "null", "-"], capture_output=True).stderr.decode(errors="replace")
-    stream = re.search(r"Stream #0:.*?: Video: .*?, (\d+)x(\d+).*?([\d.]+)(k?) (?:fps|tbr)", told)
+    log = subprocess.run([*command, "-f", "null", "-"], capture_output=True).stderr.decode(errors="replace")
+    stream = re.search(r"Stream #0:.*?: Video: .*?, (\d+)x(\d+).*?([\d.]+)(k?) (?:fps|tbr)", log)
     if not stream:
-        why = "it has no pictures" if "Stream #0:" in told else told.strip().splitlines()[-1].strip()
+        why = "it has no pictures" if "Stream #0:" in log else log.strip().splitlines()[-1].strip()
         raise UserError(f"cannot read {str(path)!r} as a video: {why}")
     width, height = int(stream[1]), int(stream[2])
-    turned = re.search(r"rotation of (-?[\d.]+)", told[stream.end() :].split("Stream #")[0])  # the next is another's
+    turned = re.search(r"rotation of (-?[\d.]+)", log[stream.end() :].split("Stream #")[0])  # the next is another's
     if turned and round(float(turned[1])) % 180 == 90:
         width, height = height, width
-    counts = re.findall(r"frame= *(\d+)", told)
+    counts = re.findall(r"frame= *(\d+)", log)
     fps = float(stream[3]) * (1000 if stream[4] else 1)
     command += ["-v", "panic", "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
@@ -131,25 +168,26 @@ def video_reader(path: str | Path) -> Iterator[Frames]:
 
 
 def _whole_rate(fps: float) -> float:
-    """Broadcasting's rates, which ffmpeg tells to two digits only: 23.98 is 24000/1001, 29.97 is 30000/1001."""
+    """The exact rates of broadcasting, of which ffmpeg prints two digits: 23.98 is 24000/1001, 29.97 is 30000/1001."""
     broadcast = round(fps * 1.001) * 1000 / 1001
     return broadcast if fps % 1 and abs(fps - broadcast) < 0.006 else fps
 
 
 def read_metadata(path: str | Path) -> dict:
-    """What `save_video` stored in the MP4: prompt, seed, settings, versions and the hash of the weights.
+    """Return the metadata that `save_video` stored: prompt, seed, settings, versions and the hash of the weights.
 
-    Raises UserError when the file is missing, is not a video, or carries no such comment.
+    Raises:
+        UserError: The file is missing, is not a video, or carries no such metadata.
     """
     command = [_ffmpeg(), "-v", "error", "-i", os.path.abspath(path), "-f", "ffmetadata", "-"]
     result = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", errors="replace")
     if result.returncode:
         raise UserError(f"cannot read {str(path)!r} as a video: {result.stderr.strip().splitlines()[-1]}")
-    found = re.search(r"^comment=((?:\\.|[^\\\n])*)$", result.stdout, flags=re.MULTILINE | re.DOTALL)
+    comment = re.search(r"^comment=((?:\\.|[^\\\n])*)$", result.stdout, flags=re.MULTILINE | re.DOTALL)
     with contextlib.suppress(TypeError, json.JSONDecodeError):  # no comment, or none of ours
-        told = json.loads(re.sub(r"\\(.)", r"\1", found[1], flags=re.DOTALL))  # ffmetadata escapes = ; # and \
-        if isinstance(told, dict):
-            return told
+        metadata = json.loads(re.sub(r"\\(.)", r"\1", comment[1], flags=re.DOTALL))  # ffmetadata escapes = ; # and \
+        if isinstance(metadata, dict):
+            return metadata
     raise UserError(f"{str(path)!r} does not say how it was made; videos written by t2v_kit do")
 
 
@@ -160,7 +198,7 @@ def _ffmpeg() -> str:
 
 
 def mediapy_with_ffmpeg():
-    """mediapy with the ffmpeg that imageio-ffmpeg brings along: set at first use, because it is global."""
+    """mediapy, set to use the ffmpeg of imageio-ffmpeg. Set at first use, because the setting is global."""
     import mediapy
 
     mediapy.set_ffmpeg(_ffmpeg())

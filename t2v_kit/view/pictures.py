@@ -24,9 +24,17 @@ def stills(video: np.ndarray, count: int = 6) -> np.ndarray:
 
 
 def contact_sheet(
-    video: np.ndarray, fps: float, title: str = "", count: int = 12, columns: int = 4, frame_width: int = 320
+    video: np.ndarray,
+    fps: float,
+    title: str = "",
+    count: int = 12,
+    columns: int = 4,
+    frame_width: int = 320,
+    times: list[float] | None = None,
 ) -> Image.Image:
     """`count` evenly spaced frames in a grid, each with its time in seconds, under a title.
+
+    times: of each frame of `video` in seconds, where that holds the frames of `sheet_frames` alone.
 
     Raises UserError for columns below 1.
     """
@@ -48,7 +56,7 @@ def contact_sheet(
         x = margin + place % columns * (frame_width + margin)
         y = top + place // columns * (height + label + 10)
         sheet.paste(resized(video[index], frame_width, height), (x, y))
-        draw.text((x, y + height + 5), f"{index / fps:.2f} s", fill=_GREY, font=font(15))
+        draw.text((x, y + height + 5), f"{times[index] if times else index / fps:.2f} s", fill=_GREY, font=font(15))
     return sheet
 
 
@@ -73,6 +81,11 @@ def split_at(a: np.ndarray, b: np.ndarray, percent: float) -> np.ndarray:
     both = np.concatenate([a[:, :, :at], b[:, :, at:]], axis=2)
     both[:, :, max(at - 1, 0) : at + 1] = 255
     return both
+
+
+def sheet_frames(length: int) -> list[int]:
+    """The numbers of the frames that `contact_sheet` shows by default of a video of `length` frames."""
+    return _spread(length, 12)
 
 
 def _spread(length: int, count: int) -> list[int]:

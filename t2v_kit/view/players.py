@@ -9,13 +9,26 @@ import io
 import numpy as np
 from PIL import Image
 
-from ..video.arrays import check_video
+from ..video.arrays import check_video, even
 from ..video.files import MP4_ARGS, mediapy_with_ffmpeg
 from .pictures import fitted
 
 
 def animation(video: np.ndarray, fps: float, width: int = 384, quality: int = 60) -> bytes:
-    """An animated WebP that repeats for ever, at most `width` pixels wide: for pages that block MP4."""
+    """Encode a video as an animated WebP that repeats for ever, for pages that block MP4.
+
+    Args:
+        video: `(T, H, W, 3)` uint8.
+        fps: Frames a second.
+        width: The largest width in pixels; a wider video is made smaller.
+        quality: 0 to 100.
+
+    Returns:
+        The bytes of the file.
+
+    Raises:
+        UserError: `video` is not such an array.
+    """
     frames = [fitted(frame, width) for frame in check_video(video)]
     times = np.round(np.arange(len(frames) + 1) * 1000 / fps).astype(int)  # whole milliseconds that do not drift
     file = io.BytesIO()
@@ -27,17 +40,27 @@ def animation(video: np.ndarray, fps: float, width: int = 384, quality: int = 60
 
 
 def show_video(video: np.ndarray, fps: float, title: str = "", width: int = 768, page_width: int = 384) -> None:
-    """Play a video inside the notebook, at most `width` pixels wide.
+    """Play a video inside the notebook.
 
-    Two faces of one output: a live notebook shows the H.264 player; pages that block players (a notebook
-    on GitHub) show an animated WebP, at most `page_width` wide, which browsers accept in the place of a PNG.
+    The output has two forms: a live notebook shows the H.264 player; pages that block players (a notebook on GitHub)
+    show an animated WebP, which browsers accept in the place of a PNG. An odd width or height is shown with its last
+    column or row repeated: an MP4 that every browser plays has even sides.
+
+    Args:
+        video: `(T, H, W, 3)` uint8.
+        fps: Frames a second.
+        title: A line above the player.
+        width: The player's largest width in pixels.
+        page_width: The animation's largest width in pixels.
+
+    Raises:
+        UserError: `video` is not such an array.
     """
     from IPython.display import display
 
-    frames = np.stack([fitted(frame, width) for frame in check_video(video)])
+    frames = even(np.stack([fitted(frame, width) for frame in check_video(video)]))
     mediapy, (height, shown_width) = mediapy_with_ffmpeg(), frames.shape[1:3]
-    encoded = "yuv420p" if height % 2 == shown_width % 2 == 0 else "yuv444p"
-    mp4 = mediapy.compress_video(frames, fps=fps, crf=18, encoded_format=encoded, ffmpeg_args=MP4_ARGS)
+    mp4 = mediapy.compress_video(frames, fps=fps, crf=18, encoded_format="yuv420p", ffmpeg_args=MP4_ARGS)
     player = mediapy.html_from_compressed_video(mp4, shown_width, height, title=html.escape(title) or None)
     webp = base64.b64encode(animation(video, fps, page_width)).decode()
     words = f"{title or 'video'}: {len(video)} frames of {video.shape[2]}x{video.shape[1]} at {fps:g} fps"
@@ -45,7 +68,12 @@ def show_video(video: np.ndarray, fps: float, title: str = "", width: int = 768,
 
 
 def show_image(image: np.ndarray | Image.Image, width: int = 1200) -> None:
-    """Show a picture in the notebook as one JPEG, at most `width` pixels wide (a tenth of a PNG's size)."""
+    """Show a picture in the notebook as a JPEG, a tenth of a PNG's size.
+
+    Args:
+        image: `(H, W, 3)` uint8, or a Pillow image.
+        width: The largest width in pixels; a wider picture is made smaller.
+    """
     from IPython.display import Image as Shown
     from IPython.display import display
 

@@ -1,4 +1,4 @@
-"""One run of a sweep, made here or in a worker."""
+"""One run of a sweep, in this process or in a worker."""
 
 from __future__ import annotations
 
@@ -10,18 +10,20 @@ from ...errors import UserError
 from ...model.models import Models
 from ...settings import Settings, settings_from
 from ..folder import RunFolder
-from ..generating import generate, record_of
+from ..generating import record_of, run_stages
 from ..records import RunRecord
+from ..upscalers import AUTO, check_upscaler, choose_upscaler
 
 
 def make_one(models: Models, settings: dict, place: Path, upscale: str | os.PathLike | None, on_step=None) -> bool:
-    """One run of a sweep, unless it is there already, made with the same model and versions; whether it was made."""
-    folder = RunFolder(place)
-    there = (place / "settings.json").exists() and RunRecord.read(place).finished
-    if there and folder.same_as(record_of(models, settings_from(**settings).check(models), upscale)):
-        return False
+    """One run of a sweep, unless it is finished already, with the same model and versions; whether it was made."""
+    folder, named = RunFolder(place), check_upscaler(upscale)
+    if (place / "settings.json").exists() and RunRecord.read(place).finished:
+        named = choose_upscaler(models) if named == AUTO else named
+        if folder.same_as(record_of(models, settings_from(**settings).check(models), named)):
+            return False
     try:
-        generate(**settings, model=models, out=place, upscale=upscale, on_step=on_step, progress=False)
+        run_stages(**settings, model=models, out=place, upscale=named, on_step=on_step, progress=False)
     except UserError as mistake:
         raise UserError(f"{place.name}: {mistake}") from mistake
     return True

@@ -13,13 +13,15 @@ from ...settings import Settings
 from .cells import largest, make_one
 
 _RETRIES = 3  # how often one run may take its worker down with it
+_LOOK = 30  # seconds: a run may take hours, so they end in a look at the cluster and not in an error
 
 
 def on_ray(cells: list[dict], places: list[Path], model, memory, upscale, bar) -> None:
     """Make the runs as Ray tasks: one at a time on a GPU, or on a CPU core where the cluster has no GPU.
 
-    Connects to the cluster that this process is in, else starts one here and stops it at the end. When a worker
-    dies, Ray runs its task again, which goes on behind the run's last checkpoint.
+    Uses the cluster that this process is connected to, else starts one here and stops it at the end. When a worker
+    dies, Ray runs its task again, which continues behind the run's last checkpoint. Whatever ends the sweep early
+    cancels the tasks that are left, in a cluster of others as well.
     """
     try:
         import ray
@@ -29,7 +31,7 @@ def on_ray(cells: list[dict], places: list[Path], model, memory, upscale, bar) -
         raise UserError(f"model={model.name!r}: with engine='ray' every worker loads its own; give its name or folder.")
     plan = None if memory is None else json.dumps(memory.as_dict() if hasattr(memory, "as_dict") else memory)
     video = largest(cells) if isinstance(memory, (str, int, float)) else None  # else no plan is made for a size
-    ours = not ray.is_initialized()
+    ours, waiting = not ray.is_initialized(), []
     if ours:
         ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False)
     try:
@@ -40,9 +42,11 @@ def on_ray(cells: list[dict], places: list[Path], model, memory, upscale, bar) -
             for cell, place in zip(cells, places)
         ]
         while waiting:
-            finished, waiting = ray.wait(waiting, num_returns=1)
-            ray.get(finished)
+            finished, waiting = ray.wait(waiting, num_returns=1, timeout=_LOOK)
+            ray.get(finished, timeout=_LOOK)
             bar.update(len(finished))
+            if not finished and not any(ray.cluster_resources().get(kind) for kind in ("CPU", "GPU")):
+                raise UserError("engine='ray': the cluster has lost its last worker; repeat the sweep to continue it.")
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, UserError):
             raise error.cause from None
@@ -50,9 +54,11 @@ def on_ray(cells: list[dict], places: list[Path], model, memory, upscale, bar) -
     except ray.exceptions.WorkerCrashedError as error:
         raise UserError(
             f"a worker died {_RETRIES + 1} times on the same run, perhaps of too little memory; what is finished "
-            "is kept, and the same sweep goes on from there."
+            "is kept; repeat the same sweep to continue it."
         ) from error
     finally:
+        for task in waiting:
+            ray.cancel(task, force=True)
         if ours:
             ray.shutdown()
 

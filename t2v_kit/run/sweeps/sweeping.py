@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ...errors import UserError
+from ...errors import UserError, did_you_mean, fresh_notes
 from ...memory.plan import Plan
 from ...model.models import Models
 from ...settings import settings_from
@@ -22,6 +22,7 @@ from ...video.files import save_video
 from ..folder import RunFolder
 from ..generating import loaded
 from ..records import RunRecord
+from ..upscalers import check_upscaler
 from .cells import largest, make_one
 from .grid import grid
 from .on_ray import on_ray
@@ -31,10 +32,12 @@ ENGINES = ("local", "ray")
 
 @dataclass(frozen=True, eq=False)
 class Sweep:
-    """The runs of a sweep.
+    """A finished sweep, as `sweep` returns it.
 
-    axes: {setting: its values}, in the order given; the last one runs along a row of the grid.
-    runs: one for each combination, the last axis fastest.  folder: where they lie, with grid.png and grid.mp4.
+    Attributes:
+        folder: Where the runs are, with grid.png and grid.mp4; an absolute path.
+        axes: {setting: its values}, in the order given; the last one runs along a row of the grid.
+        runs: One for each combination, the last axis fastest.
     """
 
     folder: Path
@@ -42,7 +45,14 @@ class Sweep:
     runs: list[RunRecord] = field(repr=False)
 
     def at(self, **values) -> RunRecord:
-        """The run with these values, as in at(guidance_scale=3, seed=0). Raises UserError when none has them."""
+        """The first run with these values.
+
+        Raises:
+            UserError: No run has them.
+
+        Example:
+            >>> result.at(guidance_scale=3, seed=0).video()  # doctest: +SKIP
+        """
         for run in self.runs:
             if all(run.settings.get(name) == value for name, value in values.items()):
                 return run
@@ -73,20 +83,32 @@ def sweep(
 ) -> Sweep:
     """Make a run for every combination of the settings that are given as lists.
 
-        sweep(prompt="A red car.", guidance_scale=[1, 3, 6], num_inference_steps=[10, 30], out="runs/guidance")
+    Finished runs are kept, and an interrupted one continues: repeat the same call.
 
-    settings: fields of `Settings`, prompt and seed among them; a list or tuple has several values.
-    out: a folder; each run gets one in it, named after its values.  model, upscale, memory: as for `generate`.
-    What is finished is not made again, and what was interrupted goes on: call the same sweep once more.
-    engine: "local", one run after the other; "ray", on the Ray cluster that this process is connected to, or
-    on one of this machine: one worker a GPU, or a CPU core where there is none. The bits are the same. Workers
-    on other machines must see `out` under the same path; a worker that dies is replaced and its run goes on.
+    Args:
+        out: A folder; each run gets one in it, named after its values. Workers on other machines must see it under
+            the same path.
+        model, upscale, memory: As for `generate`.
+        engine: "local", one run after the other; or "ray", on the Ray cluster that this process is connected to, or
+            on one of this machine: one worker a GPU, or a CPU core where there is none. The bits are the same. A
+            worker that dies is replaced, and its run continues.
+        progress: Show a bar.
+        **settings: Fields of `Settings`, prompt and seed among them; a list or tuple has several values.
 
-    Raises UserError for every mistake in these before the first run; with Ray, what only the loaded model can
-    tell comes from its worker.
+    Returns:
+        The runs and the grid.
+
+    Raises:
+        UserError: For every mistake in these before the first run; with Ray, what only the loaded model can tell
+            comes from its worker.
+
+    Example:
+        >>> result = sweep(prompt="A red car.", guidance_scale=[1, 3, 6], num_inference_steps=[4, 8], out="runs/cfg")
+        >>> len(result.runs)
+        6
     """
     if engine not in ENGINES:
-        raise UserError(f"engine={engine!r}: must be one of {', '.join(ENGINES)}; 'local' would work.")
+        raise UserError(f"engine={engine!r}: must be 'local' or 'ray'; {did_you_mean(engine, ENGINES)}")
     axes = {name: list(value) for name, value in settings.items() if isinstance(value, (list, tuple))}
     cells = _cells(settings, axes)
     folder = RunFolder(out).path
@@ -98,13 +120,12 @@ def sweep(
     for place in places:
         RunFolder(place).check_own()
     make_all = on_ray if engine == "ray" else _one_by_one
-    with tqdm(total=len(cells), desc="sweep", unit="run", disable=not progress) as bar:
+    check_upscaler(upscale)
+    with fresh_notes(), tqdm(total=len(cells), desc="sweep", unit="run", disable=not progress) as bar:
         make_all(cells, places, model, memory, upscale, bar)
-    made = Sweep(folder, axes, [RunRecord.read(place) for place in places])
-    _save_grid(made)
-    return made
-
-
+    result = Sweep(folder, axes, [RunRecord.read(place) for place in places])
+    _save_grid(result)
+    return result
 
 
 def _one_by_one(cells: list[dict], places: list[Path], model, memory, upscale, bar: tqdm) -> None:
@@ -117,10 +138,9 @@ def _one_by_one(cells: list[dict], places: list[Path], model, memory, upscale, b
         def show(step, place=place) -> None:
             bar.set_postfix_str(f"{place.name}: step {step.index + 1}")
 
-        make_one(models, cell, place, upscale, show)
+        if not make_one(models, cell, place, upscale, show):
+            bar.set_postfix_str(f"{place.name}: finished before")
         bar.update()
-
-
 
 
 def _cells(settings: dict, axes: dict[str, list]) -> list[dict]:
@@ -146,10 +166,10 @@ def _written(value: object) -> str:
     return f"{slug}-{hashlib.sha256(value.encode()).hexdigest()[:4]}"
 
 
-def _save_grid(made: Sweep) -> None:
+def _save_grid(result: Sweep) -> None:
     """grid.png and grid.mp4 beside the runs."""
-    folder = RunFolder(made.folder)
-    film = made.film()
-    picture = Image.fromarray(made.picture())
+    folder = RunFolder(result.folder)
+    film = result.film()
+    picture = Image.fromarray(result.picture())
     folder.save("grid.png", lambda path: picture.save(path, "PNG"))
-    folder.save("grid.mp4", lambda path: save_video(path, film, max(run.settings["fps"] for run in made.runs)))
+    folder.save("grid.mp4", lambda path: save_video(path, film, max(run.settings["fps"] for run in result.runs)))

@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from ...atomic import write_whole
 from ...errors import UserError, give_note
 from ...memory.machine import pick_device
-from ...video.files import read_metadata, video_reader, video_writer, whole_or_absent
+from ...video.files import read_metadata, video_reader, video_writer
 from .network import enlarge_or_none, halved, prepare, share_cores
 from .planes import PlaneWriter, as_planes
 from .weights import load_upscaler
@@ -126,7 +127,7 @@ def upscale_file(
         metadata = _carried(source) | {"enlarged": {"model": os.fspath(model), "scale": scale}}
         target.parent.mkdir(parents=True, exist_ok=True)
         kind = PlaneWriter if on_gpu else video_writer
-        with whole_or_absent(target) as temporary, kind(temporary, size, reader.fps, metadata) as writer:
+        with write_whole(target) as temporary, kind(temporary, size, reader.fps, metadata) as writer:
             for frame in _ahead(frames):
                 writer.add_image(frame)
     return target

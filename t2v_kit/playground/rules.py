@@ -1,0 +1,58 @@
+"""What a panel has to know of a model to check settings, apart from the model, so that no thread shares anything."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType, SimpleNamespace
+from typing import Any
+
+from ..model.models import Models
+
+_CONFIG = ("patch_size", "patch_size_t", "guidance_embeds")  # of the transformer: what checks read
+
+
+@dataclass(frozen=True)
+class Rules:
+    """A model's defaults and limits, and copies of its tokenizers. It refers to no network.
+
+    The panel checks settings in one thread while a run uses the model in another. A tokenizer's padding is global to
+    the tokenizer, and a memory plan exchanges networks during a run; with copies, neither matters. Rules also outlive
+    their model, which the panel lets go of before it loads the next.
+
+    Attributes:
+        name, source, defaults, template, trained_sizes, vocabulary: As in `Models`.
+        pipe: The parts of a pipeline that checks read: the tokenizers, the VAE's compression, the transformer's
+            dtype and a few entries of its config.
+    """
+
+    name: str
+    source: str
+    defaults: Mapping[str, Any]
+    template: Mapping[str, Any]
+    trained_sizes: tuple[tuple[int, int, int], ...]
+    vocabulary: frozenset[str] | None
+    pipe: Any
+
+    @classmethod
+    def of(cls, models: Models) -> Rules:
+        """The rules of a loaded model."""
+        pipe = models.pipe
+        transformer = pipe.transformer  # its config and dtype are there whether or not a plan holds its weights now
+        config = SimpleNamespace(**{name: transformer.config[name] for name in _CONFIG})
+        return cls(
+            name=models.name,
+            source=models.source,
+            defaults=MappingProxyType(dict(models.defaults)),
+            template=MappingProxyType(dict(models.template)),
+            trained_sizes=models.trained_sizes,
+            vocabulary=models.vocabulary,
+            pipe=SimpleNamespace(
+                tokenizer=copy.deepcopy(pipe.tokenizer),
+                tokenizer_2=copy.deepcopy(pipe.tokenizer_2),
+                transformer=SimpleNamespace(config=config, dtype=transformer.dtype),
+                vae_scale_factor_spatial=pipe.vae_scale_factor_spatial,
+                vae_scale_factor_temporal=pipe.vae_scale_factor_temporal,
+            ),
+        )
