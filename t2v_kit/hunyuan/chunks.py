@@ -8,6 +8,7 @@ and the single-stream blocks get a diffusers `ModelHook` each, which keeps nothi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from diffusers import HunyuanVideoTransformer3DModel
@@ -17,7 +18,7 @@ from diffusers.models.embeddings import apply_rotary_emb
 
 from ..errors import UserError, check_whole
 from .hooks import attach, detach
-from .masks import needed_mask
+from .masks import blocks, needed_mask
 
 # The backends of diffusers.models.attention_dispatch that raise, or silently do something else, when given a mask.
 NO_MASKS = ("flash", "flash_hub", "flash_4_hub", "_flash_3", "_flash_3_hub", "aiter_fa2_hub", "_native_flash", "sage")
@@ -41,7 +42,7 @@ class ChunkedAttention:
         self.plain, self.tokens = plain, tokens
         self._attention_backend = getattr(plain, "_attention_backend", None)  # set_attention_backend looks for it
 
-    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, image_rotary_emb=None):
+    def __call__(self, attn, hidden_states, encoder_hidden_states, attention_mask=None, image_rotary_emb=None):
         mask = needed_mask(attention_mask)
         if mask is not None:
             check_mask(self._attention_backend)
@@ -63,17 +64,17 @@ class ChunkedAttention:
             words = attn.to_add_out(words)
         return video, words
 
-    def _projected(self, first, second, video, words, rotary, heads: int) -> torch.Tensor:
+    def _projected(self, first, second, video, words, rotary: Any, heads: int) -> torch.Tensor:
         """Both streams through their (linear, norm), joined: (1, N, heads, width of a head)."""
         length = video.shape[1]
         joined = None
         for (linear, norm), stream, offset in ((first, video, 0), (second, words, length)):
             for part in slices(stream.shape[1], self.tokens):
-                heads_of_part = linear(stream[:, part]).unflatten(2, (heads, -1))
+                heads_of_part: Any = linear(stream[:, part]).unflatten(2, (heads, -1))
                 heads_of_part = heads_of_part if norm is None else norm(heads_of_part)
                 if rotary is not None and not offset:
-                    turned = (rotary[0][part], rotary[1][part])
-                    heads_of_part = apply_rotary_emb(heads_of_part, turned, sequence_dim=1)
+                    angles: Any = (rotary[0][part], rotary[1][part])
+                    heads_of_part = apply_rotary_emb(heads_of_part, angles, sequence_dim=1)
                 if joined is None:
                     joined = heads_of_part.new_empty(1, length + words.shape[1], heads, heads_of_part.shape[-1])
                 joined[:, offset + part.start : offset + part.stop] = heads_of_part
@@ -89,7 +90,9 @@ class _ChunkedFeedForward(ModelHook):
         self.tokens = tokens
 
     def new_forward(self, module: torch.nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
-        return in_chunks(self.fn_ref.original_forward, hidden_states, self.tokens, out=hidden_states)
+        forward = self.fn_ref.original_forward
+        assert forward is not None  # set when the hook was attached
+        return in_chunks(forward, hidden_states, self.tokens, out=hidden_states)
 
 
 class _ChunkedSingleBlock(ModelHook):
@@ -106,7 +109,7 @@ class _ChunkedSingleBlock(ModelHook):
 
     def new_forward(
         self,
-        block: torch.nn.Module,
+        block: Any,
         hidden_states: torch.Tensor,
         encoder_hidden_states: torch.Tensor,
         temb: torch.Tensor,
@@ -145,23 +148,20 @@ def use_chunks(transformer: HunyuanVideoTransformer3DModel, tokens: int) -> None
     tokens = check_whole("tokens", tokens)
     if transformer.is_cache_enabled:
         raise UserError("use_chunks: a step cache is on, and must come after the chunks; disable_cache() first works.")
-    if isinstance(transformer.transformer_blocks[0].attn.processor, ChunkedAttention):
+    if any(isinstance(block.attn.processor, ChunkedAttention) for block in blocks(transformer)):
         raise UserError(f"use_chunks({tokens}): the blocks work in chunks already; remove_chunks first works.")
-    for block in transformer.transformer_blocks:
+    for block in blocks(transformer):
         block.attn.set_processor(ChunkedAttention(block.attn.processor, tokens))
-        attach(block.ff, _ChunkedFeedForward(tokens), _NAME)
-    for block in transformer.single_transformer_blocks:
-        block.attn.set_processor(ChunkedAttention(block.attn.processor, tokens))
-        attach(block, _ChunkedSingleBlock(tokens), _NAME)
+        if hasattr(block, "ff"):  # a dual-stream block
+            attach(block.ff, _ChunkedFeedForward(tokens), _NAME)
+        else:
+            attach(block, _ChunkedSingleBlock(tokens), _NAME)
 
 
 def remove_chunks(transformer: HunyuanVideoTransformer3DModel) -> None:
     """Undo `use_chunks`: processors and forwards are those from before."""
-    for block in transformer.transformer_blocks:
-        detach(block.ff, _NAME)
-    for block in transformer.single_transformer_blocks:
-        detach(block, _NAME)
-    for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks):
+    for block in blocks(transformer):
+        detach(getattr(block, "ff", block), _NAME)
         if isinstance(block.attn.processor, ChunkedAttention):
             block.attn.set_processor(block.attn.processor.plain)
 

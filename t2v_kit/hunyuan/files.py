@@ -168,7 +168,7 @@ def _hint(name: str | Path) -> str:
     return f"did you mean {word!r}?" if word else "'pocket', 'hunyuan', a hub id or an existing folder would work."
 
 
-def _from_hub(name: str, revision: str | None, fetch: Callable[[], str | Path]) -> Path:
+def _from_hub(name: str, revision: str | None, fetch: Callable[[], str | os.PathLike[str]]) -> Path:
     """What `fetch` downloads from the hub; a UserError of one line where it cannot."""
     try:
         return Path(fetch())
@@ -199,7 +199,8 @@ def _download(name: str, revision: str | None, variant: str | None, without: str
 def _single_file(name, link: re.Match | None, revision, variant, base) -> ModelFiles:
     """A transformer in one file, and the rest of the pipeline from `base`."""
     base = "hunyuan" if base is None else base
-    commit = None
+    if Path(str(base)).suffix.lower() in SINGLE_FILES and not Path(base).expanduser().is_dir():
+        raise UserError(f"base={str(base)!r}: is a single file too; 'hunyuan' or a model's folder would work.")
     if link:
         repository, branch, inside = link.groups()
         at = revision or branch
@@ -216,12 +217,9 @@ def _single_file(name, link: re.Match | None, revision, variant, base) -> ModelF
         header(path)
     if base == "hunyuan" or base == HUB_ID:
         rest = _download(HUB_ID, None if link else revision, variant, without="transformer")
-        commit = rest.revision
     else:
         rest = locate(base, None if link else revision, variant)
-    if rest.single is not None:
-        raise UserError(f"base={str(base)!r}: is a single file too; 'hunyuan' or a model's folder would work.")
-    return ModelFiles(rest.folder, source, commit or rest.revision, variant, path, source, rest.name)
+    return ModelFiles(rest.folder, source, rest.revision, variant, path, source, rest.name)
 
 
 def weight_files(folder: Path, variant: str | None = None) -> list[Path]:

@@ -7,6 +7,8 @@ of the original, since the chain of functions is kept in a closure. Detach befor
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from diffusers.hooks import HookRegistry, ModelHook
 
@@ -24,13 +26,13 @@ def attach(module: torch.nn.Module, hook: ModelHook, name: str) -> None:
 
 def detach(module: torch.nn.Module, name: str) -> None:
     """Take the hook called `name` off the module, if it is there; other hooks stay in their order."""
-    registry = getattr(module, "_diffusers_hook", None)
+    registry: Any = getattr(module, "_diffusers_hook", None)
     if registry is None or registry.get_hook(name) is None:
         return
     registry.remove_hook(name, recurse=False)
     if registry.hooks:
         return
     del module._diffusers_hook
-    forward = vars(module).get("forward")
+    forward: Any = vars(module).get("forward")
     if getattr(forward, "__func__", None) is type(module).forward and forward.__self__ is module:
         del module.forward  # the class's own, which registering had bound to the instance

@@ -18,6 +18,7 @@ import functools
 import threading
 from collections.abc import Iterator
 from types import MethodType
+from typing import Any
 
 import torch
 from diffusers import HunyuanVideoTransformer3DModel
@@ -27,6 +28,7 @@ from ..errors import UserError
 
 _call = threading.local()  # .full: whether the mask of the transformer's call in this thread masks nothing
 _INNER = "_forward_before_skip_full_masks"
+_MASKS_NOTHING = "_masks_nothing"
 
 
 class NoFullMask(HunyuanVideoAttnProcessor2_0):
@@ -48,13 +50,14 @@ class NoFullMask(HunyuanVideoAttnProcessor2_0):
 
 def needed_mask(mask: torch.Tensor | None) -> torch.Tensor | None:
     """The mask, or None where the call of the transformer in this thread has found that it masks nothing."""
+    training = torch.is_grad_enabled() and not torch.compiler.is_compiling()
     if mask is None or getattr(_call, "full", False):
-        if mask is not None and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        if mask is not None and training:
             # Gradient checkpointing computes the block again after the call, perhaps in a thread of autograd, and must
             # take the same way: the mask itself carries the decision there.
-            mask.masks_nothing = True
+            setattr(mask, _MASKS_NOTHING, True)
         return None
-    return None if torch.is_grad_enabled() and getattr(mask, "masks_nothing", False) else mask
+    return None if training and getattr(mask, _MASKS_NOTHING, False) else mask
 
 
 @contextlib.contextmanager
@@ -79,6 +82,11 @@ def _forward(self: HunyuanVideoTransformer3DModel, *args, **kwargs):
         return inner(*args, **kwargs)
 
 
+def blocks(transformer: HunyuanVideoTransformer3DModel) -> list[Any]:
+    """All blocks in the order they work, first the dual-stream ones; to type checkers a list's items are anything."""
+    return [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
+
+
 def skip_full_masks(transformer: HunyuanVideoTransformer3DModel) -> None:
     """Let the blocks attend without a mask whenever the prompt has no padding.
 
@@ -91,7 +99,7 @@ def skip_full_masks(transformer: HunyuanVideoTransformer3DModel) -> None:
     """
     if getattr(vars(transformer).get("forward"), "__func__", None) is _forward:
         return
-    for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks):
+    for block in blocks(transformer):
         if type(block.attn.processor) is HunyuanVideoAttnProcessor2_0:
             block.attn.set_processor(NoFullMask(block.attn.processor))
     if "forward" in vars(transformer):  # accelerate's hooks, where bitsandbytes quantised it while it was read
@@ -110,13 +118,12 @@ def keep_full_masks(transformer: HunyuanVideoTransformer3DModel) -> None:
             "keep_full_masks: the transformer's forward is not that of skip_full_masks; it works once step caches "
             "(disable_cache) and hooks that came later are removed."
         )
-    blocks = (*transformer.transformer_blocks, *transformer.single_transformer_blocks)
-    processors = [block.attn.processor for block in blocks]
+    processors = [block.attn.processor for block in blocks(transformer)]
     if any(hasattr(processor, "plain") or hasattr(processor, "processor") for processor in processors):
         raise UserError(
             "keep_full_masks: attention is wrapped; it works after remove_chunks, and when nothing watches."
         )
-    for block, processor in zip(blocks, processors):
+    for block, processor in zip(blocks(transformer), processors):
         if isinstance(processor, NoFullMask):
             block.attn.set_processor(processor.original)
     del transformer.forward

@@ -115,7 +115,7 @@ def prefix_tokens(tokenizer: PreTrainedTokenizerBase, template: str) -> list[int
 
 def readable(tokenizer: PreTrainedTokenizerBase, id: int) -> str:
     """A token as text; its raw name where it is only a part of a character."""
-    text = tokenizer.decode([id], clean_up_tokenization_spaces=False)
+    text = str(tokenizer.decode([id], clean_up_tokenization_spaces=False))
     return str(tokenizer.convert_ids_to_tokens(id)) if "\N{REPLACEMENT CHARACTER}" in text else text
 
 

@@ -175,9 +175,9 @@ def _dtype(dtype: str | torch.dtype | dict | None, device: torch.device) -> torc
     if isinstance(dtype, dict):
         return {name: _dtype(value, device) for name, value in dtype.items()}
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if dtype in known.values():
+    if isinstance(dtype, torch.dtype) and dtype in known.values():
         return dtype
-    if dtype in known:
+    if isinstance(dtype, str) and dtype in known:
         return known[dtype]
     raise UserError(f"dtype={dtype!r}: must be float32, bfloat16 or float16; 'float32' would work.")
 
@@ -188,7 +188,7 @@ def _plan(memory, model: str | Path, defaults: dict, video: Settings | None, dev
         return None
     machine = Machine.here(device)
     size = {name: getattr(video, name, None) or defaults[name] for name in ("height", "width", "num_frames")}
-    return check(as_plan(memory, model, machine, **size), machine, model=model)
+    return check(as_plan(memory, str(model), machine, **size), machine, model=model)
 
 
 def _place(pipe: HunyuanVideoPipeline, device: torch.device) -> None:

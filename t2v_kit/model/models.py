@@ -8,6 +8,7 @@ import hashlib
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import HunyuanVideoPipeline
@@ -111,7 +112,7 @@ class Models:
             kept = self._counters[name] = (original, twin)
         return kept[1]
 
-    def network(self, name: str) -> torch.nn.Module:
+    def network(self, name: str) -> Any:  # a Module of its own class: `name` decides which
         """Return a network of the pipeline, ready to be changed or called; those of other stages leave the device.
 
         The latter applies where networks are offloaded one at a time. Under a memory plan with a single stage in

@@ -6,10 +6,10 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import FasterCacheConfig, HunyuanVideoTransformer3DModel, PyramidAttentionBroadcastConfig
+from diffusers import FasterCacheConfig, PyramidAttentionBroadcastConfig
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from ..errors import UserError, check_whole, give_note
@@ -262,7 +262,7 @@ class _StepCache:
     turns with this one would read it; the latest run to start holds it.
     """
 
-    def __init__(self, transformer: HunyuanVideoTransformer3DModel, settings: Resolved) -> None:
+    def __init__(self, transformer: Any, settings: Resolved) -> None:
         self.transformer, self.config = transformer, transformer._cache_config
         planned = getattr(self.config, "num_inference_steps", settings.num_inference_steps)
         if planned != settings.num_inference_steps:

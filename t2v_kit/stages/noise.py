@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 import numbers
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import retrieve_timesteps
-from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from ..errors import UserError, give_note
 from ..settings import Settings
@@ -51,7 +50,7 @@ def initial_latents(models: Models, settings: Settings) -> torch.Tensor:
     )
 
 
-def make_scheduler(models: Models, settings: Settings) -> SchedulerMixin:
+def make_scheduler(models: Models, settings: Settings) -> Any:
     """Make a scheduler of the pipeline's class, its timesteps set with settings.flow_shift.
 
     The sigmas go in evenly spaced from 1 and are shifted once, as the pipeline does it; `set_timesteps(n)` would
@@ -62,7 +61,7 @@ def make_scheduler(models: Models, settings: Settings) -> SchedulerMixin:
         settings: flow_shift and num_inference_steps.
 
     Returns:
-        A scheduler for one run alone.
+        A scheduler of diffusers for one run alone.
 
     Warns:
         UserWarning: Once a run, where the scheduler takes no shift.
@@ -75,7 +74,8 @@ def make_scheduler(models: Models, settings: Settings) -> SchedulerMixin:
         give_note(message, models.notes_given)
     scheduler = type(held).from_config(held.config, **dict.fromkeys(shifts, full.flow_shift))
     steps = full.num_inference_steps
-    retrieve_timesteps(scheduler, steps, models.device, sigmas=np.linspace(1.0, 0.0, steps + 1)[:-1])
+    sigmas: Any = np.linspace(1.0, 0.0, steps + 1)[:-1]  # diffusers says list, and its pipeline passes an array
+    retrieve_timesteps(scheduler, steps, models.device, sigmas=sigmas)
     return scheduler
 
 

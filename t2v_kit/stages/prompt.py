@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -122,11 +122,12 @@ def encode_prompt(
     with models.lock, _clip_note_silenced():
         models.network("text_encoder")
         try:
-            embeds, pooled, mask = models.pipe.encode_prompt(
+            encoded: Any = models.pipe.encode_prompt(
                 text, prompt_template=template, device=models.device, max_sequence_length=LLM_TOKENS
             )
         finally:
             models.release()
+    embeds, pooled, mask = encoded
     length = mask.shape[1] if padded else count
     tokens = [row["token"] for row in rows if not row["cropped"]][:length]
     return PromptEncoding(embeds[:, :length].clone(), mask[:, :length].clone(), pooled, tokens, text)
