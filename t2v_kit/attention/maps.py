@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -70,7 +70,7 @@ def watch_attention(
         ...     *_, last = denoise(models, prompt, latents, settings)
         >>> heat = watched.maps["car"].mean((0, 1))  # over steps and blocks: (T, H', W')
     """
-    transformer = models.network("transformer")
+    transformer: Any = models.network("transformer")
     names = [f"dual {i}" for i in range(len(transformer.transformer_blocks))]
     names += [f"single {i}" for i in range(len(transformer.single_transformer_blocks))]
     chosen = list(range(len(names))) if blocks is None else list(blocks)

@@ -90,7 +90,7 @@ class Watcher:
         patch = self.config.patch_size
         self.grid = (frames // self.config.patch_size_t, height // patch, width // patch)
         self.text_length = embeds.shape[1]
-        kept = torch.arange(np.prod(self.grid)).reshape(self.grid)[:, :: self.every, :: self.every]
+        kept = torch.arange(int(np.prod(self.grid))).reshape(self.grid)[:, :: self.every, :: self.every]
         self.kept, shape = kept.flatten(), tuple(kept.shape)
         heads = (self.config.num_attention_heads,) if self.by_head else ()
         count = len(self.watched.blocks)
