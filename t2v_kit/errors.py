@@ -8,6 +8,7 @@ import numbers
 import warnings
 from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
+from typing import Any
 
 _notes_of_this_run: ContextVar[set[str] | None] = ContextVar("notes_of_this_run", default=None)
 
@@ -135,7 +136,7 @@ def check_whole(
     if works is None:
         works = lowest
         if isinstance(value, numbers.Real) and not isinstance(value, bool) and value == value:
-            near = max(value, lowest) if highest is None else min(max(value, lowest), highest)
+            near: Any = max(value, lowest) if highest is None else min(max(value, lowest), highest)
             works = round(near) if abs(near) != float("inf") else lowest
     raise UserError(
         f"{name}={quoted(value)}: must be a whole number{f' of {unit}' * bool(unit)} {span}; {works} would work.",

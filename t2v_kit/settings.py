@@ -60,7 +60,8 @@ def _text(label: str, help: str, **default) -> Any:
 
 
 def _number(kind: str, default, label: str, help: str, span: tuple, reason: str, step: float, slider: tuple) -> Any:
-    return field(default=default, metadata={"knob": Knob(kind, label, help, *span, reason, step, slider)})
+    low, high = span
+    return field(default=default, metadata={"knob": Knob(kind, label, help, low, high, reason, step, slider)})
 
 
 def _flag(default: bool, label: str, help: str) -> Any:
@@ -234,13 +235,14 @@ KNOBS: dict[str, Knob] = {each.name: each.metadata["knob"] for each in dataclass
 class Resolved(Settings):
     """Complete settings, as `Settings.check` returns them: every field that a model has a default for is filled in."""
 
-    height: int
-    width: int
-    num_frames: int
-    num_inference_steps: int
-    guidance_scale: float
-    flow_shift: float
-    fps: float
+    # Required again, which the type rules of dataclasses do not allow for and Python does.
+    height: int  # pyright: ignore[reportGeneralTypeIssues]
+    width: int  # pyright: ignore[reportGeneralTypeIssues]
+    num_frames: int  # pyright: ignore[reportGeneralTypeIssues]
+    num_inference_steps: int  # pyright: ignore[reportGeneralTypeIssues]
+    guidance_scale: float  # pyright: ignore[reportGeneralTypeIssues]
+    flow_shift: float  # pyright: ignore[reportGeneralTypeIssues]
+    fps: float  # pyright: ignore[reportGeneralTypeIssues]
 
 
 class SettingsChecker(Protocol):
@@ -273,8 +275,9 @@ def _checked_number(name: str, value: Any, knob: Knob) -> int | float:
     """`value` as a plain int or float, one value for one meaning: 3 and 3.0 are the same guidance."""
     whole = knob.kind == "whole"
     right = isinstance(value, numbers.Integral if whole else numbers.Real) and not isinstance(value, bool)
-    if right and knob.lowest <= value <= knob.highest:  # NaN is not
-        return int(value) if whole else float(value) + 0.0  # -0.0 becomes 0.0
+    number: Any = value
+    if right and knob.lowest <= number <= knob.highest:  # NaN is not
+        return int(number) if whole else float(number) + 0.0  # -0.0 becomes 0.0
     raise UserError(
         f"{name}={quoted(value)}: must be {'a whole number' if whole else 'a number'} from {_plain(knob.lowest)} to "
         f"{_plain(knob.highest)} ({knob.reason}); {_plain(_suggestion(value, knob))} would work.",

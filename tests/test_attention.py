@@ -232,7 +232,7 @@ def test_words_of_any_alphabet_are_found(tiny32, word, form):
         ({"blocks": []}, "None watches all"),
         ({"looker": "text"}, "looker='text': must be 'video' or 'word'"),
         ({"among": "words"}, "among='words': must be 'all' or 'text'"),
-        ({"among": "text", "looker": "word"}, "among='text': is about video tokens"),
+        ({"among": "text", "looker": "word"}, "among='text': needs looker='video'"),
         ({"every": 0}, "every=0: must be a whole number from 1"),
     ],
 )

@@ -127,9 +127,7 @@ def _until_it_answers(address: str, log: Path) -> None:
 
 def turn(page, css: str, value: str) -> None:
     """Type a number beside a slider."""
-    page.click(f".{css} .widget-readout")
-    page.keyboard.press("Control+A")
-    page.keyboard.type(value)
+    page.fill(f".{css} input[type=number]", value)
     page.keyboard.press("Enter")
 
 
@@ -152,6 +150,8 @@ def playing(page, css: str) -> int:
 def test_a_person_plays(page):
     """Type, turn, watch, stop, resume, compare, get something wrong: what the playground is for."""
     page.evaluate(WATCH)
+    page.wait_for_selector(".t2v-generate:enabled")  # it opens ready
+    assert page.locator(".t2v-side .t2v-error").count() == 0
     page.fill(".t2v-prompt textarea", PROMPT)
     turn(page, "t2v-num-inference-steps", "12")
     turn(page, "t2v-guidance-scale", "4.5")
@@ -196,6 +196,9 @@ def test_a_person_plays(page):
     turn(page, "t2v-num-frames", "32")
     page.wait_for_selector(".t2v-side >> text=29 or 33 would work")
     page.wait_for_selector(".t2v-generate:disabled")
+    turn(page, "t2v-num-frames", "1000")  # beyond the slider's end, and not cut off there
+    page.wait_for_selector(".t2v-side >> text=997 or 1001 would work")
+    assert page.input_value(".t2v-num-frames input[type=number]") == "1000"
     turn(page, "t2v-num-frames", "17")
     page.select_option(".t2v-upscaler select", "another file …")
     page.fill(".t2v-file input", NOTEBOOK)

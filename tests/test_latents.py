@@ -115,5 +115,5 @@ def test_the_channels_stand_side_by_side():
 
 @pytest.mark.parametrize("columns", [0, -1])
 def test_channels_need_a_column(columns):
-    with pytest.raises(UserError, match=f"columns={columns}: must be at least 1"):
+    with pytest.raises(UserError, match=f"columns={columns}: must be a whole number from 1"):
         tile_channels(torch.zeros(1, 4, 1, 2, 2), columns)

@@ -192,7 +192,7 @@ def test_contact_sheet_shows_the_frames_in_order():
 def test_contact_sheet_of_few_frames_has_no_empty_columns():
     """A single frame makes a sheet one frame wide."""
     assert contact_sheet(film(1), 16).width == 320 + 40
-    with pytest.raises(UserError, match="columns=0: must be at least 1"):
+    with pytest.raises(UserError, match="columns=0: must be a whole number from 1; 1 would work"):
         contact_sheet(film(1), 16, columns=0)
 
 

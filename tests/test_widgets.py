@@ -165,7 +165,7 @@ def test_wipe_of_videos_runs_both_in_step(shown):
     wipe(film(), film()[::-1].copy())
     picture = np.array(pixels(parts(shown[0])[2]))
     assert len(picture) == 4
-    with pytest.raises(UserError, match="'before' has 4 and 'after' 1"):
+    with pytest.raises(UserError, match="'before' has 4 frames and 'after' has 1"):
         wipe(film(), grey(0))
 
 
@@ -193,7 +193,7 @@ def test_what_is_no_knob_is_named(shown, wrong):
 
 
 def test_no_knob_and_no_picture_are_refused(shown):
-    with pytest.raises(UserError, match="no knob"):
+    with pytest.raises(UserError, match="at least one knob"):
         explore(lambda: grey(0))
     for wrong, got in ((grey(0) / 255, r"\(20, 32, 3\) float64"), (None, "NoneType"), (grey(0)[..., 0], r"\(20, 32\)")):
         with pytest.raises(UserError, match=f"draw must give a picture .*{got}"):

@@ -1,32 +1,30 @@
-"""Where the attention goes: prompt-token heat maps of any word, over blocks and denoising steps.
+"""Attention heat maps: how much each part of the video attends to a word, by block and denoising step.
 
-In this transformer video and text tokens attend to each other in one attention, so each video token has a
-weight for each word. Cross-attention maps as in Prompt-to-Prompt (https://arxiv.org/abs/2208.01626) and DAAM
-(https://arxiv.org/abs/2210.04885) are a strip of that joint attention: video queries by text keys.
+In this transformer video and text tokens share one attention, so each video token has a weight for each word.
+Cross-attention maps as in Prompt-to-Prompt (https://arxiv.org/abs/2208.01626) and DAAM
+(https://arxiv.org/abs/2210.04885) are one part of that joint attention: video queries by text keys.
 """
 
 from __future__ import annotations
 
 import contextlib
-import difflib
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
-from ..errors import UserError, check_text
+from ..errors import UserError, check_text, check_whole, did_you_mean, is_whole, quoted
 from ..stages.prompt import PromptEncoding
+from ..video.arrays import check_video
 from .watching import AttentionMaps, WatchedProcessor, Watcher
 
 if TYPE_CHECKING:
     from ..model.models import Models
 
 CHOICES = {"looker": ("video", "word"), "among": ("all", "text")}
-
-
 
 
 @contextlib.contextmanager
@@ -40,22 +38,39 @@ def watch_attention(
     every: int = 1,
     by_head: bool = False,
 ) -> Iterator[AttentionMaps]:
-    """Inside `with watch_attention(models, prompt, "car") as watched:`, `denoise` also fills `watched`.
+    """Record attention maps: inside the `with` block, `denoise` also fills the `AttentionMaps` that it yields.
 
-    words: a word or phrase of the prompt, several, or a name with token numbers.  blocks: numbers of the
-    blocks to watch, dual-stream first, then single-stream; None watches all.  looker: 'video', how much each
-    video token looks at the word, or 'word', how much the word looks at each video token.  among: 'all' keys,
-    as the softmax is, or what a video token gives to the 'text' alone, as in models with cross-attention: parts
-    of the picture that hardly look at text then count as much as others.  every: 2 watches every second row
-    and column of each frame.  by_head: keep the heads apart.
+    The transformer's output stays the same to the last bit. Weights are summed inside PyTorch's own attention, in
+    parts: the matrix of all tokens by all tokens, 1.4 TB for the 118,800 video tokens of 720x1280x129, never exists.
+    Watching every token of a block costs about as much as the block's attention. Calls with another prompt, such as
+    the negative one, are not recorded.
 
-    What the transformer says stays the same to the last bit. Weights are summed inside PyTorch's own attention,
-    in parts: no matrix of all tokens by all tokens is made, which would take 1.4 TB for the 118,800 video tokens
-    of 720x1280x129. Watching every token of a block costs about as much as its attention. Calls with another
-    prompt, such as the negative one, are not watched. Raises UserError for a word, block or choice that is not
-    there, and when attention does not go through PyTorch's scaled_dot_product_attention.
+    Args:
+        models: A loaded model.
+        prompt: The encoding that `denoise` is given.
+        words: A word or phrase of the prompt, a list of them, or names with the numbers of their tokens.
+        blocks: The numbers of the blocks to watch, dual-stream blocks first, then single-stream; None watches all.
+        looker: 'video' records how much each video token attends to the word, 'word' how much the word attends to
+            each video token.
+        among: 'all' counts weights among all keys, as the softmax does; 'text' counts them among the text tokens
+            alone, as models with cross-attention do, so that video tokens that hardly attend to text weigh as much as
+            others.
+        every: 2 watches every second row and column of each frame.
+        by_head: Keep the heads apart.
+
+    Yields:
+        The `AttentionMaps`, which gain a row with every step.
+
+    Raises:
+        UserError: A word is not in the prompt, a block or choice does not exist, or attention does not go through
+            PyTorch's scaled_dot_product_attention.
+
+    Example:
+        >>> with watch_attention(models, prompt, "car") as watched:
+        ...     *_, last = denoise(models, prompt, latents, settings)
+        >>> heat = watched.maps["car"].mean((0, 1))  # over steps and blocks: (T, H', W')
     """
-    transformer = models.network("transformer")
+    transformer: Any = models.network("transformer")
     names = [f"dual {i}" for i in range(len(transformer.transformer_blocks))]
     names += [f"single {i}" for i in range(len(transformer.single_transformer_blocks))]
     chosen = list(range(len(names))) if blocks is None else list(blocks)
@@ -67,7 +82,7 @@ def watch_attention(
         for place, number in enumerate(chosen):
             attn = modules[number].attn
             if isinstance(attn.processor, WatchedProcessor):
-                raise UserError("this transformer is being watched already; one watch takes several words.")
+                raise UserError("this transformer is being watched already; one watch_attention takes several words.")
             undo.callback(attn.set_processor, attn.processor)
             attn.set_processor(WatchedProcessor(attn.processor, watcher, place))
         undo.callback(transformer.register_forward_pre_hook(watcher.begin_step, with_kwargs=True).remove)
@@ -75,46 +90,66 @@ def watch_attention(
 
 
 def find_tokens(prompt: PromptEncoding, words: str | list[str] | dict[str, list[int]]) -> dict[str, list[int]]:
-    """The numbers of the tokens that spell each word or phrase, everywhere it occurs as a whole word.
+    """Find the tokens that spell each word or phrase, wherever it occurs as a whole word. Case does not matter.
 
-    Upper and lower case are the same. A dict passes through, once its numbers are checked. Raises UserError for
-    words that are not in the prompt, with the nearest that is.
+    Args:
+        prompt: An encoded prompt.
+        words: A word or phrase, a list of them, or names with the numbers of their tokens, which are only checked.
+
+    Returns:
+        The numbers of the tokens by word.
+
+    Raises:
+        UserError: A word is not in the prompt, or a number is not a token's.
+
+    Example:
+        >>> find_tokens(encode_prompt(models, "A red car."), "car")
+        {'car': [3]}
     """
     tokens = _real_tokens(prompt)
     if not words:
         raise UserError(f"words={words!r}: name at least one; {tokens[0].strip()!r} would work.")
     if isinstance(words, dict):
         for name, numbers in words.items():
-            if not numbers or not all(isinstance(n, int) and 0 <= n < len(tokens) for n in numbers):
+            if not numbers or not all(is_whole(n) and 0 <= n < len(tokens) for n in numbers):
                 raise UserError(f"tokens {numbers!r} of {name!r}: must be from 0 to {len(tokens) - 1}; [0] would work.")
         return {name: list(numbers) for name, numbers in words.items()}
     spelled = _bytes(prompt.text.encode(), tokens)
     text = b"".join(spelled).decode(errors="surrogateescape")
     ends = np.cumsum([len(token) for token in spelled])
-    found = {}
+    tokens_of = {}
     for word in [words] if isinstance(words, str) else words:
         check_text("word", word)
         spans = [match.span() for match in re.finditer(rf"(?<!\w){re.escape(word.strip())}(?!\w)", text, re.IGNORECASE)]
         if not spans:
-            there = dict.fromkeys(re.findall(r"\w+", prompt.text or text))
-            near = difflib.get_close_matches(word, there, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(there)}."
-            raise UserError(f"word {word!r}: is not in the prompt; {hint}")
+            known = dict.fromkeys(re.findall(r"\w+", prompt.text or text))
+            hint = did_you_mean(word, known, f"there are {', '.join(known)}.")
+            raise UserError(f"word {word!r}: is not in the prompt; {hint}", setting="words")
         places = [[len(text[:each].encode(errors="surrogateescape")) for each in span] for span in spans]
         inside = [any(end - len(token) < stop and start < end for start, stop in places) and token.strip() != b""
                   for token, end in zip(spelled, ends)]  # fmt: skip
-        found[word] = np.flatnonzero(inside).tolist()
-    return found
+        tokens_of[word] = np.flatnonzero(inside).tolist()
+    return tokens_of
 
 
 def overlay_heat(video: np.ndarray, heat: np.ndarray, highest: float | None = None) -> np.ndarray:
-    """Heat over a film: (frames, H, W, 3) uint8, grey and dim where it is cold, glowing where it is hot.
+    """Draw heat over a video: grey and dim where it is cold, glowing where it is hot.
 
-    video: (frames, H, W, 3) uint8.  heat: (T, H', W') of any range; T latent frames stand for 4 (T - 1) + 1
-    frames, so it is stretched over time and space smoothly.  highest: the heat that glows most, by default
-    the highest there is; set it to compare films.  Raises UserError when heat is not three-dimensional.
+    Args:
+        video: `(frames, H, W, 3)` uint8.
+        heat: (T, H', W') of any range. T latent frames stand for 4 (T - 1) + 1 frames: heat is interpolated over time
+            and space.
+        highest: The heat that glows most; None is the maximum of `heat`. Give the same one to compare videos.
+
+    Returns:
+        `(frames, H, W, 3)` uint8.
+
+    Raises:
+        UserError: `video` is not a video, or `heat` is not finite or not three-dimensional.
     """
     from matplotlib import colormaps
+
+    check_video(video)
 
     if heat.ndim != 3 or not np.isfinite(heat).all():
         raise UserError(f"heat {heat.shape}: must be finite and (T, H', W'); the mean over steps and blocks is.")
@@ -128,9 +163,16 @@ def overlay_heat(video: np.ndarray, heat: np.ndarray, highest: float | None = No
 
 
 def token_mask(mask: np.ndarray, grid: tuple[int, int, int]) -> np.ndarray:
-    """A mask over pixels as shares of tokens: (frames, H, W) bool to `grid` (T, H', W') float32, 0 to 1.
+    """Reduce a mask over pixels to the share of each token's pixels that it covers.
 
     The first latent frame stands for the first frame alone, each other for an equal share of the rest.
+
+    Args:
+        mask: (frames, H, W) bool.
+        grid: (T, H', W'), as the last three axes of a heat map.
+
+    Returns:
+        (T, H', W') float32, 0 to 1.
     """
     length, height, width = grid
     pixels = torch.from_numpy(np.ascontiguousarray(mask))[None].float()
@@ -139,27 +181,35 @@ def token_mask(mask: np.ndarray, grid: tuple[int, int, int]) -> np.ndarray:
 
 
 def auc(heat: np.ndarray, mask: np.ndarray) -> float:
-    """How well heat finds a mask: the probability that a place inside is hotter than one outside.
+    """Measure how well heat locates a mask: the probability that a place inside is hotter than one outside.
 
-    The area under the ROC curve, by ranks: 1 when every inside place is hotter, 0.5 when heat knows nothing; a
-    tie counts half.  mask: shaped like heat, bool, or the share of each place that lies inside, 0 to 1.
-    Raises UserError when shapes differ, or when nothing or everything lies inside.
+    This is the area under the ROC curve; a tie counts half.
+
+    Args:
+        heat: Any shape.
+        mask: Of the same shape: bool, or the share of each place that lies inside, 0 to 1.
+
+    Returns:
+        1 when every place inside is hotter, 0.5 when heat carries no information.
+
+    Raises:
+        UserError: The shapes differ, or nothing or everything lies inside.
     """
     if heat.shape != mask.shape:
-        raise UserError(f"heat {heat.shape} and mask {mask.shape}: must have one shape; token_mask brings it about.")
+        raise UserError(f"heat is {heat.shape} and mask {mask.shape}: must have one shape; token_mask reduces a mask.")
     _, rank = np.unique(heat, return_inverse=True)
     inside = np.bincount(rank.ravel(), mask.ravel().astype(np.float64))
     outside = np.bincount(rank.ravel(), 1 - mask.ravel().astype(np.float64))
     if not inside.sum() or not outside.sum():
-        raise UserError(f"mask covers {float(mask.mean()):.0%} of the places: some must be inside and some outside.")
+        raise UserError(f"mask covers {float(mask.mean()):.0%} of the places: must cover some and not all of them.")
     colder = np.cumsum(outside) - outside / 2
     return float((inside * colder).sum() / (inside.sum() * outside.sum()))
 
 
 def _bytes(text: bytes, tokens: list[str]) -> list[bytes]:
-    """What each token stands for, in UTF-8.
+    """Each token's text in UTF-8.
 
-    One that is a part of a character has a raw name, a letter a byte: what it stands for is read in the prompt's text.
+    A token that is part of a character has a raw name, one letter a byte; its bytes are read in the prompt's text.
     """
     place = max(text.find(tokens[0].encode()), 0)  # a line break at the beginning may be cut off with the instruction
     spelled = []
@@ -173,28 +223,28 @@ def _bytes(text: bytes, tokens: list[str]) -> list[bytes]:
 
 
 def _real_tokens(prompt: PromptEncoding) -> list[str]:
-    """The prompt's tokens without its padding."""
+    """The prompt's tokens without padding."""
     return prompt.tokens[: int(prompt.mask.sum())]
 
 
 def _check(names: list[str], chosen: list[int], every: int, **choices: str) -> None:
     for number in chosen:
-        if not isinstance(number, int) or not 0 <= number < len(names):
-            raise UserError(f"block {number!r}: must be from 0 to {len(names) - 1}; {len(names) - 1} would work.")
+        if not is_whole(number) or not 0 <= number < len(names):
+            raise UserError(f"block {quoted(number)}: must be from 0 to {len(names) - 1}; {len(names) - 1} would work.")
     if not chosen:
-        raise UserError("blocks=[]: nothing to watch; None watches all.")
+        raise UserError("blocks=[]: must name at least one block; None watches all.", setting="blocks")
     for name, value in choices.items():
         if value not in CHOICES[name]:
             known = " or ".join(map(repr, CHOICES[name]))
-            raise UserError(f"{name}={value!r}: must be {known}; {CHOICES[name][0]!r} would work.")
+            hint = did_you_mean(value, CHOICES[name], f"{CHOICES[name][0]!r} would work.")
+            raise UserError(f"{name}={quoted(value)}: must be {known}; {hint}", setting=name)
     if choices == {"looker": "word", "among": "text"}:
-        raise UserError("among='text': is about video tokens that look; looker='video' or among='all' would work.")
-    if not isinstance(every, int) or every < 1:
-        raise UserError(f"every={every!r}: must be a whole number from 1; 1 would work.")
+        raise UserError("among='text': needs looker='video'; that or among='all' would work.", setting="among")
+    check_whole("every", every)
 
 
 def _at_frames(heat: np.ndarray, frames: int) -> np.ndarray:
-    """Heat at each video frame, (frames, H', W') float32: between the middles of what latent frames stand for."""
+    """Heat at each video frame, (frames, H', W') float32, interpolated between the centres of latent frames."""
     length = len(heat)
     stride = (frames - 1) / max(length - 1, 1)
     middles = [0, *(stride * (k - 0.5) + 0.5 for k in range(1, length))]

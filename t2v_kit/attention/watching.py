@@ -1,4 +1,4 @@
-"""How attention is watched from inside diffusers' own attention processors; `attention` is the way in."""
+"""Recording attention from inside diffusers' own attention processors, for `attention.maps.watch_attention`."""
 
 from __future__ import annotations
 
@@ -20,16 +20,15 @@ QUERIES_AT_ONCE = 1024  # on a GPU, where PyTorch fuses them for these shapes: t
 
 @dataclass(eq=False)
 class AttentionMaps:
-    """What `watch_attention` has gathered; it grows by a row with every step.
+    """The attention recorded by `watch_attention`; it gains a row with every step.
 
-    words: each word and the numbers of its tokens.  tokens: all tokens of the prompt as text.
-    blocks: names of the blocks watched, as 'dual 0' or 'single 3'.  sigmas: the noise level of each step.
-    maps: by word, (steps, blocks, T, H', W') float32, or (steps, blocks, heads, T, H', W') by head. A value is
-    the attention weight between the word and that video token, 0 to 1: a word's tokens are summed where they
-    are looked at and averaged where they look; heads are averaged.
-    shares: (steps, blocks, len(tokens) + 1) float32, where the lookers' attention goes on the average: to each
-    text token and, in the last place, to all video tokens; sums to 1.
-    NaN where a step cache has skipped a block.
+    Where a step cache skipped a block, values are NaN.
+
+    Attributes:
+        words: The numbers of the tokens of each word.
+        tokens: All tokens of the prompt as text.
+        blocks: The names of the watched blocks, such as 'dual 0' or 'single 3'.
+        sigmas: The noise level of each step.
     """
 
     words: dict[str, list[int]]
@@ -41,11 +40,27 @@ class AttentionMaps:
 
     @property
     def maps(self) -> dict[str, np.ndarray]:
+        """Heat by word: (steps, blocks, T, H', W') float32, or (steps, blocks, heads, T, H', W') by head.
+
+        A value is the attention weight between the word and a video token, 0 to 1. The tokens of a word are summed
+        where they are keys and averaged where they are queries; heads are averaged.
+
+        Raises:
+            UserError: Nothing was recorded yet.
+        """
         self._check_filled()
         return {word: np.stack([heat[place] for heat in self._heat]) for place, word in enumerate(self.words)}
 
     @property
     def shares(self) -> np.ndarray:
+        """Mean attention of the queries to each text token and, in the last place, to all video tokens together.
+
+        Returns:
+            (steps, blocks, len(tokens) + 1) float32; the last axis sums to 1.
+
+        Raises:
+            UserError: Nothing was recorded yet.
+        """
         self._check_filled()
         return np.stack(self._shares)
 
@@ -64,9 +79,9 @@ class Watcher:
         self.active = False
 
     def begin_step(self, transformer, args, kwargs) -> None:
-        """Before each call of the transformer: is it this prompt's, and what is its size?"""
-        told = self.forward.bind(transformer, *args, **kwargs).arguments
-        embeds, (*_, frames, height, width) = told["encoder_hidden_states"], told["hidden_states"].shape
+        """Before each call of the transformer: record its size if it is this prompt's."""
+        given = self.forward.bind(transformer, *args, **kwargs).arguments
+        embeds, (*_, frames, height, width) = given["encoder_hidden_states"], given["hidden_states"].shape
         self.active = embeds.shape == self.prompt.prompt_embeds.shape and torch.equal(
             embeds, self.prompt.prompt_embeds.to(embeds)
         )
@@ -75,16 +90,16 @@ class Watcher:
         patch = self.config.patch_size
         self.grid = (frames // self.config.patch_size_t, height // patch, width // patch)
         self.text_length = embeds.shape[1]
-        kept = torch.arange(np.prod(self.grid)).reshape(self.grid)[:, :: self.every, :: self.every]
+        kept = torch.arange(int(np.prod(self.grid))).reshape(self.grid)[:, :: self.every, :: self.every]
         self.kept, shape = kept.flatten(), tuple(kept.shape)
         heads = (self.config.num_attention_heads,) if self.by_head else ()
         count = len(self.watched.blocks)
-        self.watched.sigmas.append(float(told["timestep"].flatten()[0]) / 1000)  # the flow has 1000 timesteps
+        self.watched.sigmas.append(float(given["timestep"].flatten()[0]) / 1000)  # the flow has 1000 timesteps
         self.watched._heat.append(np.full((len(self.watched.words), count, *heads, *shape), np.nan, np.float32))
         self.watched._shares.append(np.full((count, len(self.watched.tokens) + 1), np.nan, np.float32))
 
     def see(self, place: int, query, key, mask, scale) -> None:
-        """Queries and keys (1, heads, video + text tokens, D), as the block's attention gets them."""
+        """Record queries and keys, (1, heads, video + text tokens, D), as the block's attention receives them."""
         gather = self._video_looks if self.looker == "video" else self._word_looks
         heat, shares = gather(query[:1], key[:1], mask, scale)
         heat = heat if self.by_head else heat.mean(dim=1)
@@ -93,7 +108,7 @@ class Watcher:
         self.watched._shares[-1][place] = shares.cpu().numpy()
 
     def _video_looks(self, query, key, mask, scale):
-        """((words, heads, kept tokens), (text tokens + 1,)): what each video query gives to which key."""
+        """The weights of video queries: ((words, heads, kept tokens), (text tokens + 1,))."""
         video, real = key.shape[2] - self.text_length, len(self.watched.tokens)
         owner = torch.full((key.shape[2],), -1, device=key.device)
         owner[:video], owner[video : video + real] = real, torch.arange(real, device=key.device)
@@ -107,7 +122,7 @@ class Watcher:
         return torch.cat(heat, dim=-1), total / (len(self.kept) * key.shape[1])
 
     def _word_looks(self, query, key, mask, scale):
-        """The same the other way round: few queries, so that their weights for all keys fit."""
+        """The weights of the words' queries, in the same shapes. They are few, so that all their weights fit."""
         video, real = key.shape[2] - self.text_length, len(self.watched.tokens)
         heat, shares = [], []
         for own in self.watched.words.values():
@@ -119,24 +134,24 @@ class Watcher:
 
 
 class WatchedProcessor:
-    """A block's own attention processor, whose call to PyTorch's attention is also shown to a watcher."""
+    """A block's own attention processor, with a watcher that sees its call of PyTorch's attention."""
 
     def __init__(self, processor, watcher: Watcher, place: int):
         self.processor, self.watcher, self.place = processor, watcher, place
 
     def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, image_rotary_emb=None):
         with _Seeing(self.watcher, self.place) as seeing:
-            told = self.processor(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
+            result = self.processor(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
         if self.watcher.active and not seeing.calls:
             raise UserError(
                 "this attention backend cannot be watched, as it does not use PyTorch's scaled_dot_product_attention; "
                 'models.pipe.transformer.set_attention_backend("native") would work.'
             )
-        return told
+        return result
 
 
 class _Seeing(TorchFunctionMode):
-    """While it is on, in this thread, calls of scaled_dot_product_attention are seen and go on unchanged."""
+    """In this thread and while it is on, shows calls of scaled_dot_product_attention to a watcher, unchanged."""
 
     def __init__(self, watcher: Watcher, place: int):
         super().__init__()
@@ -153,17 +168,25 @@ class _Seeing(TorchFunctionMode):
 
 
 def summed_attention(query, key, columns, mask=None, scale=None) -> torch.Tensor:
-    """softmax(query key^T / sqrt(D)) columns, (1, heads, Q, G) float32, without ever holding the softmax.
+    """Compute softmax(query key^T / sqrt(D)) columns without ever holding the softmax.
 
-    query (1, heads, Q, D), key (1, heads, N, D); columns (N, G) of 0 and 1 say which keys are summed up in
-    each of the G groups.  mask: as for scaled_dot_product_attention, the same for all queries. Attention with
-    the columns in place of the values is just that sum, so PyTorch's fused kernels compute it.
+    Attention with `columns` in the place of the values is this sum, so PyTorch's fused kernels compute it.
+
+    Args:
+        query: (1, heads, Q, D).
+        key: (1, heads, N, D).
+        columns: (N, G) of 0 and 1: the keys that are summed in each of G groups.
+        mask: As for scaled_dot_product_attention, the same for all queries.
+        scale: In the place of 1 / sqrt(D).
+
+    Returns:
+        (1, heads, Q, G) float32.
     """
     width, sums = key.shape[-1], []
     for some in columns.to(key.dtype).split(width, dim=1):
         values = F.pad(some, (0, width - some.shape[1])).expand(1, key.shape[1], -1, -1)  # kernels want D columns
-        told = F.scaled_dot_product_attention(query, key, values, attn_mask=mask, scale=scale)
-        sums.append(told[..., : some.shape[1]].float())
+        summed = F.scaled_dot_product_attention(query, key, values, attn_mask=mask, scale=scale)
+        sums.append(summed[..., : some.shape[1]].float())
     return torch.cat(sums, dim=-1)
 
 

@@ -72,10 +72,10 @@ class Number(widgets.HBox):
 
 
 class Field:
-    """A control and the line under it. `also` stands at its right."""
+    """A control with a line under it, and other widgets at its right."""
 
-    def __init__(self, widget: widgets.Widget, *also: widgets.Widget) -> None:
-        self.widget = widget
+    def __init__(self, widget: widgets.DOMWidget, *also: widgets.Widget) -> None:
+        self.widget: Any = widget
         self.words = widgets.HTML(layout=UNDER)
         row = widgets.HBox([widget, *also]) if also else widget
         self.box = widgets.VBox([row, self.words])
@@ -279,7 +279,7 @@ def _random_seed() -> int:
     return random.randint(*map(int, KNOBS["seed"].slider))
 
 
-def _widget(name: str, knob: Knob) -> widgets.Widget:
+def _widget(name: str, knob: Knob) -> widgets.DOMWidget:
     """The control of one setting; the ends of its slider are set by `adopt`."""
     looks = {"description": knob.label, **aligned()}
     if name == "seed":

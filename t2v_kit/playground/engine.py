@@ -7,6 +7,7 @@ import gc
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import ipywidgets as widgets
 import torch
@@ -84,12 +85,12 @@ class Engine:
     @property
     def name(self) -> str:
         """The chosen model, as `load` takes it."""
-        return self.folder.value.strip() if self.model.value == _FOLDER else self.model.value
+        return str(self.folder.value).strip() if self.model.value == _FOLDER else str(self.model.value)
 
     @property
     def upscale(self) -> str:
         """The chosen upscaler, as `generate` takes it."""
-        return self.file.value.strip() if self.upscaler.value == _FILE else self.upscaler.value
+        return str(self.file.value).strip() if self.upscaler.value == _FILE else str(self.upscaler.value)
 
     @property
     def chosen_rules(self) -> Rules:
@@ -169,7 +170,8 @@ class Engine:
             self.fields[name].say(line, "error")
         if settings is None or wrong:
             return not wrong
-        choice = Choice(self.name, self.memory.value, _size(settings))
+        memory: Any = self.memory.value
+        choice = Choice(self.name, memory, _size(settings))
         plan, line, kind = self._verdict(choice)
         self.fields["memory"].say(line, kind)
         if kind == "error":
@@ -200,7 +202,7 @@ class Engine:
         return verdict(memory, self._machine, choice.size, choice.name)
 
 
-def verdict(memory: Plan | str | None, machine: Machine, size: Size, model: str | Path) -> tuple[Plan | None, str, str]:
+def verdict(memory: Plan | str | None, machine: Machine, size: Size, model: str) -> tuple[Plan | None, str, str]:
     """Ask the planner about a choice on a machine.
 
     Args:
@@ -226,7 +228,7 @@ def verdict(memory: Plan | str | None, machine: Machine, size: Size, model: str 
         if memory is not None:
             plan = check(as_plan(memory, model, machine, **sizes), machine, model=model)
         kept = plan or ladder(machine.capability >= (8, 0))[0]
-        needs = estimate(kept, size, model, **({"gpu": gpu} if gpu else {}))
+        needs = estimate(kept, size, model, gpu=gpu or next(iter(TFLOPS)))
     except UserError as error:
         return None, str(error), "error"
     line = f"{kept.name}: {needs.vram_gb:.1f} of {machine.vram_gb:g} GB on the GPU, {needs.ram_gb:.0f} GB of RAM"

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterable
+from typing import TypeVar
 
 import ipywidgets as widgets
+
+W = TypeVar("W", bound=widgets.DOMWidget)
 
 # JupyterLab's own colours where there are any, so that the panel follows a dark theme; Colab gets the second ones.
 STYLE = """<style>
@@ -86,12 +89,12 @@ def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
     return f"<table><tr>{top}</tr>{body}</table>"
 
 
-def show_if(widget: widgets.Widget, wanted: bool) -> None:
+def show_if(widget: widgets.DOMWidget, wanted: bool) -> None:
     """Take a widget out of the layout, or put it back."""
     widget.layout.display = None if wanted else "none"
 
 
-def tip(widget: widgets.Widget, text: str) -> widgets.Widget:
+def tip(widget: W, text: str) -> W:
     """Set the tooltip, which ipywidgets 7 and 8 name differently; returns the widget."""
     for name in ("tooltip", "description_tooltip"):
         if widget.has_trait(name):

@@ -74,7 +74,7 @@ class Screen:
         self._draw()
 
     def _draw(self, _=None) -> None:
-        path = self._files.get(self.choice.value)
+        path = self._files.get(str(self.choice.value))
         if path is not None:
             if path.stat().st_size > _LARGEST:
                 self.caption.value = note(

@@ -13,7 +13,7 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 import numpy as np
 
@@ -120,7 +120,7 @@ class Frames:
     shape: tuple[int, int]
     fps: float
     num_images: int
-    _pipe: BinaryIO = field(repr=False)
+    _pipe: IO[bytes] = field(repr=False)
 
     def __len__(self) -> int:
         return max(self.num_images, 0)
@@ -164,6 +164,7 @@ def video_reader(path: str | Path) -> Iterator[Frames]:
     fps = float(stream[3]) * (1000 if stream[4] else 1)
     command += ["-v", "panic", "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
         yield Frames((height, width), _whole_rate(fps), int(counts[-1]) if counts else -1, process.stdout)
 
 
@@ -184,8 +185,9 @@ def read_metadata(path: str | Path) -> dict:
     if result.returncode:
         raise UserError(f"cannot read {str(path)!r} as a video: {result.stderr.strip().splitlines()[-1]}")
     comment = re.search(r"^comment=((?:\\.|[^\\\n])*)$", result.stdout, flags=re.MULTILINE | re.DOTALL)
-    with contextlib.suppress(TypeError, json.JSONDecodeError):  # no comment, or none of ours
-        metadata = json.loads(re.sub(r"\\(.)", r"\1", comment[1], flags=re.DOTALL))  # ffmetadata escapes = ; # and \
+    text = re.sub(r"\\(.)", r"\1", comment[1], flags=re.DOTALL) if comment else ""  # ffmetadata escapes = ; # and \
+    with contextlib.suppress(json.JSONDecodeError):  # no comment, or none of ours
+        metadata = json.loads(text)
         if isinstance(metadata, dict):
             return metadata
     raise UserError(f"{str(path)!r} does not say how it was made; videos written by t2v_kit do")

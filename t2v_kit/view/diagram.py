@@ -49,5 +49,5 @@ def diagram(lit: str | None = None, small: bool = True) -> str:
     if lit is not None and lit not in PARTS:
         hint = did_you_mean(lit, PARTS, f"one of {', '.join(PARTS)} would work.")
         raise UserError(f"lit={quoted(lit)}: is not a part of the diagram; {hint}", setting="lit")
-    drawing = files(__package__) / ("architecture_band.svg" if small else "architecture.svg")
+    drawing = files("t2v_kit.view") / ("architecture_band.svg" if small else "architecture.svg")
     return drawing.read_text("utf-8").replace("t2v-architecture all", f"t2v-architecture {lit or 'all'}", 1)

@@ -1,20 +1,30 @@
-"""Latents as colours: a cheap look at them without the VAE."""
+"""Latents as colours: a cheap preview without the VAE."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
 
-from ..errors import UserError
+from ..errors import check_whole
+from ..video.arrays import check_video
 
 
 def fit_rgb(latents: torch.Tensor, video: np.ndarray, noise: float = 0.0) -> torch.Tensor:
-    """The linear map (C + 1, 3) float32 from latents to colours that fits a video best.
+    """Fit a linear map from latents to colours, by least squares over all latent pixels.
 
-    latents: (1, C, T, H, W); video: the (frames, height, width, 3) uint8 it was decoded to or encoded
-    from. The last row is the offset. Least squares over all latent pixels.  noise: the best map for
-    latents with noise of this deviation on them (0.1 costs little and keeps noise from being enlarged).
+    Args:
+        latents: (1, C, T, H, W).
+        video: `(frames, height, width, 3)` uint8, which the latents were encoded from or decoded to.
+        noise: The standard deviation of noise on the latents for which the map is best. 0.1 costs little and keeps
+            the map from amplifying noise.
+
+    Returns:
+        (C + 1, 3) float32 for colours from 0 to 1; the last row is the offset.
+
+    Raises:
+        UserError: `video` is not a video.
     """
+    check_video(video)
     *_, frames, height, width = latents.shape
     pixels = torch.from_numpy(video).permute(3, 0, 1, 2)[None].float() / 255
     # The first latent frame holds one frame of video, each other an equal share of the rest.
@@ -32,20 +42,35 @@ def fit_rgb(latents: torch.Tensor, video: np.ndarray, noise: float = 0.0) -> tor
 
 
 def preview_rgb(latents: torch.Tensor, matrix: torch.Tensor) -> np.ndarray:
-    """Latents (1, C, T, H, W) as small frames (T, H, W, 3) uint8, by the map of `fit_rgb`."""
+    """Draw latents as small frames.
+
+    Args:
+        latents: (1, C, T, H, W).
+        matrix: (C + 1, 3), as `fit_rgb` returns it.
+
+    Returns:
+        `(T, H, W, 3)` uint8, one pixel for each latent pixel.
+    """
     rows = latents[0].detach().float().cpu().movedim(0, -1)
     colours = rows @ matrix[:-1] + matrix[-1]
     return (colours.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
 
 
 def tile_channels(latents: torch.Tensor, columns: int = 8, spread: float = 3.0) -> np.ndarray:
-    """The channels of latents (1, C, T, H, W) side by side, as one grey film (T, H', W', 3) uint8.
+    """Draw the channels of latents side by side in grey, with white lines between them.
 
-    columns: how many stand in a row, with white lines between them.  spread: black is -spread, white is
-    spread and mid-grey 0; three deviations of pure noise by default. Raises UserError for columns below 1.
+    Args:
+        latents: (1, C, T, H, W).
+        columns: The number of channels in a row, at least 1.
+        spread: The value that is white; -spread is black and 0 mid-grey. 3 is three standard deviations of pure noise.
+
+    Returns:
+        `(T, H', W', 3)` uint8.
+
+    Raises:
+        UserError: `columns` is not a whole number of at least 1.
     """
-    if columns < 1:
-        raise UserError(f"columns={columns}: must be at least 1; 8 would work.")
+    check_whole("columns", columns)
     grey = ((latents[0].detach().float().cpu() / spread).clamp(-1, 1) * 127.5 + 127.5).round()
     framed = torch.nn.functional.pad(grey, (0, 1, 0, 1), value=255)  # a line below and on the right of each
     empty = framed.new_full((-len(framed) % columns, *framed.shape[1:]), 255)

@@ -1,4 +1,4 @@
-"""Looking at videos: stills, contact sheets, players, films side by side.
+"""Pictures of videos: stills, contact sheets, videos side by side.
 
 A video is `(T, H, W, 3)` uint8 everywhere, as in mediapy.
 """
@@ -10,14 +10,25 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ..errors import UserError
+from ..errors import UserError, check_whole
 from ..video.arrays import check_video
 
 _PAPER, _INK, _GREY = (255, 255, 255), (32, 32, 32), (112, 112, 112)
 
 
 def stills(video: np.ndarray, count: int = 6) -> np.ndarray:
-    """`count` frames from the first to the last, evenly spaced, in one strip: `(H, W', 3)` uint8."""
+    """Put evenly spaced frames, from the first to the last, into one strip.
+
+    Args:
+        video: `(T, H, W, 3)` uint8.
+        count: The number of frames; a shorter video gives each of its frames once.
+
+    Returns:
+        `(H, W', 3)` uint8.
+
+    Raises:
+        UserError: `video` is not a video, or `count` is not a whole number of at least 1.
+    """
     frames = check_video(video)[_spread(len(video), count)]
     gap = np.full((frames.shape[1], 4, 3), 255, np.uint8)
     return np.concatenate([part for frame in frames for part in (gap, frame)][1:], axis=1)
@@ -32,14 +43,24 @@ def contact_sheet(
     frame_width: int = 320,
     times: list[float] | None = None,
 ) -> Image.Image:
-    """`count` evenly spaced frames in a grid, each with its time in seconds, under a title.
+    """Put evenly spaced frames into a grid, each with its time in seconds, under a title.
 
-    times: of each frame of `video` in seconds, where that holds the frames of `sheet_frames` alone.
+    Args:
+        video: `(T, H, W, 3)` uint8.
+        fps: Frames a second.
+        title: The text above, broken into lines.
+        count: The number of frames.
+        columns: The number of frames in a row.
+        frame_width: The width of each frame in pixels.
+        times: The time of each frame of `video` in seconds, where it holds the frames of `sheet_frames` alone.
 
-    Raises UserError for columns below 1.
+    Returns:
+        A Pillow image.
+
+    Raises:
+        UserError: `video` is not a video, or `count` or `columns` is not a whole number of at least 1.
     """
-    if columns < 1:
-        raise UserError(f"columns={columns}: must be at least 1; 4 would work.")
+    check_whole("columns", columns)
     chosen = _spread(len(check_video(video)), count)
     columns = min(columns, len(chosen))
     rows = -(-len(chosen) // columns)
@@ -61,22 +82,34 @@ def contact_sheet(
 
 
 def side_by_side(videos: dict[str, np.ndarray], height: int | None = None) -> np.ndarray:
-    """Films next to each other under their names: `(T, H', W', 3)` uint8, all brought to one height.
+    """Put videos next to each other under their names, all at one height.
 
-    `height` is that of the tallest when left out. Smaller films are enlarged by repeating pixels, so that
-    what is seen is what is there. Raises UserError when they differ in their number of frames.
+    Smaller videos are enlarged by repeating pixels, so that the picture shows their own pixels.
+
+    Args:
+        videos: `(T, H, W, 3)` uint8 by name, all with the same number of frames.
+        height: In pixels; None is the height of the tallest.
+
+    Returns:
+        `(T, H', W', 3)` uint8, H' and W' even.
+
+    Raises:
+        UserError: One is not a video, or they differ in their number of frames.
+
+    Example:
+        >>> both = side_by_side({"before": video, "after": enlarged})
     """
-    lengths = {name: len(check_video(video)) for name, video in videos.items()}
+    lengths = {name: len(check_video(video, name)) for name, video in videos.items()}
     if len(set(lengths.values())) != 1:
-        raise UserError(f"films side by side need the same number of frames, but these have {lengths}")
-    height = height or max(video.shape[1] for video in videos.values())
-    panels = [_panel(name, video, height + height % 2) for name, video in videos.items()]
+        raise UserError(f"videos side by side: must have the same number of frames, but these have {lengths}.")
+    tallest = height or max(video.shape[1] for video in videos.values())
+    panels = [_panel(name, video, tallest + tallest % 2) for name, video in videos.items()]
     gap = np.full((*panels[0].shape[:2], 8, 3), 255, np.uint8)
     return np.concatenate([part for panel in panels for part in (gap, panel)][1:], axis=2)
 
 
 def split_at(a: np.ndarray, b: np.ndarray, percent: float) -> np.ndarray:
-    """`a` left of a white line at `percent` of the width, `b` right of it: `(T, H, W, 3)` uint8, all of one shape."""
+    """Show `a` left of a white line at `percent` of the width and `b` right of it; all `(T, H, W, 3)` of one shape."""
     at = round(a.shape[2] * percent / 100)
     both = np.concatenate([a[:, :, :at], b[:, :, at:]], axis=2)
     both[:, :, max(at - 1, 0) : at + 1] = 255
@@ -90,31 +123,32 @@ def sheet_frames(length: int) -> list[int]:
 
 def _spread(length: int, count: int) -> list[int]:
     """At most `count` different frame numbers from the first to the last."""
-    return np.unique(np.linspace(0, length - 1, max(count, 1)).round().astype(int)).tolist()
+    return np.unique(np.linspace(0, length - 1, check_whole("count", count)).round().astype(int)).tolist()
 
 
 def resized(frame: np.ndarray, width: int, height: int) -> Image.Image:
+    """`frame` at another size, by Lanczos."""
     return Image.fromarray(frame).resize((width, height), Image.Resampling.LANCZOS)
 
 
 def fitted(frame: np.ndarray, width: int) -> Image.Image:
-    """The frame, made smaller when it is wider than `width`; its height stays even when it was."""
+    """`frame` as a picture, made smaller when it is wider than `width`; its height is even then."""
     if frame.shape[1] <= width:
         return Image.fromarray(frame)
     return resized(frame, width, max(2, round(frame.shape[0] * width / frame.shape[1] / 2) * 2))
 
 
 def _panel(name: str, video: np.ndarray, height: int) -> np.ndarray:
-    """One named film of `side_by_side`: `(T, height + 28, W, 3)`."""
+    """One named video of `side_by_side`: `(T, height + 28, W, 3)`."""
     width = round(video.shape[2] * height / video.shape[1] / 2) * 2
     label = Image.new("RGB", (width, 28), _PAPER)
     ImageDraw.Draw(label).text((2, 3), shortened(name, font(16), width - 4), fill=_INK, font=font(16))
-    film = [Image.fromarray(frame).resize((width, height), Image.Resampling.NEAREST) for frame in video]
-    return np.stack([np.concatenate([np.asarray(label), np.asarray(frame)]) for frame in film])
+    frames = [Image.fromarray(frame).resize((width, height), Image.Resampling.NEAREST) for frame in video]
+    return np.stack([np.concatenate([np.asarray(label), np.asarray(frame)]) for frame in frames])
 
 
 def shortened(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    """The text, or as much of its beginning as fits into `width` pixels with an ellipsis."""
+    """`text`, or as much of its beginning as fits into `width` pixels with an ellipsis."""
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(f"{text}…") > width:
@@ -123,14 +157,14 @@ def shortened(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
 
 
 def font(size: int) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which comes with matplotlib and knows most alphabets."""
+    """DejaVu Sans, which comes with matplotlib and covers most alphabets."""
     import matplotlib
 
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", size)
 
 
 def wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
-    """The text in lines no wider than `width` pixels, broken between words."""
+    """`text` as lines no wider than `width` pixels, broken between words."""
     lines: list[str] = []
     for word in text.split():
         if lines and font.getlength(f"{lines[-1]} {word}") <= width:

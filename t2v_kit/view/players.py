@@ -58,7 +58,7 @@ def show_video(video: np.ndarray, fps: float, title: str = "", width: int = 768,
     """
     from IPython.display import display
 
-    frames = even(np.stack([fitted(frame, width) for frame in check_video(video)]))
+    frames = even(np.stack([np.asarray(fitted(frame, width)) for frame in check_video(video)]))
     mediapy, (height, shown_width) = mediapy_with_ffmpeg(), frames.shape[1:3]
     mp4 = mediapy.compress_video(frames, fps=fps, crf=18, encoded_format="yuv420p", ffmpeg_args=MP4_ARGS)
     player = mediapy.html_from_compressed_video(mp4, shown_width, height, title=html.escape(title) or None)

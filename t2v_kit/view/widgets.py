@@ -1,7 +1,7 @@
-"""Knobs to turn: sliders above a picture that follows them, and below it a strip for pages where nothing turns.
+"""Knobs above a picture that follows them, and below it a strip of pictures for pages that cannot run anything.
 
 A picture is `(H, W, 3)` uint8 and a video `(T, H, W, 3)` uint8, as everywhere. Written for ipywidgets 7.7, which Colab
-has, and 8. What follows the knobs is an `ipywidgets.Image` whose bytes are replaced, not captured output: so it works
+has, and 8. The picture that follows is an `ipywidgets.Image` whose bytes are replaced, not captured output: so it works
 without a front-end as well, and a test turns a knob by setting its `.value`.
 """
 
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from ..errors import UserError
+from ..errors import UserError, quoted
 from .pictures import side_by_side, split_at
 from .players import animation, show_image
 
@@ -27,30 +27,37 @@ if TYPE_CHECKING:
 
 _KINDS = "a knob is (min, max, step), a list of choices, a dict of named choices, True or False"
 _LIVE = 768  # pixels: the width of the picture that follows the knobs
-_SMALL = 384  # pixels: a picture that would be narrower is enlarged by repeating its own
+_SMALL = 384  # pixels: a narrower picture is enlarged by repeating its pixels
 _STRIP = {"picture": 1120, "video": 768}  # pixels: the widest strip; every frame of a video's is stored
-_WIDE = 3  # pictures at least so many times wider than high stand below each other in the strip
+_WIDE = 3  # pictures at least this many times wider than high are stacked in the strip
 
 
 def explore(draw: Callable[..., np.ndarray], *, strip: int = 5, fps: float = 16, **knobs) -> None:
-    """Show what `draw` draws, with a knob for each of its arguments.
+    """Show the picture or video that `draw` returns, with a knob for each of its arguments.
 
-        explore(lambda sigma, seed: ..., sigma=(0.0, 1.0, 0.05), seed=[0, 1, 2])
+    Pictures are drawn once for each position of the knobs and kept. An exception of `draw` is raised at the start; once
+    a knob has been turned, it is shown in a line below the knobs.
 
-    draw: called with a value for each knob, by name; gives a picture `(H, W, 3)` or a video `(T, H, W, 3)`, uint8.
-    knobs: `(min, max, step)` is a slider that starts in the middle, with whole numbers where all three are; a list
-        is a drop-down that starts at its first choice; a dict is one that shows its keys and hands on its values;
-        True or False is a tick box that starts so.
-    strip: how many values of the first knob stand in the labelled strip below, the other knobs where they start;
-        0 for no strip. The strip is stored with the notebook: a page that cannot run shows what the knob does.
-    fps: frames a second of videos.
+    Args:
+        draw: Called with a value for each knob, by name; returns a picture `(H, W, 3)` or a video `(T, H, W, 3)`,
+            uint8.
+        strip: The number of values of the first knob in the labelled strip below, drawn with the other knobs at their
+            start; 0 for no strip. The strip is stored with the notebook, so that a page that cannot run anything shows
+            what the knob does.
+        fps: Frames a second of videos.
+        **knobs: `(min, max, step)` is a slider that starts in the middle, of whole numbers if all three are; a list is
+            a drop-down that starts at its first choice; a dict is a drop-down that shows its keys and passes its
+            values; True or False is a check box that starts so.
 
-    What was drawn once is kept. An exception of `draw` is raised at the start; once knobs are turned, it is told in a
-    line below them. Raises UserError for a knob that is none of these, or when `draw` gives something else.
+    Raises:
+        UserError: A knob is none of these, or `draw` returns something else.
+
+    Example:
+        >>> explore(lambda sigma, seed: picture(sigma, seed), sigma=(0.0, 1.0, 0.05), seed=[0, 1, 2])
     """
     turned = {name: _knob(name, given) for name, given in knobs.items()}
     if not turned:
-        raise UserError("explore has no knob to turn: give one, such as seed=[0, 1, 2]")
+        raise UserError("explore needs at least one knob; seed=[0, 1, 2] would work.")
     kept: dict[tuple, tuple[str, bytes]] = {}  # the picture as (format, bytes), by the knobs' stops
 
     def frames_at(stops: tuple) -> np.ndarray:
@@ -73,15 +80,25 @@ def explore(draw: Callable[..., np.ndarray], *, strip: int = 5, fps: float = 16,
 
 
 def wipe(a: np.ndarray, b: np.ndarray, names: tuple[str, str] = ("before", "after"), fps: float = 16) -> None:
-    """A slider that wipes between two pictures `(H, W, 3)` or videos `(T, H, W, 3)`, uint8, of one shape of frame.
+    """Show a slider that wipes between two pictures or videos: `a` left of a white line, `b` right of it.
 
-    Left of the white line is `a`, right of it `b`. The smaller one is enlarged by repeating pixels, so that what is
-    seen is what is there. The strip below shows `a`, half of each, and `b`.
-    Raises UserError when the two differ in their number of frames.
+    The smaller one is enlarged by repeating pixels, so that the picture shows its own pixels. The strip below shows
+    `a`, half of each, and `b`.
+
+    Args:
+        a, b: Pictures `(H, W, 3)` or videos `(T, H, W, 3)`, uint8, of one aspect ratio and number of frames.
+        names: Their names.
+        fps: Frames a second of videos.
+
+    Raises:
+        UserError: The two differ in their number of frames, or one is neither a picture nor a video.
     """
     a, b = _frames(a, "wipe takes"), _frames(b, "wipe takes")
     if len(a) != len(b):
-        raise UserError(f"wipe needs as many frames of both, but {names[0]!r} has {len(a)} and {names[1]!r} {len(b)}")
+        raise UserError(
+            f"{names[0]!r} has {len(a)} frames and {names[1]!r} has {len(b)}: wipe needs the same number; "
+            f"the first {min(len(a), len(b))} of both would work."
+        )
     size = max(a.shape[2], b.shape[2]), max(a.shape[1], b.shape[1])
     a, b = (np.stack([_sized(frame, *size) for frame in frames]) for frames in (a, b))
 
@@ -91,9 +108,15 @@ def wipe(a: np.ndarray, b: np.ndarray, names: tuple[str, str] = ("before", "afte
 
 
 def step_through(videos: dict[str, np.ndarray]) -> None:
-    """Videos `(T, H, W, 3)` uint8 side by side under their names, stopped: a slider goes from frame to frame.
+    """Show videos side by side as still frames, with a slider that goes from frame to frame.
 
-    For the moving picture there is `show_video(side_by_side(videos), fps)`. Raises UserError as `side_by_side` does.
+    For the moving picture there is `show_video(side_by_side(videos), fps)`.
+
+    Args:
+        videos: `(T, H, W, 3)` uint8 by name, all with the same number of frames.
+
+    Raises:
+        UserError: As `side_by_side` says.
     """
     together = side_by_side(videos)
     if len(together) == 1:
@@ -104,7 +127,7 @@ def step_through(videos: dict[str, np.ndarray]) -> None:
 
 @dataclass(frozen=True)
 class _Knob:
-    """A widget, the values it can stand at (`stops`), what such a value means to `draw`, and what a reader sees."""
+    """A widget, its possible values (`stops`), and each stop's meaning to `draw` and label to a reader."""
 
     widget: ipywidgets.ValueWidget
     stops: list
@@ -113,7 +136,7 @@ class _Knob:
 
     @property
     def stop(self):
-        """Where it stands now. A slider's browser side counts in floats that are a little off."""
+        """The current stop. The browser's side of a slider counts in floats that are a little off."""
         value = self.widget.value
         return round(value, 9) if isinstance(value, float) else value
 
@@ -137,22 +160,24 @@ def _knob(name: str, given) -> _Knob:
         choices = list(given.values()) if isinstance(given, dict) else list(given)
         # The widget's own values are places in the list: choices need not be comparable then.
         widget = ipywidgets.Dropdown(options=[(label, place) for place, label in enumerate(labels)], value=0, **looks)
-        said = labels if isinstance(given, dict) else [f"{name} = {label}" for label in labels]
-        return _Knob(widget, list(range(len(choices))), choices.__getitem__, said.__getitem__)
-    raise UserError(f"{name}={given!r}: {_KINDS}; [{given!r}] would work")
+        captions = labels if isinstance(given, dict) else [f"{name} = {label}" for label in labels]
+        return _Knob(widget, list(range(len(choices))), choices.__getitem__, captions.__getitem__)
+    raise UserError(f"{name}={quoted(given)}: {_KINDS}; [{quoted(given)}] would work.")
 
 
 def _slider_stops(name: str, given: tuple) -> list:
     good = len(given) == 3 and all(isinstance(x, Real) and not isinstance(x, bool) for x in given)
     if not good or not (given[0] < given[1] and given[2] > 0):
-        raise UserError(f"{name}={given!r}: a slider is (min, max, step) with min < max and step > 0, as in (0, 10, 1)")
+        raise UserError(
+            f"{name}={quoted(given)}: a slider is (min, max, step) with min < max and step > 0; (0, 10, 1) would work."
+        )
     low, high, step = given
     stops = [round(low + step * place, 9) for place in range(int((high - low) / step + 1e-6) + 1)]
     return [int(stop) for stop in stops] if all(isinstance(x, int) for x in given) else [float(stop) for stop in stops]
 
 
 def _show_live(knobs: list[_Knob], encoded_at: Callable[[tuple], tuple[str, bytes]], start: tuple) -> None:
-    """The knobs, a line for what went wrong, and the picture that follows."""
+    """Show the knobs, a line for errors, and the picture that follows."""
     import ipywidgets
     from IPython.display import display
 
@@ -163,7 +188,7 @@ def _show_live(knobs: list[_Knob], encoded_at: Callable[[tuple], tuple[str, byte
         message.value = "drawing …"
         try:
             encoded = encoded_at(tuple(knob.stop for knob in knobs))
-        except Exception as error:  # an observer has nobody to raise it to
+        except Exception as error:  # nobody would see what an observer raises
             message.value = html.escape(" ".join(f"{type(error).__name__}: {error}".split()))
             return
         with picture.hold_sync():  # both at once
@@ -181,8 +206,8 @@ def _frames(picture, who: str) -> np.ndarray:
     """A picture or a video as `(T, H, W, 3)` uint8."""
     pixels = np.asarray(picture)
     if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4) or pixels.shape[-1] != 3 or 0 in pixels.shape:
-        got = f"{pixels.shape} {pixels.dtype}" if pixels.dtype != object else type(picture).__name__
-        raise UserError(f"{who} a picture (H, W, 3) or a video (T, H, W, 3) of uint8, but this is {got}")
+        kind = f"{pixels.shape} {pixels.dtype}" if pixels.dtype != object else type(picture).__name__
+        raise UserError(f"{who} a picture (H, W, 3) or a video (T, H, W, 3) of uint8, not {kind}.")
     return pixels if pixels.ndim == 4 else pixels[None]
 
 
@@ -199,7 +224,7 @@ def _encoded(frames: np.ndarray, fps: float) -> tuple[str, bytes]:
 
 
 def _sized(frame: np.ndarray, width: int, height: int) -> np.ndarray:
-    """The frame at another size: made larger by repeating pixels, smaller by Lanczos."""
+    """`frame` at another size: enlarged by repeating pixels, made smaller by Lanczos."""
     if frame.shape[:2] == (height, width):
         return frame
     how = Image.Resampling.LANCZOS if width < frame.shape[1] else Image.Resampling.NEAREST
@@ -207,23 +232,23 @@ def _sized(frame: np.ndarray, width: int, height: int) -> np.ndarray:
 
 
 def _strip_panel(frames: np.ndarray, count: int) -> np.ndarray:
-    """Frames in the size that `count` of them have in a strip; all of it when they stand below each other."""
+    """Frames in the size for a strip of `count` panels; wide ones are stacked, and get all of its width."""
     height, width = frames.shape[1:3]
-    room = _STRIP["video" if len(frames) > 1 else "picture"]
-    room = room if _wide(frames) else room // count
-    times = room / width if width > room else max(1, min(room, _SMALL) // width)
+    strip = _STRIP["video" if len(frames) > 1 else "picture"]
+    widest = strip if _wide(frames) else strip // count
+    times = widest / width if width > widest else max(1, min(widest, _SMALL) // width)
     size = max(1, round(width * times)), max(1, round(height * times))
     return np.stack([_sized(frame, *size) for frame in frames])
 
 
 def _show_strip(panels: dict[str, np.ndarray], fps: float) -> None:
-    """Labelled panels as one picture: a JPEG, or an animated WebP in a PNG's place as `show_video` stores it."""
+    """Show labelled panels as one picture: a JPEG, or an animated WebP in the place of a PNG, as in `show_video`."""
     from IPython.display import display
 
     if not panels:
         return
     longest = max(map(len, panels.values()))  # shorter videos stop at their last frame
-    panels = {name: film[np.arange(longest).clip(max=len(film) - 1)] for name, film in panels.items()}
+    panels = {name: video[np.arange(longest).clip(max=len(video) - 1)] for name, video in panels.items()}
     together = _below(panels) if _wide(*panels.values()) else side_by_side(panels)
     if len(together) == 1:
         show_image(together[0])
@@ -232,13 +257,13 @@ def _show_strip(panels: dict[str, np.ndarray], fps: float) -> None:
     display({"image/png": data, "text/plain": ", ".join(panels)}, raw=True)
 
 
-def _wide(*films: np.ndarray) -> bool:
-    return all(film.shape[2] >= _WIDE * film.shape[1] for film in films)
+def _wide(*videos: np.ndarray) -> bool:
+    return all(video.shape[2] >= _WIDE * video.shape[1] for video in videos)
 
 
 def _below(panels: dict[str, np.ndarray]) -> np.ndarray:
-    """What `side_by_side` does, but downwards."""
-    rows = [side_by_side({name: film}) for name, film in panels.items()]
+    """As `side_by_side`, but one below the other."""
+    rows = [side_by_side({name: video}) for name, video in panels.items()]
     width = max(row.shape[2] for row in rows)
     padded = [np.pad(r, [(0, 0), (0, 0), (0, width - r.shape[2]), (0, 0)], constant_values=255) for r in rows]
     return np.concatenate(padded, axis=1)
