@@ -33,9 +33,10 @@ BREAKS = {
         "room.make_scheduler = lambda models, s: make(models, replace(s, flow_shift=2 * s.flow_shift))",
     ),
     "the prompt's crop, one token short": ("01_prompt_encoding", "models.template['crop_start'] -= 1"),
-    "one block of the transformer, which adds nothing": (
+    "the guidance, doubled on the way to the transformer": (
         "05_denoising",
-        "models.pipe.transformer.single_transformer_blocks[2].proj_out.weight.data.zero_()",
+        "from dataclasses import replace; run = t2v.denoise; t2v.denoise = lambda m, p, n, s, **k: "
+        "run(m, p, n, replace(s, guidance_scale=2 * s.guidance_scale), **k)",
     ),
     "the VAE's scaling factor, 1": ("02_video_compression", "models.pipe.vae.register_to_config(scaling_factor=1.0)"),
 }
