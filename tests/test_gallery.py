@@ -49,7 +49,7 @@ def test_find(made):
     assert names(runs(made, seed=2)) == ["second"] and names(runs(made, "car", finished=False)) == ["third"]
     assert names(runs(made, guidance_scale=3.0, finished=True)) == ["second"]
     assert runs(made / "nowhere") == []
-    with pytest.raises(UserError, match="sede=1: no setting of a run; did you mean seed"):
+    with pytest.raises(UserError, match="sede=1: no setting of a run; did you mean 'seed'"):
         runs(made, sede=1)
 
 
@@ -62,6 +62,17 @@ def test_a_damaged_run_is_told_and_left_out(made):
     finally:
         (made / "bad/settings.json").unlink()
         (made / "bad").rmdir()
+
+
+def test_dates_are_times_and_not_text(made, tmp_path):
+    """Noon in Tokyo comes before noon in London, and a date that cannot be read comes first."""
+    record = json.loads((made / "first/settings.json").read_text())
+    dates = {"london": "2026-03-01T12:00:00+00:00", "tokyo": "2026-03-01T12:30:00+09:00", "lost": "yesterday"}
+    for name, date in dates.items():
+        record["made_with"]["date"] = date
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "settings.json").write_text(json.dumps(record))
+    assert names(runs(tmp_path)) == ["lost", "tokyo", "london"]
 
 
 def test_foreign_folders_are_told_and_left_out(made, tmp_path):
@@ -136,7 +147,7 @@ def test_gallery_is_a_picture_of_all(made):
     with pytest.raises(UserError, match="holds no run"):
         gallery(made / "nowhere")
     for columns in (0, 2.5, True):
-        with pytest.raises(UserError, match=f"columns={columns}: must be a whole number, at least 1; 4 works"):
+        with pytest.raises(UserError, match=f"columns={columns}: must be a whole number from 1; 4 would work"):
             gallery(made, columns)
 
 

@@ -352,7 +352,7 @@ def stopped_at(step: int, models, **keywords) -> Path:
             on_step=taken.append, stop=lambda: len(taken) == step,
         )  # fmt: skip
     assert (raised.value.stage, raised.value.done, raised.value.total) == ("denoise", step, 6)
-    assert str(raised.value) == f"stopped in denoise after {step} of 6; resume('run') goes on."
+    assert str(raised.value) == f"stopped in denoise after {step} of 6; resume('{Path('run').absolute()}') continues."
     return raised.value.folder
 
 
@@ -365,7 +365,7 @@ def test_stop_acts_within_a_step_and_resume_goes_on(tiny, here):
     run = resume(folder, tiny, on_step=steps.append, on_stage=lambda *told: stages.append(told))
     assert [step.index for step in steps] == [4, 5] and ("denoise", 4, 6) in stages and ("denoise", 6, 6) in stages
     assert same(run.latents, whole.latents) and (run.video == whole.video).all()
-    assert run.reused == Path("run") and names(folder) == WHOLE
+    assert run.reused == here / "run" and names(folder) == WHOLE
 
 
 def test_resume_loads_the_model_by_its_name(tiny_folder, here):
@@ -384,7 +384,7 @@ def test_stop_while_upscaling_keeps_the_latents(tiny32, here):
         return calls[-1][0] == "upscale" and calls[-1][1] == 2
 
     keywords = {**SMALL, "model": tiny32, "out": "run", "on_stage": lambda *told: calls.append(told)}
-    with pytest.raises(Stopped, match=r"stopped in upscale after 2 of 5; resume\('run'\) goes on"):
+    with pytest.raises(Stopped, match=r"stopped in upscale after 2 of 5; resume\('.*run'\) continues"):
         generate(**keywords, stop=stop)
     assert names(here / "run") == WHOLE - {"contact_sheet.png"}
     steps = []
@@ -472,7 +472,7 @@ def test_anyway_goes_on_with_another_version(tiny32, here):
     folder = stopped_at(4, tiny32)
     edited(folder, "made_with", torch="1.0")
     steps = []
-    with pytest.warns(UserWarning, match=r"run: goes on although torch was 1.0, is .* bits may differ"):
+    with pytest.warns(UserWarning, match=r"run: continues although torch was 1.0, is .* bits may differ"):
         run = resume(folder, tiny32, anyway=True, on_step=steps.append)
     assert [step.index for step in steps] == [4, 5] and names(folder) == WHOLE
     assert any(line.get("event") == "changed" and line["torch"][0] == "1.0" for line in read_log(folder))
@@ -483,10 +483,10 @@ def test_with_code_of_ones_own_anyway_goes_on(tiny32, here):
     """What a hook does cannot be read, so that it always counts as another; with anyway the saved steps stay."""
     with tiny32.pipe.transformer.register_forward_hook(lambda *_: None):
         folder = stopped_at(4, tiny32)
-        with pytest.raises(UserError, match=r"own_code was .*lambda.*, is .*lambda"):
+        with pytest.raises(UserError, match=r"unknown_code was .*lambda.*, is .*lambda"):
             resume(folder, tiny32)
         steps = []
-        with pytest.warns(UserWarning, match="goes on although own_code"):
+        with pytest.warns(UserWarning, match="continues although unknown_code"):
             resume(folder, tiny32, anyway=True, on_step=steps.append)
     assert [step.index for step in steps] == [4, 5]
 

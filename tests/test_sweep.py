@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from t2v_kit import UserError, generate, read_metadata, runs, sweep
 from t2v_kit.run.folder import read_log
+from t2v_kit.run.generating import run_stages
 from t2v_kit.run.sweeps import cells, sweeping
 from t2v_kit.run.sweeps.grid import grid
 from t2v_kit.run.sweeps.on_ray import on_ray
@@ -48,7 +49,7 @@ def test_every_combination_is_a_run(tiny32, here):
     asked = [(guidance, steps) for guidance in (1, 6.5) for steps in (2, 3, 4)]
     assert [(run.settings["guidance_scale"], run.settings["num_inference_steps"]) for run in made.runs] == asked
     assert made.axes == {"guidance_scale": [1, 6.5], "num_inference_steps": [2, 3, 4]}
-    assert made.runs[4].folder == Path("sweep/guidance_scale=6.5,num_inference_steps=3")
+    assert made.runs[4].folder == here / "sweep/guidance_scale=6.5,num_inference_steps=3"
     alone = generate(**SMALL, model=tiny32, guidance_scale=6.5, num_inference_steps=3, upscale="none")
     assert torch.equal(latents_in(made.runs[4].folder), alone.latents)
     assert made.at(guidance_scale=6.5, num_inference_steps=3) is made.runs[4]
@@ -75,7 +76,7 @@ def test_what_is_there_is_not_made_again(tiny32, here, module, monkeypatch):
     """A second call makes nothing; one more value makes that one only."""
     sweep(**KNOBS, model=tiny32, out="sweep")
     made = []
-    monkeypatch.setattr(module, "generate", lambda **told: made.append(told["seed"]) or generate(**told))
+    monkeypatch.setattr(module, "run_stages", lambda **told: made.append(told["seed"]) or run_stages(**told))
     assert len(sweep(**KNOBS, seed=0, model=tiny32, out="sweep").runs) == 6 and not made
     sweep(**{**KNOBS, "seed": 0, "num_inference_steps": [2, 3, 4, 5]}, model=tiny32, out="sweep")
     assert made == [0, 0]
@@ -106,9 +107,9 @@ def test_an_interrupted_sweep_goes_on(tiny32, here, module, monkeypatch):
                 raise KeyboardInterrupt
             on_step(step)
 
-        return generate(on_step=watch, **told)
+        return run_stages(on_step=watch, **told)
 
-    monkeypatch.setattr(module, "generate", interrupted)
+    monkeypatch.setattr(module, "run_stages", interrupted)
     knobs = {**SMALL, "seed": [1, 2, 3, 4], "num_inference_steps": 6}
     with pytest.raises(KeyboardInterrupt):
         sweep(**knobs, model=tiny32, out="sweep")
@@ -132,7 +133,7 @@ def test_prompts_become_harmless_folder_names(tiny32, here):
     prompts = ["../../etc <b>A</b> car", "../../etc <b>A</b> cat", "摩托车"]
     made = sweep(**{**SMALL, "prompt": prompts}, num_inference_steps=1, model=tiny32, out="sweep")
     names = [run.folder.name for run in made.runs]
-    assert len(set(names)) == 3 and all(run.folder.parent == Path("sweep") for run in made.runs)
+    assert len(set(names)) == 3 and all(run.folder.parent == here / "sweep" for run in made.runs)
     assert [run.settings["prompt"] for run in made.runs] == prompts
     assert read_metadata(made.runs[2].folder / "video.mp4")["settings"]["prompt"] == "摩托车"
 
@@ -202,6 +203,20 @@ def test_grid_places_films_in_order():
     assert grid({}, films[:1]).shape[0] == 2 and grid({"seed": [1, 2, 3]}, films[:3]).shape[2] > 900
 
 
+class Cut:
+    """A bar at which the driver is interrupted, with tasks left."""
+
+    def update(self, finished: int) -> None:
+        raise KeyboardInterrupt
+
+
+def waits_for(reached, seconds: float = 60) -> bool:
+    limit = time.monotonic() + seconds
+    while not reached() and time.monotonic() < limit:
+        time.sleep(0.2)
+    return reached()
+
+
 def test_ray_gives_the_same_bits_though_a_worker_is_killed(tiny_folder, here):
     """A cluster of two workers, one of them killed in the middle of denoising: its run goes on in another."""
     ray = pytest.importorskip("ray", reason=NO_RAY)
@@ -209,7 +224,8 @@ def test_ray_gives_the_same_bits_though_a_worker_is_killed(tiny_folder, here):
     killed = []
 
     def kill_one() -> None:
-        while not killed:
+        limit = time.monotonic() + 300
+        while not killed and time.monotonic() < limit:
             for log in here.glob("ray/*/log.jsonl"):
                 lines = read_log(log.parent)
                 if sum("step" in line and "seconds" in line for line in lines) >= 8:
@@ -220,6 +236,9 @@ def test_ray_gives_the_same_bits_though_a_worker_is_killed(tiny_folder, here):
 
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
+        with pytest.raises(KeyboardInterrupt):
+            on_ray([{**knobs, "seed": 9}] * 3, [here / f"cut/{n}" for n in range(3)], tiny_folder, None, "none", Cut())
+        assert waits_for(lambda: ray.available_resources().get("CPU") == 2), "tasks were left running"
         watcher = threading.Thread(target=kill_one, daemon=True)
         watcher.start()
         spread = sweep(**knobs, model=str(tiny_folder), out="ray", engine="ray")

@@ -1,4 +1,4 @@
-"""What a run tells while it runs: a bar, seconds and peak memory of each stage; and where it can be stopped."""
+"""The observers of a running run: bars, seconds and peak memory of each stage, callbacks, and stopping."""
 
 from __future__ import annotations
 
@@ -21,15 +21,17 @@ _LOOK = 0.01  # seconds between two looks at the process's memory
 
 
 class Stopped(Exception):
-    """`generate` did what its `stop` asked for.
+    """Raised by `generate` and `resume` when `stop` returned True.
 
-    stage: where.  done, total: the stage's finished units (steps while denoising).  folder: `resume(folder)`
-    goes on behind the last finished step; None when the run was not being written.
+    Attributes:
+        stage: The stage that was stopped.
+        done, total: Its finished units, steps while denoising, and how many it has.
+        folder: What `resume` takes to continue behind the last finished step; None when nothing was written.
     """
 
     def __init__(self, stage: str, done: int, total: int, folder: Path | None):
-        goes_on = f"resume({str(folder)!r}) goes on" if folder else "without an out folder nothing was kept"
-        super().__init__(f"stopped in {stage} after {done} of {total}; {goes_on}.")
+        remedy = f"resume({str(folder)!r}) continues" if folder else "without an out folder nothing was kept"
+        super().__init__(f"stopped in {stage} after {done} of {total}; {remedy}.")
         self.stage, self.done, self.total, self.folder = stage, done, total, folder
 
 
@@ -51,16 +53,16 @@ class Progress:
 
     @contextlib.contextmanager
     def stage(self, name: str, total: int = 1, unit: str = "it", done: int = 0, note: str = "", **bar):
-        """One stage of `total` units, `done` of which were found: yields a function to call after each unit.
+        """One stage of `total` units, `done` of which were reused: yields a function to call after each unit.
 
-        That function takes the denoising Step, where there is one, tells `on_step` and `on_stage`, and raises
-        Stopped when `stop` says so; so does the beginning of a stage, once the run's folder is begun.
+        That function takes the denoising Step, where there is one, calls `on_step` and `on_stage`, and raises Stopped
+        when `stop` returns True; so does the start of a stage, once the run's folder is started.
         """
         bar = {"disable": not self.bars, **bar}
         with tqdm(total=total, initial=done, desc=f"{name:7}", unit=unit, **bar) as shown, self._measured(name):
             if note:
                 shown.set_postfix_str(note)
-            self._tell(name, done, total)
+            self._report(name, done, total)
 
             def tick(step: Step | None = None, note: str = "") -> None:
                 nonlocal done
@@ -70,11 +72,11 @@ class Progress:
                 shown.update()
                 if step is not None and self.on_step is not None:
                     self.on_step(step)
-                self._tell(name, done, total)
+                self._report(name, done, total)
 
             yield tick
 
-    def _tell(self, name: str, done: int, total: int) -> None:
+    def _report(self, name: str, done: int, total: int) -> None:
         if self.on_stage is not None:
             self.on_stage(name, done, total)
         if self.folder.started and done < total and self.stop is not None and self.stop():

@@ -232,7 +232,7 @@ def _loras(network: torch.nn.Module) -> Iterator[str]:
 
 def _attributes(module: torch.nn.Module) -> dict:
     """A module's plain attributes, without those of hooks and step caches, which the record has by themselves."""
-    skipped = {"training", "_hf_peft_config_loaded"}
+    skipped = {"training", "name_or_path", "_hf_peft_config_loaded"}
     return {
         name: value
         for name, value in vars(module).items()
@@ -314,5 +314,10 @@ def _precision(device: torch.device) -> str:
 
 
 def _digest(content: object) -> str:
-    text = json.dumps(content, sort_keys=True, default=str, ensure_ascii=False)
+    text = json.dumps(content, sort_keys=True, default=_written, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _written(value: object) -> object:
+    """What JSON cannot hold: a set, whose order is another in each process, and names of all kinds."""
+    return sorted(map(str, value)) if isinstance(value, (set, frozenset)) else str(value)

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ...errors import UserError, did_you_mean, fresh_notes
+from ...errors import UserError, fresh_notes
 from ...memory.plan import Plan
 from ...model.models import Models
 from ...settings import settings_from
@@ -108,7 +108,7 @@ def sweep(
         6
     """
     if engine not in ENGINES:
-        raise UserError(f"engine={engine!r}: must be 'local' or 'ray'; {did_you_mean(engine, ENGINES)}")
+        raise UserError(f"engine={engine!r}: must be one of {', '.join(ENGINES)}; 'local' would work.")
     axes = {name: list(value) for name, value in settings.items() if isinstance(value, (list, tuple))}
     cells = _cells(settings, axes)
     folder = RunFolder(out).path
