@@ -57,7 +57,7 @@ def test_a_plan_is_data_that_reads_and_survives_json():
         (lambda: plan(12, 32, model="pockets"), "model 'pockets': no such model.*'pocket'"),
         (lambda: plan("8", 32), "vram_gb='8'.*16 would work"),
         (lambda: plan(-1, 32), "vram_gb=-1"),
-        (lambda: plan(2, 4), "no plan fits 2 GB of GPU memory and 4 GB of RAM"),
+        (lambda: plan(2, 4, 320, 512), "no plan fits 2 GB .* and 4 GB of RAM; a smaller height and width may work"),
         (lambda: estimate(Plan(), gpu="RTX 9090"), "gpu='RTX 9090'.*step_seconds= of a measured step works"),
         (lambda: as_plan("much", machine=CARD), "memory='much'.*'auto' would work"),
         (lambda: as_plan("12", machine=Machine(0, 32)), "memory='12': this machine has no GPU"),
@@ -105,6 +105,14 @@ def test_lossless_refuses_to_quantise():
     assert made.transformer == Part("bfloat16", "none", "disk")
 
 
+def test_large_pictures_are_always_tiled():
+    """The attention in the VAE's middle takes tokens squared: above 512x512 there are tiles however large the card."""
+    large = Machine(500, 500)
+    assert plan(machine=large, height=512, width=512, num_frames=17).tile is None
+    assert plan(machine=large, height=512, width=528, num_frames=17).tile is not None
+    assert plan(machine=large, height=528, width=512, num_frames=17).tile is not None
+
+
 def test_a_t4_gets_float16():
     made = plan(machine=Machine(16, 12.7, (7, 5), gpu="Tesla T4"), height=320, width=512, num_frames=61)
     assert {part.dtype for part in made.parts().values()} == {"float16"}
@@ -116,8 +124,9 @@ def test_a_cpu_gets_float32_and_nothing_else():
 
 
 def test_a_size_that_is_too_long_names_one_that_works():
-    with pytest.raises(UserError, match=r"2160x3840x129.*num_frames=(\d+) would work|smaller height"):
-        plan(8, 32, 2160, 3840, 129)
+    with pytest.raises(UserError, match=r"320x512x129 .*: no plan fits 3 GB .* 64 GB of RAM; num_frames=61 would work"):
+        plan(3, 64, 320, 512, 129)
+    assert plan(3, 64, 320, 512, 61).one_stage
 
 
 @pytest.mark.parametrize(("model", "lossless"), [("hunyuan", True), ("pocket", False)])

@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from spandrel.architectures.Compact import Compact
+from spandrel.architectures.SwinIR import SwinIR
 
 from benchmarks.upscalers import POCKET, FrameLoop, official, weight_files
 from t2v_kit import (
@@ -39,10 +40,11 @@ from t2v_kit import (
     upscale_frames,
 )
 from t2v_kit.stages.upscaling import enlarging as ROOM
+from t2v_kit.stages.upscaling import network as NETWORK
 from t2v_kit.stages.upscaling import weights as FILES
-from t2v_kit.stages.upscaling.network import overlap, share_cores, tiled
+from t2v_kit.stages.upscaling.network import overlap, prepare, share_cores, tiled
 from t2v_kit.stages.upscaling.planes import PlaneWriter
-from t2v_kit.stages.upscaling.weights import PUBLISHED, SHIPPED, Published
+from t2v_kit.stages.upscaling.weights import PUBLISHED, SHIPPED, Published, available_upscalers
 from t2v_kit.video.files import video_writer
 from training.degrade import KERNEL, Dice, blur, degrade, jpeg, kernels, sinc
 
@@ -133,6 +135,22 @@ def test_bfloat16_stays_near_float32():
     """On pocket's weights bfloat16 moves no pixel of a drawn scene far: more than 45 dB between the two."""
     video = drawn(1)
     assert psnr(upscale(video, dtype="bfloat16", **quiet), upscale(video, dtype="float32", **quiet)) > 45
+
+
+def test_a_network_that_cannot_compute_in_bfloat16_gets_float32(tmp_path, monkeypatch):
+    """SwinIR mixes in float32 constants, though spandrel's flag says otherwise: 'auto' finds out by trial."""
+    torch.manual_seed(0)
+    sizes = {"img_size": 16, "embed_dim": 12, "depths": [1], "num_heads": [2], "window_size": 8, "mlp_ratio": 2}
+    net = SwinIR(upscale=2, upsampler="pixelshuffledirect", resi_connection="1conv", **sizes)
+    torch.save({"params": net.state_dict()}, tmp_path / "swinir.pth")
+    monkeypatch.setattr(NETWORK, "_cpu_has_bfloat16", lambda: True)
+    net = load_upscaler(tmp_path / "swinir.pth")
+    assert net.architecture.name == "SwinIR" and net.supports_bfloat16
+    assert prepare(net, "auto", torch.device("cpu")).dtype == torch.float32
+    assert upscale(noise_video(1, 20, 12), tmp_path / "swinir.pth", 2, **quiet).shape == (1, 40, 24, 3)
+    with pytest.raises(UserError, match=r"dtype='bfloat16' is not for SwinIR .*use 'float32' or 'auto'"):
+        upscale(noise_video(1, 20, 12), tmp_path / "swinir.pth", 2, "bfloat16", **quiet)
+    assert prepare(load_upscaler(), "auto", torch.device("cpu")).dtype == torch.bfloat16
 
 
 def test_grey_stays_grey(compact):
@@ -454,6 +472,14 @@ def test_every_published_name_has_its_own_address_and_sha256():
         assert address.startswith("https://github.com/xinntao/Real-ESRGAN/releases/download/v0.")
         assert address.endswith(f"/{name}.pth")
         assert len(bytes.fromhex(sha256)) == 32
+
+
+def test_what_works_offline_is_listed(release):
+    """The shipped networks, and a published one as soon as it was fetched."""
+    assert available_upscalers() == list(SHIPPED)
+    release("realesr-animevideov3")
+    load_upscaler("realesr-animevideov3", **quiet)
+    assert available_upscalers() == [*SHIPPED, "realesr-animevideov3"]
 
 
 # ---- strength of denoising --------------------------------------------------------------------------------

@@ -1,9 +1,10 @@
-"""The memory plan for a machine and a video: the fastest that fits, and the next cheaper one when memory runs out."""
+"""Choose the memory plan for a machine and a video: the fastest that fits, and a cheaper one when memory runs out."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 from ..errors import UserError
 from .estimate import estimate
@@ -22,19 +23,34 @@ def plan(
     lossless: bool = False,
     machine: Machine | None = None,
 ) -> Plan:
-    """The plan that runs fastest among those that fit, by `estimate`; without it, those of this machine.
+    """Return the fastest memory plan that fits, as `estimate` predicts it. Needs no GPU and no weights.
 
-    vram_gb, ram_gb: GiB of the card and of RAM; None is what this machine has.  height, width, num_frames: of the
-    video.  model: what `load` takes, 'hunyuan' being known without its files, or loaded Models.
-    lossless: only plans that change nothing of the result but its rounding.  machine: instead of the first two.
-    Raises UserError when nothing fits, naming a length that would.
+    Args:
+        vram_gb: GiB of the card; None is what this machine has.
+        ram_gb: GiB of RAM; None is what this machine has.
+        height: Of the video, in pixels.
+        width: Of the video, in pixels.
+        num_frames: Of the video.
+        model: What `load` takes, or loaded Models; 'hunyuan' is known without its files.
+        lossless: Only plans that do not quantise: they change the result by rounding alone.
+        machine: A machine, in place of `vram_gb` and `ram_gb`.
+
+    Returns:
+        The plan; for a machine without a GPU, the one that computes in float32 on the CPU.
+
+    Raises:
+        UserError: No plan fits; the message names a number of frames that would.
+
+    Example:
+        >>> plan(vram_gb=24, ram_gb=64, height=320, width=512, num_frames=61).chunk
     """
     machine = machine or machine_with(vram_gb, ram_gb)
     size = Size(height, width, num_frames)
     if not machine.vram_gb:
-        return Plan("CPU", *(Part("float32"),) * 3)
-    for found in fitting(machine, size, model, lossless):
-        return found
+        part = Part("float32")
+        return Plan("CPU", part, part, part)
+    for fastest in fitting(machine, size, model, lossless):
+        return fastest
     shorter = (Size(height, width, n) for n in (61, 17) if n < num_frames)
     fewer = next((less.num_frames for less in shorter if any(fitting(machine, less, model, lossless))), 0)
     hint = f"num_frames={fewer} would work." if fewer else "a smaller height and width may work."
@@ -45,7 +61,8 @@ def plan(
 
 
 def fitting(machine: Machine, size: Size, model="hunyuan", lossless: bool = False) -> Iterator[Plan]:
-    """The plans that fit, from the fastest to the most frugal, each with the largest chunks and tiles that fit."""
+    """Yield the plans that fit, from the fastest to the one with the least memory, each with the largest chunks and
+    tiles that fit. The arguments are those of `plan`."""
 
     for base in ladder(machine.capability >= (8, 0)):
         quantised = any(part.quantisation != "none" for part in base.parts().values())
@@ -63,10 +80,14 @@ def fitting(machine: Machine, size: Size, model="hunyuan", lossless: bool = Fals
 
 
 def ladder(bfloat16: bool = True) -> list[Plan]:
-    """The kinds of plan, from the fastest to those that get along with the least."""
+    """Return the kinds of plan, from the fastest to the one with the least memory, without chunks and tiles.
+
+    Args:
+        bfloat16: Whether the card computes in it; otherwise the transformer is in float16.
+    """
     dtype = "bfloat16" if bfloat16 else "float16"
 
-    def kind(name, text, transformer, vae="none", quantisation=("none", "none"), **more) -> Plan:
+    def kind(name, text, transformer, vae="none", quantisation=("none", "none"), **more: Any) -> Plan:
         texts = Part("float16", quantisation[0], text)
         return Plan(name, texts, Part(dtype, quantisation[1], transformer), Part("float16", "none", vae), **more)
 
@@ -82,12 +103,18 @@ def ladder(bfloat16: bool = True) -> list[Plan]:
     ]
 
 
-def cheaper(made: Plan, size: Size, model="hunyuan") -> Plan | None:
-    """The next plan of the ladder that needs less GPU memory for this size; None when there is none."""
+def cheaper(plan: Plan, size: Size, model="hunyuan") -> Plan | None:
+    """Return the first plan of the ladder that needs at least 5 % less GPU memory than `plan`; None without one.
 
-    now = estimate(made, size, model).vram_gb
-    for base in ladder(made.transformer.dtype != "float16"):
-        for change in ({"chunk": made.chunk, "tile": made.tile}, *({"chunk": 8192, "tile": t} for t in TILES[3:])):
+    Args:
+        plan: The plan for which memory did not suffice.
+        size: Of the video.
+        model: What `load` takes, or loaded Models.
+    """
+
+    now = estimate(plan, size, model).vram_gb
+    for base in ladder(plan.transformer.dtype != "float16"):
+        for change in ({"chunk": plan.chunk, "tile": plan.tile}, *({"chunk": 8192, "tile": t} for t in TILES[3:])):
             other = dataclasses.replace(base, **change)
             if estimate(other, size, model).vram_gb < 0.95 * now:
                 return other
@@ -95,7 +122,17 @@ def cheaper(made: Plan, size: Size, model="hunyuan") -> Plan | None:
 
 
 def as_plan(memory, model="hunyuan", machine: Machine | None = None, **size) -> Plan:
-    """What `load(memory=...)` takes, as a Plan: a Plan, its dict, 'auto', or a card's memory as in '12' or '12GB'."""
+    """Return what `load(memory=...)` takes as a Plan.
+
+    Args:
+        memory: A Plan, its dict, 'auto' for the best plan of the machine, or GB of GPU memory, as 12, '12' or '12GB'.
+        model: What `load` takes, or loaded Models.
+        machine: Instead of this machine.
+        size: height, width and num_frames of the video, for `plan`.
+
+    Raises:
+        UserError: It is none of these, or there is no GPU whose memory could be planned.
+    """
     if isinstance(memory, Plan):
         return memory
     if isinstance(memory, dict):
@@ -115,19 +152,25 @@ def as_plan(memory, model="hunyuan", machine: Machine | None = None, **size) -> 
 
 
 class OutOfMemory(UserError):
-    """GPU memory ran out. The message names the stage, the plan, the next cheaper plan, and what is kept."""
+    """GPU memory ran out. The message names the stage, the plan, the next cheaper plan, and the files that are kept."""
 
 
-def out_of_memory(made: Plan, stage: str, size: Size | None, model, error: Exception) -> OutOfMemory:
-    """What to raise in the place of PyTorch's error. size: of the video, None when it is not known there."""
+def out_of_memory(plan: Plan, stage: str, size: Size | None, model, error: Exception) -> OutOfMemory:
+    """Make the error to raise in the place of PyTorch's.
 
-
-    other = cheaper(made, size or Size(), model)
+    Args:
+        plan: The plan under which it happened.
+        stage: 'encode', 'denoise' or 'decode'.
+        size: Of the video; None where it is not known.
+        model: What `load` takes.
+        error: PyTorch's own, whose numbers are quoted.
+    """
+    other = cheaper(plan, size or Size(), model)
     hint = (
         f"the next cheaper plan is {other.name!r} (memory={other.as_dict()})" if other else "this is the cheapest plan"
     )
-    said = " ".join(str(error).split()).split(". ")[1:3]
+    numbers = " ".join(str(error).split()).split(". ")[1:3]
     return OutOfMemory(
-        f"{stage}: out of GPU memory with plan {made.name!r} ({'. '.join(said)}); {hint}, and fewer frames or a "
+        f"{stage}: out of GPU memory with plan {plan.name!r} ({'. '.join(numbers)}); {hint}, and fewer frames or a "
         "smaller picture need less. Files of finished stages (prompt.safetensors, latents.safetensors) are kept."
     )

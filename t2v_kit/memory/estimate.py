@@ -1,7 +1,7 @@
-"""What a memory plan needs, stage by stage, before anything is downloaded: GPU memory, RAM, disk, seconds.
+"""Predict what a memory plan needs, stage by stage, before anything is downloaded: GPU memory, RAM, disk, seconds.
 
-Counted from the configurations (`footprint`), then brought to what was measured by a handful of coefficients in
-`coefficients.json`, where each has its source; `python -m benchmarks.fit` makes them anew from measurements.
+Counted from the configurations (`footprint`), then fitted to measurements by a handful of coefficients in
+`coefficients.json`, where each has its source; `python -m benchmarks.fit` fits them again.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,17 +41,21 @@ TFLOPS = {
 
 @functools.cache
 def coefficients() -> dict:
-    """What was measured and fitted, as coefficients.json has it."""
+    """Return the contents of coefficients.json: what was measured and fitted."""
     return json.loads((Path(__file__).parent / "coefficients.json").read_text("utf-8"))
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What `plan` needs for a video of `size`.
+    """What a plan needs for a video. `print` shows it as a table. GB are GiB.
 
-    rows: a dict a stage: stage, vram_gb (peak of PyTorch's allocator), ram_gb (peak of the process, without the
-    files that the system maps), disk_gb (files read), seconds (None where nothing was measured); and what that is
-    made of: weights_gb and work_gb on the GPU, pflop (by kind; 1e15 operations, of one step). GB are GiB.
+    Attributes:
+        plan: The plan.
+        size: Of the video.
+        rows: A dict for each stage: stage, vram_gb (peak of PyTorch's allocator), ram_gb (peak of the process,
+            without the files that the system maps), disk_gb (files read), seconds (None where nothing was measured);
+            and the parts of these: weights_gb and work_gb on the GPU, pflop (by kind; 1e15 operations of one step).
+        seconds_are: Where the seconds come from.
     """
 
     plan: Plan
@@ -60,20 +65,23 @@ class Estimate:
 
     @property
     def vram_gb(self) -> float:
+        """The highest peak of GPU memory of all stages."""
         return max(row["vram_gb"] for row in self.rows)
 
     @property
     def ram_gb(self) -> float:
+        """The highest peak of RAM of all stages."""
         return max(row["ram_gb"] for row in self.rows)
 
     @property
     def disk_gb(self) -> float:
+        """What all stages read from disk."""
         return sum(row["disk_gb"] for row in self.rows)
 
     def fits(self, machine: Machine) -> bool:
-        """Does it fit the card, with its context, and the RAM?"""
-        room = machine.vram_gb - coefficients()["vram"]["context_gib"]
-        return self.vram_gb <= room and self.ram_gb <= machine.ram_gb
+        """Return whether it fits the card, less what CUDA's context takes there, and the RAM."""
+        available = machine.vram_gb - coefficients()["vram"]["context_gib"]
+        return self.vram_gb <= available and self.ram_gb <= machine.ram_gb
 
     def __str__(self) -> str:
         size = f"{self.size.height}x{self.size.width}x{self.size.num_frames}"
@@ -84,7 +92,15 @@ class Estimate:
         return "\n".join([*lines, f"seconds: {self.seconds_are}"])
 
     def picture(self, vram_gb: float, ram_gb: float | None = None) -> np.ndarray:
-        """The stages as bars against the card's line, and against that of the RAM: (H, W, 3) uint8."""
+        """Draw the stages as bars, with the limits as lines.
+
+        Args:
+            vram_gb: The card's memory in GiB.
+            ram_gb: The RAM in GiB; None draws no line.
+
+        Returns:
+            `(H, W, 3)` uint8.
+        """
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
@@ -115,20 +131,29 @@ def estimate(
     step_seconds: float | None = None,
     stages: Sequence[str] = tuple(STAGES),
 ) -> Estimate:
-    """What a plan needs for a video, stage by stage.
+    """Predict what a plan needs for a video, stage by stage. Needs no GPU and no weights.
 
-    settings: Size or Settings with height, width and num_frames; None is HunyuanVideo's 720x1280x129.
-    model: what `load` takes, or loaded Models.  gpu: a name of TFLOPS, whose data sheet scales the seconds
-    measured on an H200; step_seconds: one measured step of this very plan and size instead.
-    stages: only these.  Needs no GPU and no weights.
-    Raises UserError for a GPU that is not in the table and a model that is not there.
+    Args:
+        plan: The plan.
+        settings: Size, or Settings with height, width and num_frames; None is HunyuanVideo's 720x1280x129.
+        model: What `load` takes, or loaded Models.
+        gpu: A key of `TFLOPS`: the seconds measured on an H200 are scaled by the data sheets.
+        step_seconds: A measured step of this very plan and size, in place of the scaled seconds.
+        stages: Only these, of 'encode', 'denoise' and 'decode'.
+
+    Raises:
+        UserError: The GPU is not in the table, or there is no such model.
+
+    Example:
+        >>> estimate(Plan(), Size(544, 960, 61)).vram_gb > 24
+        True
     """
     if gpu not in TFLOPS:
         raise UserError(
             f"gpu={gpu!r}: is not in the table ({', '.join(TFLOPS)}); step_seconds= of a measured step works."
         )
-    settings = settings or Size()
-    size = Size(settings.height, settings.width, settings.num_frames, settings.num_inference_steps or 50)
+    video: Any = settings or Size()
+    size = Size(video.height, video.width, video.num_frames, video.num_inference_steps or 50)
     needs = _Needs(plan, size, Configs.of(model), coefficients()["gpu"], gpu, step_seconds)
     known = coefficients()["gpu"]
     if step_seconds is not None:
@@ -180,7 +205,7 @@ class _Needs:
         """Bytes of work on the GPU (while each stack of blocks works, or in all), seconds, operations."""
         dtype = getattr(torch, self.plan.text_encoder.dtype)
         rate = coefficients()["seconds"]
-        seconds = self.scaled(rate["encode"])
+        seconds = None if rate["encode"] is None else self.slower() * rate["encode"]
         if seconds is not None and self.plan.text_encoder.offload == "disk":
             seconds += self.weights("text_encoder").total / 1e9 / rate["disk_gb_a_second"]
         return (reading_bytes(dict(self.configs.text_encoder), dtype),), seconds, {}
@@ -204,7 +229,7 @@ class _Needs:
             return self.step_seconds * self.size.num_inference_steps
         rate = coefficients()["seconds"]
         linear = rate["linear_a_pflop_compiled" if self.plan.compile else "linear_a_pflop"]
-        step = self.scaled(linear * pflop["linear"] + rate["attention_a_pflop"] * pflop["attention"])
+        step = self.slower() * (linear * pflop["linear"] + rate["attention_a_pflop"] * pflop["attention"])
         streamed = self.weights("transformer").total / 1e9
         if self.plan.transformer.offload == "group":
             step = max(step, streamed / rate["bus_gb_a_second"])
@@ -216,11 +241,11 @@ class _Needs:
         dtype = getattr(torch, self.plan.vae.dtype)
         work, flops = decoding_cost(self.configs.vae, self.latents(), self.plan.tile, dtype)
         rate = coefficients()["seconds"]["decode_a_pflop"]
-        return (work,), None if rate is None else self.scaled(rate * flops / 1e15), {"decode": flops / 1e15}
+        return (work,), None if rate is None else self.slower() * rate * flops / 1e15, {"decode": flops / 1e15}
 
-    def scaled(self, seconds: float | None) -> float | None:
-        """Seconds of the GPU that was measured as those of the GPU that is asked about."""
-        return None if seconds is None else seconds * TFLOPS[self.known_gpu] / TFLOPS[self.gpu]
+    def slower(self) -> float:
+        """How many times slower than the GPU that was measured the GPU in question is, by the data sheets."""
+        return TFLOPS[self.known_gpu] / TFLOPS[self.gpu]
 
     def latents(self) -> tuple[int, int, int]:
         vae = dict(self.configs.vae)
@@ -235,7 +260,7 @@ class _Needs:
         return Part(text.dtype, "none", "none" if text.offload == "none" else "model")
 
     def weights(self, network: str, stored: bool = False) -> Weights:
-        """As the plan keeps them, or as they are stored: in 16 bits."""
+        """A network's weights as the plan keeps them, or as they are stored: in 16 bits."""
         part = self.part(network)
         if stored:
             return weights(self.configs, network, 2)
@@ -244,11 +269,12 @@ class _Needs:
 
     def on_gpu(self, network: str) -> tuple[int, ...]:
         """Bytes of weights: while each of its stacks of blocks works, and while none does."""
-        found, offload = self.weights(network), self.part(network).offload
-        return found.streamed if offload in ("group", "disk", "sequential") else (found.total,) * len(found.streamed)
+        heavy, offload = self.weights(network), self.part(network).offload
+        return heavy.streamed if offload in ("group", "disk", "sequential") else (heavy.total,) * len(heavy.streamed)
 
     def in_ram(self, network: str) -> int:
-        found, offload = self.weights(network), self.part(network).offload
+        """Bytes of weights that wait in RAM."""
+        heavy, offload = self.weights(network), self.part(network).offload
         if offload == "disk":  # two blocks, pinned for the way
-            return max(found.streamed) - found.rest
-        return 0 if offload == "none" else found.total
+            return max(heavy.streamed) - heavy.rest
+        return 0 if offload == "none" else heavy.total

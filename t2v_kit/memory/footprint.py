@@ -1,7 +1,7 @@
-"""What a model's configuration says about memory and arithmetic, counted without weights and without a GPU.
+"""Count the memory and the arithmetic of a model's networks from its configuration, without weights and without a GPU.
 
-The networks are made on PyTorch's meta device, where tensors have shapes but no contents, and their real code runs
-there while every tensor that lives is added up. So what is counted is what the code does, in any configuration.
+The networks are built on PyTorch's meta device, where tensors have shapes but no contents, and their real code runs
+there while every living tensor is added up. So the count follows the code, in any configuration.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import functools
 import math
 import weakref
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKLHunyuanVideo, HunyuanVideoTransformer3DModel
@@ -27,12 +28,22 @@ ROUND = 512  # bytes: the CUDA caching allocator hands out multiples of it (c10/
 
 
 class LiveBytes(TorchDispatchMode):
-    """Adds up the tensors that operations make inside it: `.now` and `.peak` in bytes, each storage once.
+    """Adds up the tensors that operations make inside it, each storage once.
 
-    model: its weights are not counted, nor views of them.
+    Attributes:
+        now: Bytes of the tensors that live.
+        peak: The most so far.
+        sections: Peaks by name, see `close`.
+
+    Example:
+        >>> with torch.no_grad(), LiveBytes(torch.nn.Identity()) as live:
+        ...     _ = torch.zeros(1000)
+        >>> live.peak
+        4096
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
+        """Count nothing of the model's weights, nor of views of them."""
         super().__init__()
         self.now = self.peak = 0
         self.sections: dict[str, int] = {}
@@ -40,17 +51,17 @@ class LiveBytes(TorchDispatchMode):
         self.known = {tensor.untyped_storage()._cdata: 0 for tensor in weights}
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        made = function(*args, **(kwargs or {}))
-        for tensor in tree_iter(made):
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_iter(result):
             if isinstance(tensor, torch.Tensor):
                 self.add(tensor)
-        if function is torch.ops.aten.convolution.default and made.ndim == 5 and made.dtype.itemsize == 2:
+        if function is torch.ops.aten.convolution.default and result.ndim == 5 and result.dtype.itemsize == 2:
             # cuDNN's 16-bit 3D convolutions compute channels last: input and output are there twice.
-            self.peak = max(self.peak, self.now + args[0].nbytes + made.nbytes)
-        return made
+            self.peak = max(self.peak, self.now + args[0].nbytes + result.nbytes)
+        return result
 
     def add(self, tensor: torch.Tensor) -> None:
-        """Count a tensor's storage until nothing refers to it any more."""
+        """Count a tensor's storage for as long as it lives."""
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self.known:
@@ -62,7 +73,7 @@ class LiveBytes(TorchDispatchMode):
         weakref.finalize(storage, self._freed, key)
 
     def close(self, section: str) -> None:
-        """What was the peak since the last call is part of this section's peak, in `.sections`."""
+        """End a section: the peak since the last call counts for `sections[section]`."""
         self.sections[section] = max(self.sections.get(section, 0), self.peak)
         self.peak = self.now
 
@@ -71,17 +82,17 @@ class LiveBytes(TorchDispatchMode):
 
 
 class _FusedAttention(TorchFunctionMode):
-    """PyTorch's fused attention on a GPU makes nothing but its result; on the meta device it makes every product."""
+    """Attention as on a GPU, where the fused kernel allocates its result alone; the meta device allocates more."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if function is torch.nn.functional.scaled_dot_product_attention:
-            return torch.empty_like(args[0] if args else kwargs["query"])
+            return torch.empty_like(args[0] if args else (kwargs or {})["query"])
         return function(*args, **(kwargs or {}))
 
 
 @contextmanager
 def counted(model: torch.nn.Module):
-    """A LiveBytes over the block, with fused attention, without gradients, on the meta device."""
+    """Give a LiveBytes over the block, with fused attention, without gradients, on the meta device."""
     with torch.no_grad(), torch.device("meta"), LiveBytes(model) as live, _FusedAttention():
         yield live
 
@@ -89,11 +100,20 @@ def counted(model: torch.nn.Module):
 def denoising_bytes(
     config: tuple, tokens: int, words: int, chunk: int | None, mask: bool, dtype: torch.dtype
 ) -> tuple[float, ...]:
-    """Peak bytes of one transformer call beside its weights: in its dual-stream, its single-stream and no block.
+    """Count the peak bytes of one transformer call on top of its weights.
 
-    config: the transformer's, as items.  tokens: of the video.  words: length of the prompt.  chunk: as of
-    `use_chunks`, None for diffusers' own blocks.  mask: attention gets a mask, as diffusers' always does.
-    Once there are many tokens, every one of them costs the same, so two counts tell all others.
+    Once there are many tokens, every further one costs the same, so all counts follow from two.
+
+    Args:
+        config: The transformer's, as items.
+        tokens: Of the video.
+        words: Tokens of the prompt.
+        chunk: As in `use_chunks`; None for diffusers' own blocks.
+        mask: Whether attention gets a mask, as in diffusers it always does.
+        dtype: What the transformer computes in.
+
+    Returns:
+        The peaks in dual-stream blocks, in single-stream blocks, and outside of blocks.
     """
     few, many = (16 * chunk, 20 * chunk) if chunk else (2**14, 2**15)
     if chunk and tokens <= few:
@@ -106,8 +126,8 @@ def denoising_bytes(
 def _denoising_count(
     config: tuple, tokens: int, words: int, chunk: int | None, mask: bool, dtype: torch.dtype
 ) -> tuple[int, ...]:
-    """The same, counted. Blocks follow each other and free what they made: two of each kind tell what all need."""
-    short = dict(config) | {"num_layers": 2, "num_single_layers": 2}
+    """The same, by running two blocks of each kind: blocks free their tensors, so more of them need no more."""
+    short: dict[str, Any] = dict(config) | {"num_layers": 2, "num_single_layers": 2}
     model = parameters(lambda: HunyuanVideoTransformer3DModel(**short), dtype)
     skip_full_masks(model)
     if chunk:
@@ -115,7 +135,7 @@ def _denoising_count(
     patch = short["patch_size"]
     shape = (tokens * short["patch_size_t"], patch, patch)
     with counted(model) as live:
-        known = {
+        inputs = {
             "hidden_states": torch.empty(1, short["in_channels"], *shape, dtype=dtype),
             "timestep": torch.empty(1, dtype=dtype),
             "encoder_hidden_states": torch.empty(1, words, short["text_embed_dim"], dtype=dtype),
@@ -128,17 +148,25 @@ def _denoising_count(
                 block.register_forward_pre_hook(lambda *_: live.close("none"))
                 block.register_forward_hook(lambda *_, name=name: live.close(name))
         with mask_assumed(full=not mask):  # on the meta device the mask has no contents to look at
-            model(**known)
+            model(**inputs)
         live.close("none")
     return live.sections["dual"], live.sections["single"], live.sections["none"]
 
 
 @functools.lru_cache(256)
 def decoding_cost(config: tuple, latents: tuple[int, int, int], tile: tuple[int, int] | None, dtype: torch.dtype):
-    """(peak bytes of decoding beside the VAE's weights, its multiplications and additions).
+    """Count the peak bytes of decoding on top of the VAE's weights, and its multiplications and additions.
 
-    latents: (T, H, W).  tile: (height and width of a tile in pixels, the distance of two), None for no tiling.
-    The largest tile is decoded once; putting the tiles together is run as it is, over tiles that are there at once.
+    The decoder runs once, on the largest tile; the code that joins tiles runs as it is, with empty tiles.
+
+    Args:
+        config: The VAE's, as items.
+        latents: (T, H, W).
+        tile: (height and width of a tile, distance of two) in pixels; None for no tiling in space.
+        dtype: What the VAE computes in.
+
+    Returns:
+        (bytes, operations).
     """
     vae = parameters(lambda: AutoencoderKLHunyuanVideo(**dict(config)), dtype)
     set_tiles(vae, tile)
@@ -163,7 +191,7 @@ def decoding_cost(config: tuple, latents: tuple[int, int, int], tile: tuple[int,
 
 @functools.lru_cache(64)
 def _tile_cost(config: tuple, latents: tuple[int, int, int], dtype: torch.dtype) -> tuple[int, int]:
-    """(peak bytes, operations) of the decoder's pass over latents (T, H, W)."""
+    """Count (peak bytes, operations) of the decoder's pass over latents (T, H, W)."""
     vae = parameters(lambda: AutoencoderKLHunyuanVideo(**dict(config)), dtype)
     with counted(vae) as one, FlopCounterMode(display=False) as work:
         vae.decoder(torch.empty(1, vae.config.latent_channels, *latents, dtype=dtype))
@@ -171,21 +199,34 @@ def _tile_cost(config: tuple, latents: tuple[int, int, int], dtype: torch.dtype)
 
 
 def set_tiles(vae: AutoencoderKLHunyuanVideo, tile: tuple[int, int] | None) -> None:
-    """Tile the VAE's decoding in height and width; None leaves it to the VAE (which tiles in time alone)."""
+    """Tile the VAE's decoding in height and width.
+
+    Args:
+        vae: The VAE.
+        tile: (size, distance) in pixels; None leaves the VAE as it is (by default it tiles in time alone).
+    """
     if tile:
         size, distance = tile
         vae.enable_tiling(size, size, None, distance, distance)
 
 
 def reading_bytes(config: dict, dtype: torch.dtype) -> int:
-    """Peak bytes of Llama's pass over a prompt beside its weights: every layer's states are kept, one layer works."""
+    """Count the peak bytes of Llama's pass over a prompt on top of its weights.
+
+    The states of every layer are kept, and one layer works.
+    """
     kept = (config["num_hidden_layers"] + 1) * config["hidden_size"]
     working = 4 * config["hidden_size"] + 3 * config["intermediate_size"]
     return LLM_READS * (kept + working) * dtype.itemsize
 
 
 def linear_flops(config: dict, tokens: int) -> float:
-    """Multiplications and additions of the transformer's matrices for one step: 2 a weight and token."""
+    """Count the multiplications and additions of the transformer's matrices in one step: 2 for each weight and token.
+
+    Args:
+        config: The transformer's.
+        tokens: Of video and prompt together.
+    """
     width = config["num_attention_heads"] * config["attention_head_dim"]
     wide = config.get("mlp_ratio", 4.0)
     dual, single = 4 + 2 * wide, 4 + 2 * wide  # query, key, value, output; in, out. In units of width^2
@@ -193,6 +234,6 @@ def linear_flops(config: dict, tokens: int) -> float:
 
 
 def attention_flops(config: dict, tokens: int) -> float:
-    """Those of attention for one step: queries by keys, and weights by values, 2 each."""
+    """Count those of attention in one step: queries by keys, and weights by values, 2 each."""
     width = config["num_attention_heads"] * config["attention_head_dim"]
     return 4.0 * tokens**2 * width * (config["num_layers"] + config["num_single_layers"])

@@ -1,4 +1,4 @@
-"""What a memory plan has to get along with: the GPU, its memory, the RAM."""
+"""The machine that a memory plan is for: the GPU, its memory, the RAM."""
 
 from __future__ import annotations
 
@@ -15,6 +15,14 @@ from ..hunyuan.files import one_line
 
 
 def pick_device(device: str | torch.device | None) -> torch.device:
+    """Return the device to compute on, with its number.
+
+    Args:
+        device: As PyTorch takes it; None is the current GPU if there is one, else the CPU.
+
+    Raises:
+        UserError: This machine, or this build of PyTorch, has no such device.
+    """
     try:
         # Says whether this torch build and machine have it, and which GPU "cuda" is: some calls want its number.
         return torch.empty(0, device=device or ("cuda" if torch.cuda.is_available() else "cpu")).device
@@ -24,10 +32,14 @@ def pick_device(device: str | torch.device | None) -> torch.device:
 
 @dataclass(frozen=True)
 class Machine:
-    """What a plan has to get along with. vram_gb, ram_gb: GiB, as cards and memory are sold; vram_gb 0: no GPU.
+    """What a plan can use.
 
-    capability: CUDA's compute capability, (8, 0) and above computes in bfloat16.
-    bitsandbytes: its version, None when it is not installed.  gpu: its name.
+    Attributes:
+        vram_gb: The card's memory in GiB, as cards are sold; 0 without a GPU.
+        ram_gb: The RAM in GiB.
+        capability: CUDA's compute capability; (8, 0) and above computes in bfloat16.
+        bitsandbytes: The installed version, None without it.
+        gpu: The card's name.
     """
 
     vram_gb: float
@@ -38,7 +50,11 @@ class Machine:
 
     @classmethod
     def here(cls, device=None) -> Machine:
-        """This machine: its card's whole memory, and the RAM it has, or that its container may use."""
+        """Measure this machine: the card's whole memory, and the RAM that there is or that the container may use.
+
+        Args:
+            device: Whose memory; None is the current GPU if there is one.
+        """
         try:
             bitsandbytes = version("bitsandbytes")
         except PackageNotFoundError:
@@ -55,7 +71,15 @@ class Machine:
 
 
 def machine_with(vram_gb: float | None, ram_gb: float | None) -> Machine:
-    """This machine, with other numbers where they are given. Raises UserError for what is no amount of memory."""
+    """Return this machine, with other amounts of memory where they are given.
+
+    Args:
+        vram_gb: GiB of the card; None is this machine's.
+        ram_gb: GiB of RAM; None is this machine's.
+
+    Raises:
+        UserError: One of them is no amount of memory.
+    """
     for name, value in (("vram_gb", vram_gb), ("ram_gb", ram_gb)):
         if value is not None and (isinstance(value, (bool, str)) or not 0 <= value < float("inf")):
             raise UserError(f"{name}={value!r}: must be a number of GB; 16 would work.")

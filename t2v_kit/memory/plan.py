@@ -1,9 +1,9 @@
-"""Memory plans: what is quantised, where it waits, how it is cut up. Data to read, chosen for a card or by hand.
+"""Memory plans: how each network is quantised, where it waits and how its work is cut up. Plain data.
 
     plan(vram_gb=12, ram_gb=32, height=544, width=960, num_frames=129)    # needs neither GPU nor weights
     load("hunyuan", memory=plan(vram_gb=12, ram_gb=32))                   # or memory="auto", which looks at the machine
 
-`t2v_kit.estimate` says what a plan needs, `rules` what cannot work, and `residence` carries a plan out.
+`t2v_kit.estimate` predicts what a plan needs, `rules` lists what cannot work, and `model.residence` carries a plan out.
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass, field
-from numbers import Integral
 
-from ..errors import UserError
+from ..errors import UserError, check_whole, did_you_mean, is_whole
 
 PARTS = ("text_encoder", "transformer", "vae")  # CLIP, 0.2 GiB, goes with the text encoder
 QUANTISATIONS = {  # bytes a number of the linear layers takes, and what it is
@@ -40,7 +39,16 @@ CHUNKS = (None, 8192)  # tokens; fewer save nothing more where there are many to
 
 @dataclass(frozen=True)
 class Part:
-    """How one network is kept: dtype, quantisation and offload are keys of DTYPES, QUANTISATIONS and OFFLOADS."""
+    """How one network is kept.
+
+    Attributes:
+        dtype: What it computes in, a key of `DTYPES`.
+        quantisation: How its linear layers are stored, a key of `QUANTISATIONS`.
+        offload: Where it waits, a key of `OFFLOADS`.
+
+    Raises:
+        UserError: One of them is no such key.
+    """
 
     dtype: str = "bfloat16"
     quantisation: str = "none"
@@ -56,15 +64,29 @@ class Part:
 
 @dataclass(frozen=True)
 class Plan:
-    """How a model is kept and computed. `print` shows it; dataclasses.replace changes it.
+    """How a model is kept in memory and computed. `print` shows a plan; `dataclasses.replace` gives a changed one.
 
-    text_encoder, transformer, vae: a Part each (CLIP goes with the text encoder).
-    one_stage: a network is read from disk when its stage begins and gone when the next one begins.
-    tile: (size, distance) of the VAE's tiles in pixels; None decodes whole pictures, in time tiles as always.
-    slicing: the VAE takes a batch one by one.  chunk: tokens that feed-forward layers and projections take at a
-    time; None is diffusers' own, all at once.  attention: a backend of diffusers.  compile: the transformer's
-    blocks are compiled at their first step.
-    Raises UserError for a value of the wrong kind; `rules.check` tells what cannot work together.
+    `rules.check` refuses combinations that cannot work on a machine.
+
+    Attributes:
+        name: For people.
+        text_encoder: How Llama is kept. CLIP follows it, unquantised and never streamed.
+        transformer: How the transformer is kept.
+        vae: How the VAE is kept.
+        one_stage: A network is read from disk when its stage begins, and dropped when the next stage begins.
+        tile: (size, distance) of the VAE's tiles in pixels, multiples of 16; None decodes whole pictures. The VAE
+            tiles in time in either case.
+        slicing: The VAE takes the videos of a batch one by one.
+        chunk: How many tokens the feed-forward layers and projections take at a time; None takes all at once.
+        attention: An attention backend of diffusers.
+        compile: The transformer's blocks are compiled at their first step.
+
+    Raises:
+        UserError: A value is of the wrong kind.
+
+    Example:
+        >>> Plan(transformer=Part("bfloat16", offload="group"), tile=(256, 192), chunk=8192).tile
+        (256, 192)
     """
 
     name: str = "by hand"
@@ -93,16 +115,17 @@ class Plan:
                     f"tile={self.tile!r}: must be (size, distance), multiples of 16; (256, 192) would work."
                 )
             object.__setattr__(self, "tile", tuple(map(int, self.tile)))
-        if self.chunk is not None and not (_is_whole(self.chunk) and self.chunk >= 1):
-            raise UserError(f"chunk={self.chunk!r}: must be a whole number of tokens from 1; 8192 would work.")
+        if self.chunk is not None:
+            object.__setattr__(self, "chunk", check_whole("chunk", self.chunk, unit="tokens", works=8192))
         if self.attention not in (known := _backends()):
             raise UserError(f"attention={self.attention!r}: must be one of {', '.join(known)}; 'native' would work.")
 
     def parts(self) -> dict[str, Part]:
+        """The networks' parts by name."""
         return {name: getattr(self, name) for name in PARTS}
 
     def as_dict(self) -> dict:
-        """The plan as JSON can hold it; Plan(**it) is the same plan."""
+        """The plan as JSON can hold it: `Plan(**plan.as_dict()) == plan`."""
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
     def __str__(self) -> str:
@@ -119,7 +142,14 @@ class Plan:
 
 @dataclass(frozen=True)
 class Size:
-    """Height and width in pixels, number of frames: what decides a plan besides the machine."""
+    """The size of a video, which decides a plan besides the machine.
+
+    Attributes:
+        height: In pixels.
+        width: In pixels.
+        num_frames: How many frames.
+        num_inference_steps: How many steps of denoising: for the seconds of an estimate alone.
+    """
 
     height: int = 720
     width: int = 1280
@@ -128,20 +158,16 @@ class Size:
 
 
 def _from_dict(kind: type, given: dict, what: str):
-    """A Plan or a Part of its fields by name, as JSON holds them."""
+    """A Plan or a Part from its fields by name, as JSON holds them."""
     known = [each.name for each in dataclasses.fields(kind)]
     for name in given:
         if name not in known:
-            raise UserError(f"{what}: has no {name!r}; known are {', '.join(known)}.")
+            raise UserError(f"{what}: has no {name!r}; {did_you_mean(name, known)}")
     return kind(**given)
 
 
-def _is_whole(value) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
-
-
 def _is_tile(tile) -> bool:
-    if not isinstance(tile, (tuple, list)) or len(tile) != 2 or not all(map(_is_whole, tile)):
+    if not isinstance(tile, (tuple, list)) or len(tile) != 2 or not all(map(is_whole, tile)):
         return False
     size, distance = tile
     return 0 < distance <= size and size % 16 == distance % 16 == 0

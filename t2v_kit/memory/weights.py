@@ -1,4 +1,4 @@
-"""How heavy a model's networks are, from their configurations alone: the whole, its blocks, its largest layer."""
+"""The size of a model's networks from their configurations alone: all weights, each block, the largest layer."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKLHunyuanVideo, HunyuanVideoTransformer3DModel
 from transformers import CLIPTextConfig, CLIPTextModel, LlamaConfig, LlamaModel
+
+from ..hunyuan.files import locate, read_json
 
 # Text encoders of hunyuanvideo-community/HunyuanVideo: a Llama 3 8B with llava's vocabulary; CLIP ViT-L/14.
 LLAMA = {
@@ -34,28 +37,37 @@ CLIP = {
 }
 
 
-def parameters(make: Callable[[], torch.nn.Module], dtype: torch.dtype) -> torch.nn.Module:
-    """The network `make` makes, in `dtype` on the meta device: its parameters have shapes and no contents."""
+def parameters(make: Callable[[], torch.nn.Module], dtype: torch.dtype) -> Any:
+    """Return the network that `make` gives, in `dtype` on the meta device: its parameters have shapes, no contents."""
     with torch.device("meta"):
         return torch.nn.Module.to(make(), dtype).requires_grad_(False).eval()  # diffusers' own `to` warns
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Bytes of a network's weights: all of them, its stacks of blocks in the order they work, what is in no block."""
+    """Bytes of a network's weights.
+
+    Attributes:
+        total: Of all of them.
+        stacks: Of each block in each stack of blocks, in the order in which they work.
+        largest: Of the largest linear layer in the dtype it computes in: a quantised one is unpacked to that.
+    """
 
     total: int
     stacks: tuple[tuple[int, ...], ...]
-    largest: int = 0  # of the linear layers, in the dtype it computes in: what a quantised one unpacks
+    largest: int = 0
 
     @property
     def rest(self) -> int:
+        """Bytes of what is in no block."""
         return self.total - sum(map(sum, self.stacks))
 
     @property
     def streamed(self) -> tuple[int, ...]:
-        """What is on the GPU at most while blocks come and go: one that works, the next, and what is in no block.
-        While each of the stacks works, and while none does."""
+        """Peak bytes on the GPU while blocks are streamed: one at work, the next, and what is in no block.
+
+        One number for each stack while it works, and one for the time when none does.
+        """
         blocks = [block for stack in self.stacks for block in stack]
         pairs = iter(map(sum, zip(blocks, (*blocks[1:], 0))))
         return *(self.rest + max(next(pairs) for _ in stack) for stack in self.stacks), self.rest
@@ -63,19 +75,24 @@ class Weights:
 
 @functools.lru_cache(64)
 def weights(configs: Configs, network: str, number: float, linear: float | None = None, skip: tuple = ()) -> Weights:
-    """Bytes of one of the configs' networks.
+    """Count the bytes of a network.
 
-    number: bytes of a weight.  linear: bytes of a weight of a quantised linear layer, None: not quantised.
-    skip: linear layers whose name holds one of these words stay as they are.
+    Args:
+        configs: The model's.
+        network: A field of `Configs`.
+        number: Bytes of a weight.
+        linear: Bytes of a weight of a quantised linear layer; None without quantisation.
+        skip: Linear layers whose name holds one of these words are not quantised.
     """
     model = configs.make(network)
 
     def size(prefix: str, module: torch.nn.Module) -> int:
         total = 0
         for name, layer in module.named_modules(prefix=prefix):
-            quantised = linear and isinstance(layer, torch.nn.Linear) and not any(word in name for word in skip)
+            plain = not isinstance(layer, torch.nn.Linear) or any(word in name for word in skip)
+            linear_weight = number if linear is None or plain else linear
             for key, tensor in (*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)):
-                total += math.ceil(tensor.numel() * (linear if quantised and key == "weight" else number))
+                total += math.ceil(tensor.numel() * (linear_weight if key == "weight" else number))
         return total
 
     stacks = [(name, child) for name, child in model.named_children() if isinstance(child, torch.nn.ModuleList)]
@@ -86,7 +103,7 @@ def weights(configs: Configs, network: str, number: float, linear: float | None 
 
 @dataclass(frozen=True)
 class Configs:
-    """The configurations of a model's networks, as items, so that results can be kept."""
+    """The configurations of a model's networks, as tuples of items, which caches can hash."""
 
     text_encoder: tuple
     text_encoder_2: tuple
@@ -95,23 +112,25 @@ class Configs:
 
     @classmethod
     def of(cls, model) -> Configs:
-        """Of what `load` takes, 'hunyuan', whose files need not be there, among it, or of loaded Models.
+        """Return a model's configurations.
 
-        Raises UserError for an unknown name and a folder without them.
+        Args:
+            model: What `load` takes, or loaded Models. 'hunyuan' is known without its files.
+
+        Raises:
+            UserError: There is no such model, or its folder lacks a configuration.
         """
-        from ..hunyuan.files import locate, read_json  # here: models needs this package itself
-
         if model == "hunyuan":
-            found = (LLAMA, CLIP, _defaults(HunyuanVideoTransformer3DModel), _defaults(AutoencoderKLHunyuanVideo))
+            configs = (LLAMA, CLIP, _defaults(HunyuanVideoTransformer3DModel), _defaults(AutoencoderKLHunyuanVideo))
         else:
             folder = getattr(model, "folder", None) or locate(model, None)[0]
             names = [field.name for field in dataclasses.fields(cls)]
-            found = (read_json(folder / name / "config.json") for name in names)
-        return cls(*map(_items, found))
+            configs = (read_json(folder / name / "config.json") for name in names)
+        return cls(*map(_items, configs))
 
     def make(self, network: str) -> torch.nn.Module:
-        """A network on the meta device, in float32."""
-        return _made(network, getattr(self, network))
+        """Return a network on the meta device, in float32."""
+        return _network(network, getattr(self, network))
 
 
 def _defaults(network: type) -> dict:
@@ -121,19 +140,19 @@ def _defaults(network: type) -> dict:
 
 
 def _items(config: dict) -> tuple:
-    """What can be compared and hashed of a configuration; nested dicts (of rotary angles) weigh nothing."""
+    """What can be hashed of a configuration; nested dicts (of rotary angles) change no size."""
     plain = {key: tuple(v) if isinstance(v, list) else v for key, v in config.items() if not key.startswith("_")}
     return tuple((key, value) for key, value in plain.items() if not isinstance(value, dict))
 
 
 @functools.lru_cache(16)
-def _made(network: str, config: tuple) -> torch.nn.Module:
+def _network(network: str, config: tuple) -> torch.nn.Module:
     # lists again, which some releases of transformers insist on: they were tuples only to be hashed
-    config = {key: list(value) if isinstance(value, tuple) else value for key, value in config}
+    settings: dict[str, Any] = {key: list(value) if isinstance(value, tuple) else value for key, value in config}
     kinds = {
-        "text_encoder": lambda: LlamaModel(LlamaConfig.from_dict(config)),
-        "text_encoder_2": lambda: CLIPTextModel(CLIPTextConfig.from_dict(config)),
-        "transformer": lambda: HunyuanVideoTransformer3DModel(**config),
-        "vae": lambda: AutoencoderKLHunyuanVideo(**config),
+        "text_encoder": lambda: LlamaModel(LlamaConfig.from_dict(settings)),
+        "text_encoder_2": lambda: CLIPTextModel(CLIPTextConfig.from_dict(settings)),
+        "transformer": lambda: HunyuanVideoTransformer3DModel(**settings),
+        "vae": lambda: AutoencoderKLHunyuanVideo(**settings),
     }
     return parameters(kinds[network], torch.float32)

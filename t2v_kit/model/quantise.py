@@ -1,13 +1,14 @@
-"""What int8 and nf4 do to numbers, to layers and to a model, on any machine: bitsandbytes' own code on the CPU.
+"""The effect of int8 and nf4 on numbers, layers and a model, on any machine: bitsandbytes' own code on the CPU.
 
-diffusers loads what bitsandbytes quantises on a GPU only. Here a model that is loaded gets the same layers: int8 by
-bitsandbytes' Linear8bitLt itself, and nf4 by rounding the weights to what Linear4bit unpacks before it multiplies.
+diffusers loads models that are quantised by bitsandbytes on a GPU only. Here a loaded model gets the same layers: int8
+by bitsandbytes' Linear8bitLt itself, nf4 by rounding the weights to the values that Linear4bit multiplies with.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import logging
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,21 @@ HOWS = ("int8", "nf4")
 
 
 def code_book(how: str) -> np.ndarray:
-    """The values that a number may take, from -1 to 1, times its scale: 255 of int8, 16 of nf4. Rising float32."""
+    """Return the values that a quantised number can have, before they are multiplied by its scale.
+
+    Args:
+        how: 'int8' or 'nf4'.
+
+    Returns:
+        Rising float32 from -1 to 1: 255 values of int8, 16 of nf4.
+
+    Raises:
+        UserError: `how` is neither.
+
+    Example:
+        >>> len(code_book("nf4"))
+        16
+    """
     if _checked(how) == "int8":
         return np.arange(-127, 128, dtype=np.float32) / 127
     from bitsandbytes.functional import get_4bit_type
@@ -31,10 +46,20 @@ def code_book(how: str) -> np.ndarray:
 
 
 def round_trip(weight: torch.Tensor, how: str) -> torch.Tensor:
-    """A weight (rows, columns) as it comes back from int8 or nf4, in its own dtype.
+    """Quantise a weight and restore it.
 
     int8: the largest magnitude of each row becomes 127 (arXiv:2208.07339). nf4: that of each 64 numbers becomes 1,
     and each number the nearest of 16 levels that a normal distribution fills evenly (arXiv:2305.14314).
+
+    Args:
+        weight: (rows, columns).
+        how: 'int8' or 'nf4'.
+
+    Returns:
+        The same shape and dtype.
+
+    Raises:
+        UserError: `how` is neither.
     """
     from bitsandbytes import functional
 
@@ -46,7 +71,18 @@ def round_trip(weight: torch.Tensor, how: str) -> torch.Tensor:
 
 
 def layer_errors(network: torch.nn.Module, how: str) -> dict[str, float]:
-    """By name of every linear layer: how far its weights move, |rounded - weight| / |weight| (Euclidean norms)."""
+    """Measure how far quantisation moves the weights of every linear layer.
+
+    Args:
+        network: Its `torch.nn.Linear` layers are measured.
+        how: 'int8' or 'nf4'.
+
+    Returns:
+        By name of the layer, |rounded - weight| / |weight| (Euclidean norms).
+
+    Raises:
+        UserError: `how` is neither.
+    """
     errors = {}
     for name, layer in network.named_modules():
         if isinstance(layer, torch.nn.Linear):
@@ -57,13 +93,19 @@ def layer_errors(network: torch.nn.Module, how: str) -> dict[str, float]:
 
 @torch.random.fork_rng(devices=[])  # new layers draw weights before they get those of the old ones
 def quantised(models: Models, how: str) -> Models:
-    """The same model with a quantised transformer: every linear layer, as diffusers' loader takes them.
+    """Return the same model with a quantised transformer: every linear layer, as diffusers' loader does it.
 
-    how: 'int8' or 'nf4'. The given models stay as they are; everything but the transformer is shared. For models
-    loaded without a memory plan, on the CPU; on a GPU, `load(memory=Plan(...))` saves the memory as well.
+    The given models stay as they are, and share everything but the transformer with the new ones.
+
+    Args:
+        models: Loaded on the CPU without a memory plan. On a GPU, `load(memory=Plan(...))` saves memory as well.
+        how: 'int8' or 'nf4'.
+
+    Raises:
+        UserError: `how` is neither.
     """
     old = models.pipe.transformer
-    new = HunyuanVideoTransformer3DModel.from_config(old.config)
+    new: Any = HunyuanVideoTransformer3DModel.from_config(old.config)
     torch.nn.Module.to(new, old.dtype)  # diffusers' own `to` warns of modules to keep in float32, even of none
     new.load_state_dict(old.state_dict())
     for name, layer in list(new.named_modules()):
@@ -71,22 +113,33 @@ def quantised(models: Models, how: str) -> Models:
             parent, _, own = name.rpartition(".")
             setattr(new.get_submodule(parent), own, linear(layer, how))
     skip_full_masks(new.eval().to(models.device))
-    pipe = HunyuanVideoPipeline(**(models.pipe.components | {"transformer": new}))
+    components: dict[str, Any] = models.pipe.components | {"transformer": new}
+    pipe = HunyuanVideoPipeline(**components)
     return dataclasses.replace(models, pipe=pipe)
 
 
 def linear(layer: torch.nn.Linear, how: str) -> torch.nn.Linear:
-    """A layer that multiplies like bitsandbytes' int8, or with weights that have been to nf4 and back."""
+    """Return a layer that multiplies like bitsandbytes' int8, or with weights that were quantised to nf4 and restored.
+
+    Args:
+        layer: For nf4, it is changed itself.
+        how: 'int8' or 'nf4'.
+
+    Raises:
+        UserError: `how` is neither.
+    """
     if _checked(how) == "nf4":
         layer.weight.data = round_trip(layer.weight.data, "nf4")
         return layer
     from bitsandbytes.nn import Linear8bitLt
 
-    # It would say at every call that it rounds to float16 on the way to 8 bits.
+    # Otherwise it warns at every call that it rounds to float16 on the way to 8 bits.
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
-    made = Linear8bitLt(layer.in_features, layer.out_features, layer.bias is not None, has_fp16_weights=False)
-    made.load_state_dict(layer.state_dict())
-    return made.to(layer.weight.device)  # here the weights become 8 bits
+    quantised_layer = Linear8bitLt(
+        layer.in_features, layer.out_features, layer.bias is not None, has_fp16_weights=False
+    )
+    quantised_layer.load_state_dict(layer.state_dict())
+    return quantised_layer.to(layer.weight.device)  # here the weights become 8 bits
 
 
 def _checked(how: str) -> str:

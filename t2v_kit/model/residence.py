@@ -57,7 +57,9 @@ class Residence:
         self._loaded: set[str] = set()
         self._root_groups: dict[str, ModuleGroup] = {}
         index = json.loads((self.folder / "model_index.json").read_text("utf-8"))
-        self.kinds = {name: getattr(importlib.import_module(index[name][0]), index[name][1]) for name in STAGE}
+        self.kinds: dict[str, Any] = {
+            name: getattr(importlib.import_module(index[name][0]), index[name][1]) for name in STAGE
+        }
         self.parts = {name: self._skeleton(name) for name in STAGE}
         self._hooks = {name: self._hook(name) for name in STAGE}
 
@@ -133,7 +135,8 @@ class Residence:
 
     def _skeleton(self, name: str) -> torch.nn.Module:
         """The network without weights."""
-        kind, folder = self.kinds[name], self.folder / name
+        kind: Any = self.kinds[name]
+        folder = self.folder / name
         with torch.device("meta"):
             if issubclass(kind, ModelMixin):
                 network = kind.from_config(kind.load_config(folder, local_files_only=True))

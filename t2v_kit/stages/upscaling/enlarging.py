@@ -1,7 +1,7 @@
-"""Stage 4: a video made larger by Real-ESRGAN: an array, a stream of frames, or a file of any length.
+"""Stage 4: enlarge a video by Real-ESRGAN: an array, a stream of frames, or a file of any length.
 
-The official tool enlarges frame by frame. Here whole batches go through the network (net.py), on a CPU a
-frame to each core; which networks there are is told in files.py.
+The official tool enlarges frame by frame. Here whole batches go through the network (`network`), on a CPU one frame on
+each core; `weights` lists the networks.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ...atomic import write_whole
-from ...errors import UserError, give_note
+from ...errors import UserError, give_note, is_whole
 from ...memory.machine import pick_device
 from ...video.files import read_metadata, video_reader, video_writer
 from .network import enlarge_or_none, halved, prepare, share_cores
@@ -42,33 +42,42 @@ def upscale(
     progress: bool = True,
     denoise_strength: float | None = None,
 ) -> np.ndarray:
-    """Enlarge a video: `(T, H, W, 3)` uint8 in, `(T, round(H * scale), round(W * scale), 3)` uint8 out.
-
-    Grey `(T, H, W, 1)` comes out grey; of `(T, H, W, 4)` the fourth channel, how opaque a pixel is, is enlarged by
-    bicubic interpolation. Any number of frames, any size from one pixel on.
-    model: "pocket", or "pocket-wdn", which keeps noise; one of Real-ESRGAN's published files, fetched once and
-        its SHA-256 checked ("RealESRGAN_x4plus", "RealESRGAN_x2plus", "RealESRGAN_x4plus_anime_6B",
-        "realesr-animevideov3", "realesr-general-x4v3", "realesr-general-wdn-x4v3"); or the path of such a file
-        (.pth or .safetensors).
-    scale: the enlargement, 1 to 16; where it is not the network's own, its output is resized (antialiased
-        bicubic).
-    dtype: "auto" is float16 on a GPU, and on a CPU bfloat16 if the processor computes in it, else float32.
-        float32 gives `RealESRGANer`'s frames within 1 level of 255; bfloat16 rounds to 3 digits in every layer.
-    tile: side of the square tiles in input pixels, a multiple of 8; 0 for none; "auto" cuts only huge frames.
-        Tiles of a compact network give the untiled frame. RRDBNet sees, in theory, further than the 64 pixels that
-        it is shown around a tile: with random weights its tiles stayed within 1 level of 255.
-    batch: frames at work together; "auto" fits them to the device: about a million pixels, and on a CPU at most
-        a frame for each of PyTorch's threads.
-    device: None is the first GPU, or the CPU where there is none.
-    denoise_strength: 0 (noise is kept) to 1 (it is taken away), for "pocket" and "realesr-general-x4v3", which
-        have a second network to be mixed with; None is the named network alone, the same as 1.
+    """Enlarge a video.
 
     When the GPU's memory does not suffice, `batch` is halved, then `tile`, given or not, and one warning says
     what worked.
 
-    Raises UserError for an unknown upscaler, a file that is none, is damaged or can't be fetched, for a video,
-    scale, dtype, tile, batch, device or denoise_strength that breaks the rules above, and when the smallest tile
-    is still too large for the GPU.
+    Args:
+        video: `(T, H, W, 3)` uint8: any number of frames, any size from one pixel on. With 1 channel, grey; with 4, the
+            last is opacity, which is enlarged by bicubic interpolation.
+        model: "pocket", or "pocket-wdn", which keeps noise; one of Real-ESRGAN's published files, fetched once and its
+            SHA-256 checked ("RealESRGAN_x4plus", "RealESRGAN_x2plus", "RealESRGAN_x4plus_anime_6B",
+            "realesr-animevideov3", "realesr-general-x4v3", "realesr-general-wdn-x4v3"); or the path of such a file
+            (.pth or .safetensors).
+        scale: The enlargement, 1 to 16. Where it is not the network's own, the network's output is resized (antialiased
+            bicubic).
+        dtype: "auto" is float16 on a GPU, and on a CPU bfloat16 if processor and network compute in it, else float32.
+            float32 gives `RealESRGANer`'s frames within 1 level of 255; bfloat16 rounds to 3 digits in every layer.
+        tile: Side of the square tiles in input pixels, a multiple of 8; 0 for none; "auto" cuts only huge frames.
+            Tiles of a compact network give the untiled frame. RRDBNet's receptive field exceeds, in theory, the 64
+            pixels of overlap: with random weights its tiles stayed within 1 level of 255.
+        batch: Frames at a time. "auto" fits them to the device: about a million pixels, and on a CPU at most one frame
+            for each of PyTorch's threads.
+        device: None is the first GPU, or the CPU where there is none.
+        progress: Whether to show a progress bar.
+        denoise_strength: 0 (noise is kept) to 1 (noise is removed), for "pocket" and "realesr-general-x4v3", which are
+            mixed with a second network; None is the named network alone, the same as 1.
+
+    Returns:
+        `(T, round(H * scale), round(W * scale), channels)` uint8, with as many channels as `video`.
+
+    Raises:
+        UserError: The upscaler is unknown, damaged or cannot be fetched, an argument breaks the rules above, or the
+            smallest tile is still too large for the GPU.
+
+    Example:
+        >>> upscale(np.zeros((2, 16, 24, 3), np.uint8), scale=2, progress=False).shape
+        (2, 32, 48, 3)
     """
     _check_video(video)
     frames = upscale_frames(video, model, scale, dtype, tile, batch, device, progress, denoise_strength)
@@ -90,10 +99,18 @@ def upscale_frames(
     denoise_strength: float | None = None,
     planes: bool = False,
 ) -> Iterator[np.ndarray]:
-    """`upscale` as a stream: `(H, W, C)` uint8 frames of one shape in, enlarged ones out, one batch in memory.
+    """Enlarge a stream of frames, with one batch in memory at a time.
 
-    The options are those of `upscale`; mistakes in them are raised here, not at the first frame.
-    planes: the enlarged frames of `(H, W, 3)` come out as `planes.as_planes` makes them, for a `PlaneWriter`.
+    Args:
+        frames: `(H, W, C)` uint8 frames of one shape, with 1, 3 or 4 channels as in `upscale`.
+        model, scale, dtype, tile, batch, device, progress, denoise_strength: As in `upscale`.
+        planes: Whether the enlarged frames come as `planes.as_planes` returns them, for a `PlaneWriter`.
+
+    Returns:
+        An iterator of enlarged frames, `(round(H * scale), round(W * scale), C)` uint8.
+
+    Raises:
+        UserError: As `upscale`: for options here, for frames at the frame.
     """
     _check_options(scale, tile, batch)
     device = pick_device(device)
@@ -105,14 +122,24 @@ def upscale_frames(
 def upscale_file(
     source: str | Path, target: str | Path, model: str | Path = "pocket", scale: float = 4, **options
 ) -> Path:
-    """Enlarge a video file into an MP4 (H.264), with the memory of one batch however long it is; gives its path.
+    """Enlarge a video file of any length into an MP4 (H.264), with one batch of frames in memory at a time.
 
-    Every frame comes through once, at the source's rate. What `read_metadata` finds in the source is carried over,
-    with what was done to it under "enlarged". Sound is not. The file gets its name when it is whole.
-    options: `dtype`, `tile`, `batch`, `device`, `progress`, `denoise_strength` of `upscale`.
+    Every frame is enlarged once, at the source's rate. The metadata that `read_metadata` finds in the source is copied,
+    with the upscaler and the scale added under "enlarged". Sound is not copied. The target appears once it is whole.
 
-    Raises UserError for what `upscale` does, for a source that is no video, and where height or width would come out
-    odd, which H.264 as browsers play it can't store.
+    Args:
+        source: The video file.
+        target: The file to write; it may be the source.
+        model: As in `upscale`.
+        scale: As in `upscale`.
+        options: `dtype`, `tile`, `batch`, `device`, `progress`, `denoise_strength` of `upscale`.
+
+    Returns:
+        The target's path.
+
+    Raises:
+        UserError: As `upscale`; the source is no video; or height or width would be odd, which H.264 as browsers
+            play it cannot store.
     """
     target = Path(target)
     _check_scale(scale)
@@ -136,16 +163,16 @@ def upscale_file(
 def _carried(source: str | Path) -> dict:
     try:
         return read_metadata(source)
-    except UserError:  # a video from elsewhere says nothing, which is no mistake here
+    except UserError:  # a video of another program has no metadata of ours, which is no mistake here
         return {}
 
 
 def _ahead(frames: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-    """The same frames, the next one made by a thread while the last one is being written."""
+    """The same frames; a thread computes the next one while the last one is being written."""
     with ThreadPoolExecutor(1) as thread:
-        coming = thread.submit(next, frames, None)
-        while (frame := coming.result()) is not None:
-            coming = thread.submit(next, frames, None)
+        following = thread.submit(next, frames, None)
+        while (frame := following.result()) is not None:
+            following = thread.submit(next, frames, None)
             yield frame
 
 
@@ -185,8 +212,9 @@ def _stream(net, frames, scale, tile, batch, progress, finish) -> Iterator[np.nd
 def _like(first: np.ndarray, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     for frame in frames:
         if frame.shape != first.shape or frame.dtype != np.uint8:
-            got = f"{frame.shape} {frame.dtype}"
-            raise UserError(f"every frame must be {first.shape} uint8 like the first, but one is {got}")
+            raise UserError(
+                f"every frame must be {first.shape} uint8 like the first, but one is {frame.shape} {frame.dtype}"
+            )
         yield frame
 
 
@@ -203,14 +231,15 @@ def _check_video(video) -> None:
 
 
 def _check_scale(scale) -> None:
-    if isinstance(scale, bool) or not isinstance(scale, Real) or not 1 <= scale <= MAX_SCALE:
-        near = MAX_SCALE if isinstance(scale, Real) and scale > MAX_SCALE else 4
+    number = float(scale) if isinstance(scale, Real) and not isinstance(scale, bool) else float("nan")
+    if not 1 <= number <= MAX_SCALE:
+        near = MAX_SCALE if number > MAX_SCALE else 4
         raise UserError(f"scale={scale!r} must be a number from 1 to {MAX_SCALE}: try {near}")
 
 
 def _check_options(scale, tile, batch) -> None:
     _check_scale(scale)
-    if tile not in (None, "auto") and (not isinstance(tile, int) or tile < 0 or tile % 8 or isinstance(tile, bool)):
+    if tile not in (None, "auto") and (not is_whole(tile) or tile < 0 or tile % 8):
         raise UserError(f"tile={tile!r} must be 'auto', a multiple of 8 input pixels, or 0 for none: try {_TILE}")
-    if batch not in (None, "auto") and (not isinstance(batch, int) or batch < 1 or isinstance(batch, bool)):
+    if batch not in (None, "auto") and (not is_whole(batch) or batch < 1):
         raise UserError(f"batch={batch!r} must be 'auto' or a whole number of frames, at least 1: try 1")

@@ -1,4 +1,4 @@
-"""A batch of frames through an upscaling network: precision, tiles, cores, and less at once when memory is short."""
+"""Run frames through an upscaling network: precision, tiles, cores, and smaller batches where memory is short."""
 
 from __future__ import annotations
 
@@ -28,9 +28,26 @@ _GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601, as OpenCV, and so the official to
 
 
 def prepare(net: ImageModelDescriptor, dtype: str, device: torch.device) -> ImageModelDescriptor:
-    """The network on its device, in its dtype, channels last. Raises UserError where the dtype is not for it."""
-    net.to(device, _choose_dtype(dtype, device, net))
-    net.model.to(memory_format=torch.channels_last)
+    """Move the network to its device in its dtype, channels last.
+
+    Args:
+        net: As `load_upscaler` returns it; it is changed itself.
+        dtype: One of `DTYPES`.
+        device: Where it will compute.
+
+    Returns:
+        The same network.
+
+    Raises:
+        UserError: The dtype is unknown, or the network does not compute in it on this device.
+    """
+    chosen = _choose_dtype(dtype, device, net)
+    net.to(device, chosen)
+    net.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if chosen != torch.float32 and (reason := _failure(net)):
+        if str(dtype) != "auto":
+            raise UserError(f"dtype={dtype!r} is not for {net.architecture.name} ({reason}): use 'float32' or 'auto'")
+        net.to(device, torch.float32)
     return net
 
 
@@ -42,11 +59,21 @@ def enlarge_or_none(
     workers: Executor | None = None,
     finish: Callable[[torch.Tensor], np.ndarray] | None = None,
 ) -> np.ndarray | None:
-    """`(B, H, W, C)` uint8 to `(B, *target, C)` uint8, or None where the GPU's memory does not suffice.
+    """Enlarge a batch of frames; None where the GPU's memory does not suffice.
 
-    tile: see `tiled`.  workers: threads that take one frame each (see `share_cores`); None is one batch.
-    finish: what makes the result of `(B, C, *target)` in [0, 1], which it may overwrite, instead.
-    Raises UserError when the network's pixels are no numbers.
+    Args:
+        net: As `prepare` returns it.
+        frames: `(B, H, W, C)` uint8.
+        target: Height and width of the result.
+        tile: As in `tiled`.
+        workers: Threads that take one frame each (see `share_cores`); None takes one batch.
+        finish: Converts `(B, C, *target)` in [0, 1], which it may overwrite, to the result; by default to uint8 frames.
+
+    Returns:
+        `(B, *target, C)` uint8, or what `finish` returns.
+
+    Raises:
+        UserError: The network's pixels are not finite numbers.
     """
     try:
         if workers is None:
@@ -54,13 +81,22 @@ def enlarge_or_none(
         one = functools.partial(_enlarge, net, target=target, tile=tile, finish=finish or _as_frames)
         return np.concatenate(list(workers.map(one, frames[:, None])))
     except torch.OutOfMemoryError:
-        pass  # as long as the error lives, so do the tensors of the layers it went through
+        pass  # the cache is emptied below: while the error exists, it holds the tensors of the layers that it passed
     torch.cuda.empty_cache()
     return None
 
 
 def halved(batch: int, tile: int, side: int) -> tuple[int, int]:
-    """Batch and tile that need about half the memory or less; `side` is the frame's longer one."""
+    """Return a batch and a tile that need about half the memory or less.
+
+    Args:
+        batch: Frames at a time.
+        tile: In input pixels; 0 for none.
+        side: The frame's longer side.
+
+    Raises:
+        UserError: There is nothing smaller.
+    """
     if batch > 1:
         return batch // 2, tile
     now = min(tile or side, side)
@@ -72,10 +108,10 @@ def halved(batch: int, tile: int, side: int) -> tuple[int, int]:
 
 @contextlib.contextmanager
 def share_cores(frames: int) -> Iterator[Executor | None]:
-    """Threads for at most `frames` frames at a time, among which PyTorch's own threads are divided; None for one.
+    """Give threads for at most `frames` frames at a time, among which PyTorch's own threads are divided; None for one.
 
-    A core with a frame of its own waits for nobody. Threads that share a frame wait for the slowest after every layer,
-    which costs most on a busy machine and on small frames.
+    Threads that share a frame wait for the slowest after every layer, which costs most on a busy machine and on small
+    frames. A core with a frame of its own does not wait.
     """
     threads = torch.get_num_threads()
     count = min(frames, threads)
@@ -120,7 +156,16 @@ def _resized(pixels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 
 
 def tiled(net: ImageModelDescriptor, pixels: torch.Tensor, tile: int) -> torch.Tensor:
-    """The network on `(B, 3, H, W)` in [0, 1], in tiles of `tile` input pixels (0: whole); it sees around them too."""
+    """Run the network in tiles, each with some pixels around it (`overlap`).
+
+    Args:
+        net: The network.
+        pixels: `(B, 3, H, W)` in [0, 1].
+        tile: Side of a tile in input pixels; 0 for none.
+
+    Returns:
+        `(B, 3, H * net.scale, W * net.scale)`.
+    """
     batch, _, height, width = pixels.shape
     if not tile or tile >= max(height, width):
         return net(pixels)
@@ -137,7 +182,7 @@ def tiled(net: ImageModelDescriptor, pixels: torch.Tensor, tile: int) -> torch.T
 
 
 def overlap(net: ImageModelDescriptor) -> int:
-    """Input pixels that the network is shown around a tile: as far as it sees, up to MAX_OVERLAP; whole eights."""
+    """Return how many input pixels the network gets around a tile: as far as it sees, in eights, up to MAX_OVERLAP."""
     convolutions = [m for m in net.model.modules() if isinstance(m, torch.nn.Conv2d) and m.kernel_size[0] > 1]
     return min(-(-len(convolutions) // 8) * 8, MAX_OVERLAP)
 
@@ -157,6 +202,18 @@ def _choose_dtype(dtype: str, device: torch.device, net) -> torch.dtype:
     if not supported[name]:
         raise UserError(f"dtype={dtype!r} is not for {net.architecture.name}: use 'float32' or 'auto'")
     return getattr(torch, name)
+
+
+@torch.inference_mode()
+def _failure(net) -> str | None:
+    """Why the network cannot compute in its dtype, by trial: spandrel's flags name dtypes in which some do not."""
+    try:
+        net(torch.zeros(1, net.input_channels, 16, 16, dtype=net.dtype, device=net.device))
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        return " ".join(str(error).split())[:200]
+    return None
 
 
 def _cpu_has_bfloat16() -> bool:

@@ -1,4 +1,4 @@
-"""A remedy for the flicker of an upscaler that looks at one frame at a time."""
+"""Reduce the flicker of an upscaler that sees one frame at a time."""
 
 from __future__ import annotations
 
@@ -8,19 +8,29 @@ import torch.nn.functional as F
 
 from ...errors import UserError
 
-_WINDOW = 5  # pixels of the small video over which its change is averaged, so that noise is told from motion
-_AROUND = 2  # pixels around what moves that count as moving too: the network looks around as well
+_WINDOW = 5  # pixels of the small video over which its change is averaged, to distinguish motion from noise
+_AROUND = 2  # pixels around motion that count as moving too: a pixel changes what the network makes of its neighbours
 
 
 def steady(enlarged: np.ndarray, video: np.ndarray, tolerance: float = 8.0, keep: float = 0.8) -> np.ndarray:
-    """The enlarged video with what stands still held still: `(T, H', W', 3)` uint8.
+    """Reduce flicker where an enlarged video stands still.
 
-    Where `video`, which it was enlarged from, changes on average by less than `tolerance` levels of 255 to the next
-    frame, that is noise rather than motion, and the enlarged frame is mixed with the one before: `keep` of what was
-    shown so far. This is a recursive filter, so noise falls by sqrt((1 - keep) / (1 + keep)), a third at 0.8. What
-    moves is left alone, and keeps its flicker. The price: a change fainter than `tolerance`, such as a cloud that
-    drifts, lags behind by a few frames.
-    Raises UserError when the two differ in their number of frames, or a number is out of range.
+    A pixel of the small video that changes by less than `tolerance` from one frame to the next shows noise rather than
+    motion. There, the enlarged frame is mixed with the result before it. This is a recursive filter: noise falls to
+    sqrt((1 - keep) / (1 + keep)), a third at 0.8. Moving parts stay as they are, flicker included. The price: a change
+    fainter than `tolerance`, such as a drifting cloud, lags behind by a few frames.
+
+    Args:
+        enlarged: `(T, H', W', 3)` uint8.
+        video: `(T, H, W, 3)` uint8, from which it was enlarged.
+        tolerance: Levels of 255, the mean over 5x5 pixels; above 0.
+        keep: The share of the result before, from 0 to below 1.
+
+    Returns:
+        `(T, H', W', 3)` uint8.
+
+    Raises:
+        UserError: The two differ in their number of frames, or a number is out of range.
     """
     if len(enlarged) != len(video):
         raise UserError(f"steady needs the video that was enlarged: {len(enlarged)} frames came from {len(video)}")

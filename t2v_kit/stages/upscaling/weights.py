@@ -1,4 +1,4 @@
-"""Where an upscaler's weights lie: pocket's beside this file, Real-ESRGAN's in its releases, any other on disk.
+"""Find and read an upscaler's weights: pocket's in the package, Real-ESRGAN's in its releases, any other on disk.
 
 spandrel reads them: it recognises Real-ESRGAN's two architectures by their keys, RRDBNet (x4plus, x2plus, anime_6B) and
 the compact SRVGGNet (animevideov3, general-x4v3, pocket).
@@ -29,10 +29,17 @@ SHIPPED = {"pocket": _SHIPPED / "pocket_x4.safetensors", "pocket-wdn": _SHIPPED 
 
 
 class Published(NamedTuple):
-    """A file in a release: its address, and the SHA-256 (hex) without which it is not read."""
+    """A file in a release.
+
+    Attributes:
+        address: Its URL.
+        sha256: The SHA-256 (hex) that it must have to be read.
+    """
 
     address: str
     sha256: str
+
+
 _RELEASES = "https://github.com/xinntao/Real-ESRGAN/releases/download"
 
 #: Real-ESRGAN's published weights by name, as its README and `inference_realesrgan.py` list them.
@@ -55,16 +62,24 @@ PAIRS = {"pocket": "pocket-wdn", "realesr-general-x4v3": "realesr-general-wdn-x4
 def load_upscaler(
     model: str | Path = "pocket", denoise_strength: float | None = None, progress: bool = True
 ) -> ImageModelDescriptor:
-    """Read an upscaler: spandrel's descriptor (`.model`, `.scale`, `.architecture`), float32 on the CPU.
+    """Read an upscaler.
 
-    model and denoise_strength are those of `upscale`. Only tensors are read from a .pth (`weights_only=True`):
-    a file can never run code; a published file is not read at all unless its SHA-256 is right. It is kept in
-    `torch.hub.get_dir()/checkpoints`.
+    Only tensors are read from a .pth (`weights_only=True`), so a file can never run code. A published file is kept in
+    `torch.hub.get_dir()/checkpoints`, and read only if its SHA-256 is right.
 
-    Raises UserError when the name is unknown or can't be fetched, denoise_strength is not from 0 to 1 or the
-    model has no pair for it, and when a file is damaged or holds no network that enlarges RGB pictures.
+    Args:
+        model: As in `upscale`.
+        denoise_strength: As in `upscale`.
+        progress: Whether to show what is fetched.
+
+    Returns:
+        spandrel's descriptor (`.model`, `.scale`, `.architecture`), float32 on the CPU.
+
+    Raises:
+        UserError: The name is unknown or cannot be fetched, denoise_strength is not from 0 to 1 or the model has no
+            pair for it, or a file is damaged or holds no network that enlarges RGB pictures.
     """
-    import spandrel  # over a second: only who enlarges waits for it
+    import spandrel  # takes over a second, and only enlarging needs it
 
     files = weight_files(model, denoise_strength, progress)
     names = " or ".join(repr(str(path)) for path, _ in files)
@@ -88,16 +103,21 @@ def load_upscaler(
 def weight_files(
     model: str | Path, denoise_strength: float | None = None, progress: bool = True
 ) -> list[tuple[Path, float]]:
-    """The files an upscaler is made of, each with its share of the weights; the shares add up to 1.
+    """Return the files of an upscaler, each with its share of the weights.
 
-    One file of share 1, except with 0 < denoise_strength < 1: then the two of a pair (`PAIRS`) with shares
-    denoise_strength and 1 - denoise_strength, as Real-ESRGAN's own tool mixes them.
-    model: a name in `SHIPPED` or `PUBLISHED`, or a path. What a published name needs is fetched first.
-    denoise_strength: 0 (the pair's noise-keeping network alone) to 1 (its denoising one alone), or None for
-        the network as it is named.
+    Args:
+        model: A name in `SHIPPED` or `PUBLISHED`, or a path. Published files are fetched first.
+        denoise_strength: 0 (the pair's noise-keeping network alone) to 1 (its denoising one alone), or None for the
+            named network.
+        progress: Whether to show what is fetched.
 
-    Raises UserError for an unknown name, a denoise_strength out of range or without a pair, and where a
-    published file can't be fetched or is not the published one.
+    Returns:
+        One file of share 1; with 0 < denoise_strength < 1, the two of a pair (`PAIRS`) with shares denoise_strength and
+        1 - denoise_strength, as Real-ESRGAN's own tool mixes them.
+
+    Raises:
+        UserError: The name is unknown, denoise_strength is out of range or the model has no pair, or a published file
+            cannot be fetched or is not the published one.
     """
     if not isinstance(model, (str, os.PathLike)):
         raise UserError(f"upscaler {model!r}: must be a name or the path of a {FILE}; 'pocket', or in generate 'none' "
@@ -114,12 +134,25 @@ def weight_files(
 
 
 def read_tensors(path: Path) -> dict:
-    """What a .safetensors or .pth holds, on the CPU; of a pickle only tensors and plain containers are read."""
+    """Return the contents of a .safetensors or .pth, on the CPU; of a pickle, only tensors and plain containers."""
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
 
         return load_file(path)
     return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def available_upscalers() -> list[str]:
+    """List the upscalers that work offline now: the shipped ones, and published files that were fetched earlier.
+
+    A published file counts when it is there; its SHA-256 is checked when it is read.
+    """
+    return [*SHIPPED, *(name for name in PUBLISHED if _cached(name).is_file())]
+
+
+def _cached(name: str) -> Path:
+    """Where a published file is kept: in torch.hub's cache."""
+    return Path(torch.hub.get_dir(), "checkpoints", Path(PUBLISHED[name].address).name)
 
 
 def _find(name: str, progress: bool) -> Path:
@@ -129,18 +162,18 @@ def _find(name: str, progress: bool) -> Path:
 def _fetch(name: str, published: Published, progress: bool) -> Path:
     """The published file in torch.hub's cache, fetched when it is missing there or not the published one."""
     address, sha256 = published
-    path = Path(torch.hub.get_dir(), "checkpoints", Path(address).name)
+    path = _cached(name)
     try:
         if path.is_file() and _sha256(path) == sha256:
             return path
         path.parent.mkdir(parents=True, exist_ok=True)
         if progress:
             print(f"fetching {address} to {path}", file=sys.stderr)
-        # Writes beside `path` and renames: what is broken off or has another SHA-256 never gets that name.
+        # Writes a temporary file and renames it: neither a part nor one of another SHA-256 gets that name.
         torch.hub.download_url_to_file(address, str(path), hash_prefix=sha256, progress=progress)
-    except (OSError, HTTPException) as error:  # no network, no such page, no room
+    except (OSError, HTTPException) as error:  # no network, no such page, no space left
         why = f"could not be fetched from {address} ({_line(error)})"
-    except RuntimeError as error:  # how torch.hub tells a wrong SHA-256
+    except RuntimeError as error:  # how torch.hub reports a wrong SHA-256
         why = f"was not loaded: what {address} gave is not the published file ({_line(error)})"
     else:
         return path
@@ -157,11 +190,12 @@ def _line(error: Exception) -> str:
 
 
 def _check_strength(name: str, strength: float) -> float:
-    if isinstance(strength, bool) or not isinstance(strength, Real) or not 0 <= strength <= 1:
-        near = 0 if isinstance(strength, Real) and strength < 0 else 1
+    number = float(strength) if isinstance(strength, Real) and not isinstance(strength, bool) else float("nan")
+    if not 0 <= number <= 1:
+        near = 0 if number < 0 else 1
         raise UserError(f"denoise_strength={strength!r} must be a number from 0 to 1: try {near}")
     if name not in PAIRS:
         pairs = " and ".join(repr(pair) for pair in PAIRS)
         raise UserError(f"denoise_strength={strength!r} needs a pair of networks, which only {pairs} have: "
                         f"leave it out (None) for {name!r}")  # fmt: skip
-    return float(strength)
+    return number
