@@ -361,14 +361,13 @@ class TestRuns:
 class TestThreads:
     def test_the_panel_counts_with_its_own_tokenizer(self, panel, tiny32):
         """Checking switches padding off for all users of a tokenizer: a run that pads must not share it."""
-        pipe = tiny32.pipe
-        copies = panel.controls.rules.pipe
-        assert copies.tokenizer is not pipe.tokenizer and copies.tokenizer_2 is not pipe.tokenizer_2
-        assert copies.tokenizer._tokenizer is not pipe.tokenizer._tokenizer
-        pipe.tokenizer._tokenizer.enable_padding(length=9)
-        before = copies.tokenizer._tokenizer.padding
+        for name in ("tokenizer", "tokenizer_2"):
+            own, users = panel.controls.rules.counter(name), (getattr(tiny32.pipe, name), tiny32.counter(name))
+            assert all(own is not other and own._tokenizer is not other._tokenizer for other in users)
+        shared = tiny32.pipe.tokenizer._tokenizer
+        shared.enable_padding(length=9)
         panel.controls.set(prompt="A red car.")
-        assert pipe.tokenizer._tokenizer.padding["length"] == 9 and copies.tokenizer._tokenizer.padding == before
+        assert shared.padding["length"] == 9 and panel.controls.rules.counter("tokenizer")._tokenizer.padding is None
 
     def test_settings_are_edited_while_prompts_are_encoded(self, panel, tiny32):
         """Two seconds of both at once: every encoding is whole, every verdict of the panel is the right one."""
@@ -399,10 +398,10 @@ class TestThreads:
         loads, gate = [], threading.Event()
         load = panel.engine.load
 
-        def slow(name, plan):
+        def slow(name, *how):
             gate.wait(60)
             loads.append(name)
-            return load(name, plan)
+            return load(name, *how)
 
         monkeypatch.setattr(panel.engine, "load", slow)
         panel.generate()

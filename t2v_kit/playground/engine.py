@@ -73,7 +73,8 @@ class Engine:
         self.memory = _choice("memory", _plans(models.memory, self._machine), why)
         upscalers = ["none", *SHIPPED, *PUBLISHED, _FILE]
         self.upscaler = _choice("upscaler", upscalers, "Real-ESRGAN's weights. Published files are fetched once.")
-        self.upscaler.value = "pocket"
+        # The model's own; where it is no name of the menu, none: the toy upscaler is made for cartoons alone.
+        self.upscaler.value = models.upscaler if models.upscaler in upscalers else "none"
         self.file = _path("file", "a Real-ESRGAN file, .pth or .safetensors")
         self.fields = {"model": Field(self.model), "folder": Field(self.folder), "memory": Field(self.memory)}
         self.fields |= {"upscaler": Field(self.upscaler), "file": Field(self.file)}
@@ -85,7 +86,9 @@ class Engine:
     @property
     def name(self) -> str:
         """The chosen model, as `load` takes it."""
-        return str(self.folder.value).strip() if self.model.value == _FOLDER else str(self.model.value)
+        if self.model.value != _FOLDER:
+            return str(self.model.value)
+        return str(Path(self.folder.value.strip()).expanduser().absolute())  # as a loaded model is named
 
     @property
     def upscale(self) -> str:
@@ -136,7 +139,7 @@ class Engine:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def load(self, name: str, plan: Plan | None) -> Models:
+    def load(self, name: str, plan: Plan | None, revision: str | None = None) -> Models:
         """Return this model under this plan, loaded unless it is already.
 
         Raises:
@@ -144,7 +147,7 @@ class Engine:
         """
         if self.models is None or not self.holds(name, plan):
             self.release()
-            self.models = load(name, memory=plan)
+            self.models = load(name, memory=plan, revision=revision)
             self.rules = Rules.of(self.models)
         return self.models
 

@@ -107,11 +107,12 @@ class Playground(widgets.VBox):
             folder = self.unfinished if folder is None else Path(folder).expanduser().absolute()
             if folder is None or self.running:
                 return
-            settings = read_record(folder)["settings"]
-            plan = settings.get("memory")
+            record = read_record(folder)
+            settings, plan = record["settings"], record["settings"].get("memory")
+            revision = record["made_with"].get("revision")
 
             def make(**watchers) -> Run:
-                models = self._load(settings["model"], None if plan is None else as_plan(plan))
+                models = self._load(settings["model"], None if plan is None else as_plan(plan), revision)
                 return resume(folder, model=models, **watchers)
 
             self._begin(make, folder, settings)
@@ -209,13 +210,13 @@ class Playground(widgets.VBox):
                 self.running = False
                 self._free()
 
-    def _load(self, name: str, plan: Plan | None) -> Models:
+    def _load(self, name: str, plan: Plan | None, revision: str | None = None) -> Models:
         """The model of a run, and the map for its previews. Another model is let go of first."""
         self._stage = "load"
         self.bars.update("load", 0, 1)
         if not self.engine.holds(name, plan):
             self.preview = None
-        models = self.engine.load(name, plan)
+        models = self.engine.load(name, plan, revision)
         self.preview = self.preview or Preview(models)
         self.preview.begin()
         self.bars.update("load", 1, 1)

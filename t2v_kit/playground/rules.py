@@ -23,8 +23,9 @@ class Rules:
 
     Attributes:
         name, source, defaults, template, trained_sizes, vocabulary: As in `Models`.
-        pipe: The parts of a pipeline that checks read: the tokenizers, the VAE's compression, the transformer's
-            dtype and a few entries of its config.
+        tokenizers: Copies of the two tokenizers.
+        pipe: The parts of a pipeline that checks read: the VAE's compression, the transformer's dtype and a few
+            entries of its config.
     """
 
     name: str
@@ -33,7 +34,12 @@ class Rules:
     template: Mapping[str, Any]
     trained_sizes: tuple[tuple[int, int, int], ...]
     vocabulary: frozenset[str] | None
+    tokenizers: Mapping[str, Any]
     pipe: Any
+
+    def counter(self, name: str) -> Any:
+        """A tokenizer for counting tokens, which nobody else uses; `name` is 'tokenizer' or 'tokenizer_2'."""
+        return self.tokenizers[name]
 
     @classmethod
     def of(cls, models: Models) -> Rules:
@@ -48,9 +54,8 @@ class Rules:
             template=MappingProxyType(dict(models.template)),
             trained_sizes=models.trained_sizes,
             vocabulary=models.vocabulary,
+            tokenizers={name: copy.deepcopy(models.counter(name)) for name in ("tokenizer", "tokenizer_2")},
             pipe=SimpleNamespace(
-                tokenizer=copy.deepcopy(pipe.tokenizer),
-                tokenizer_2=copy.deepcopy(pipe.tokenizer_2),
                 transformer=SimpleNamespace(config=config, dtype=transformer.dtype),
                 vae_scale_factor_spatial=pipe.vae_scale_factor_spatial,
                 vae_scale_factor_temporal=pipe.vae_scale_factor_temporal,
