@@ -80,7 +80,15 @@ def make_scheduler(models: Models, settings: Settings) -> Any:
 
 
 def sigma_schedule(models: Models, settings: Settings) -> torch.Tensor:
-    """Return the noise levels of a run: (num_inference_steps + 1,) float32 on the CPU, from 1 (noise) to 0 (video)."""
+    """Return the noise levels of a run, from 1 (noise) to 0 (video).
+
+    Args:
+        models: What `load` returned.
+        settings: With num_inference_steps and flow_shift, or None for the model's own.
+
+    Returns:
+        (num_inference_steps + 1,) float32 on the CPU.
+    """
     return make_scheduler(models, settings).sigmas.cpu()
 
 

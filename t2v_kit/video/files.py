@@ -177,6 +177,9 @@ def _whole_rate(fps: float) -> float:
 def read_metadata(path: str | Path) -> dict:
     """Return the metadata that `save_video` stored: prompt, seed, settings, versions and the hash of the weights.
 
+    Args:
+        path: A video file.
+
     Raises:
         UserError: The file is missing, is not a video, or carries no such metadata.
     """
