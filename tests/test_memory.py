@@ -242,6 +242,22 @@ def test_seconds_are_those_measured():
     assert row["seconds"] == 100
 
 
+@pytest.mark.parametrize(
+    ("gpu", "tflops"),
+    [("NVIDIA H100 80GB HBM3", 989), ("NVIDIA A100-SXM4-80GB", 312), ("NVIDIA GeForce RTX 4090", 165),
+     ("NVIDIA L4", 121), ("NVIDIA GeForce RTX 3090", 71), ("Tesla T4", 65)],
+)  # fmt: skip
+def test_seconds_of_other_cards_follow_their_data_sheets(gpu, tflops):
+    """Dense 16-bit TFLOP/s, of which the H200 that was measured has 989; the estimate says what it was scaled by."""
+    stages = ("encode", "denoise")
+    ours, others = (estimate(Plan(), Size(320, 512, 61), gpu=name, stages=stages) for name in ("NVIDIA H200", gpu))
+    for one, other in zip(ours.rows, others.rows):
+        assert other["seconds"] / one["seconds"] == pytest.approx(989 / tflops)
+        assert other["vram_gb"] == one["vram_gb"]
+    assert ours.seconds_are == "measured coefficients of an NVIDIA H200"
+    assert others.seconds_are == f"measured coefficients of an NVIDIA H200, scaled to {gpu}'s data sheet"
+
+
 def test_a_text_encoder_on_disk_takes_the_time_to_read_it():
     there, on_disk = (
         estimate(Plan(text_encoder=Part("float16", "none", offload)), Size(320, 512, 61), stages=("encode",)).rows[0]
@@ -311,6 +327,7 @@ def test_an_estimate_reads_and_draws():
     """A row a stage, and a picture that is redder where a bar crosses the card's line."""
     found = estimate(plan(12, 64, 544, 960, 61), Size(544, 960, 61))
     assert [row["stage"] for row in found.rows] == ["encode", "denoise", "decode"] and "denoise" in str(found)
+    assert f"{found.rows[1]['seconds']:.1f}" in str(found) and "unknown" not in str(found)
     fits, crosses = found.picture(24, 64), found.picture(2, 64)
     assert fits.dtype == np.uint8 and fits.ndim == 3
     red = [((p[..., 0] > 170) & (p[..., 1] < 90)).sum() for p in (fits, crosses)]

@@ -138,7 +138,7 @@ class Residence:
         kind: Any = self.kinds[name]
         folder = self.folder / name
         with torch.device("meta"):
-            if issubclass(kind, ModelMixin):
+            if bool(issubclass(kind, ModelMixin)):  # bool() keeps type checkers from narrowing Any
                 network = kind.from_config(kind.load_config(folder, local_files_only=True))
             else:
                 network = kind(kind.config_class.from_pretrained(folder, local_files_only=True))
