@@ -130,12 +130,14 @@ class Models:
             return network
 
     def release(self) -> None:
-        """Offload every network that model offload has put on the device, as the pipeline does after a call.
+        """Offload every network that model offload or the memory plan offloads, as the pipeline does after a call.
 
         Unlike pipe.maybe_free_model_hooks, it leaves step caches alone: a preview in the middle of a run must not
-        empty the run's cache. Without model offload nothing happens.
+        empty the run's cache. Without offloading nothing happens.
         """
         with self.lock:
+            if self.residence:
+                self.residence.release()
             self._offload(keep=[])
 
     def _offload(self, keep: list[torch.nn.Module]) -> None:
