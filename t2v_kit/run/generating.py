@@ -94,7 +94,7 @@ class Run:
 
 def generate(
     prompt: str,
-    model: str | os.PathLike | Models = "pocket",
+    model: str | Path | Models = "pocket",
     out: str | os.PathLike | None = None,
     upscale: str | os.PathLike | None = AUTO,
     seed: int = 0,
@@ -157,7 +157,7 @@ def generate(
 
 def run_stages(
     prompt: str,
-    model: str | os.PathLike | Models,
+    model: str | Path | Models,
     out: str | os.PathLike | RunFolder | None,
     upscale: str | os.PathLike | None,
     seed: int = 0,
@@ -228,7 +228,7 @@ def run_stages(
 
 
 def resume(
-    folder: str | os.PathLike, model: str | os.PathLike | Models | None = None, anyway: bool = False, **watchers
+    folder: str | os.PathLike, model: str | Path | Models | None = None, anyway: bool = False, **watchers
 ) -> Run:
     """Continue the run in `folder` behind its last checkpoint, or with what follows its finished latents.
 
@@ -290,13 +290,14 @@ def may_reuse(record: dict) -> bool:
 def _encoded(models: Models, complete: Resolved, record: dict, folder: RunFolder, reuse, finished: bool, watch):
     """The prompt, the negative one where it acts, and the folder from which the prompt was reused."""
     with watch.stage("encode", delay=1e-5, mininterval=0) as tick:  # no bar for a prompt that is too long
-        reuse = reuse and folder.path is not None and not record["made_with"]["unknown_code"]
-        encoding, source = (find_prompt(folder.path, record) if reuse else None) or (None, None)
+        allowed = reuse and not record["made_with"]["unknown_code"]
+        earlier = find_prompt(folder.path, record) if allowed and folder.path is not None else None
+        encoding, source = earlier or (None, None)
         encoding = encoding or encode_prompt(models, complete.prompt, complete.padded_prompt)
         negative = None
         if complete.true_cfg_scale > 1 and not finished:
             negative = encode_prompt(
-                models, complete.negative_prompt, complete.padded_prompt, allow_empty=True, name="negative_prompt"
+                models, complete.negative_prompt or "", complete.padded_prompt, allow_empty=True, name="negative_prompt"
             )
         tick(note=f"prompt reused from {source}" if source else "")
     return encoding, negative, source
@@ -366,7 +367,7 @@ def _kept(frames: Iterable[np.ndarray], folder: RunFolder, video: np.ndarray, fp
     return (folder.path / "upscaled.mp4" if folder.path else whole), shown
 
 
-def loaded(model: str | os.PathLike | Models, memory: Plan | dict | str | float | None, video: Settings) -> Models:
+def loaded(model: str | Path | Models, memory: Plan | dict | str | float | None, video: Settings) -> Models:
     """The model itself, loaded where it is only named, with a memory plan for the size of `video`."""
     if not isinstance(model, Models):
         return load(model, memory, video=video) if memory is not None else load(model)

@@ -221,7 +221,7 @@ def _model_hooks(network: torch.nn.Module) -> list:
     return [hook for registry in registries if registry is not None for hook in registry.hooks.values()]
 
 
-def _loras(network: torch.nn.Module) -> Iterator[str]:
+def _loras(network) -> Iterator[str]:
     """The LoRAs that act on a network, each with its strength (or strengths, where layers differ)."""
     for layer in network.modules():
         if type(layer).__module__.startswith("peft.tuners.lora") and hasattr(layer, "merged_adapters"):

@@ -98,7 +98,7 @@ class RunRecord:
         Raises:
             UserError: `path` has another ending, or cannot be written.
         """
-        return write_recipe(path, {"settings": self.settings, "made_with": self.made_with})
+        return write_recipe(Path(path), {"settings": self.settings, "made_with": self.made_with})
 
 
 def runs(

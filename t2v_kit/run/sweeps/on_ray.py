@@ -25,6 +25,7 @@ def on_ray(cells: list[dict], places: list[Path], model, memory, upscale, bar) -
     """
     try:
         import ray
+        from ray import exceptions
     except ImportError:
         raise UserError('engine="ray": Ray is missing; pip install "t2v-kit[ray]", or engine="local".') from None
     if isinstance(model, Models):
@@ -47,11 +48,11 @@ def on_ray(cells: list[dict], places: list[Path], model, memory, upscale, bar) -
             bar.update(len(finished))
             if not finished and not any(ray.cluster_resources().get(kind) for kind in ("CPU", "GPU")):
                 raise UserError("engine='ray': the cluster has lost its last worker; repeat the sweep to continue it.")
-    except ray.exceptions.RayTaskError as error:
+    except exceptions.RayTaskError as error:
         if isinstance(error.cause, UserError):
             raise error.cause from None
         raise
-    except ray.exceptions.WorkerCrashedError as error:
+    except exceptions.WorkerCrashedError as error:
         raise UserError(
             f"a worker died {_RETRIES + 1} times on the same run, perhaps of too little memory; what is finished "
             "is kept; repeat the same sweep to continue it."
