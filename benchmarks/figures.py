@@ -160,7 +160,7 @@ def stale(text: str, required: Iterable[str] = (), folders: tuple[Path, ...] = F
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Fill the documents with measured figures.")
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args()

@@ -82,22 +82,28 @@ def form(source: str, where: str) -> str:
     Raises ValueError, naming `where`, for any line that a form cannot show.
     """
     lines = []
-    for line in source.splitlines():
-        try:
-            (statement,) = ast.parse(line).body
-            kind = FORM_TYPES[type(ast.literal_eval(statement.value))]
-            (target,) = statement.targets
-            ok = isinstance(target, ast.Name)
-        except (SyntaxError, ValueError, KeyError, AttributeError):
-            ok = False
-        if line.strip() and not ok:
+    for line in filter(str.strip, source.splitlines()):
+        statement = _assignment(line)
+        if statement is None:
             raise ValueError(f"{where}: a form has lines like `name = 7`, with text, numbers or True, not {line!r}")
-        if line.strip():
-            code_end = statement.end_col_offset  # in bytes
-            assignment, comment = line.encode()[:code_end].decode(), line.encode()[code_end:].decode().lstrip("# ")
-            lines += [f"# @markdown {comment}"] * bool(comment)
-            lines.append(f'{assignment}  # @param {{type:"{kind}"}}')
+        kind, code_end = FORM_TYPES[type(ast.literal_eval(statement.value))], statement.end_col_offset  # in bytes
+        assignment, comment = line.encode()[:code_end].decode(), line.encode()[code_end:].decode().lstrip("# ")
+        lines += [f"# @markdown {comment}"] * bool(comment)
+        lines.append(f'{assignment}  # @param {{type:"{kind}"}}')
     return "\n".join(lines)
+
+
+def _assignment(line: str) -> ast.Assign | None:
+    """The statement of a line that reads `name = literal`, None for any other line."""
+    try:
+        body = ast.parse(line).body
+        if len(body) != 1 or not isinstance(body[0], ast.Assign):
+            return None
+        names = [target.id for target in body[0].targets if isinstance(target, ast.Name)]
+        literal = type(ast.literal_eval(body[0].value)) in FORM_TYPES
+        return body[0] if literal and len(names) == len(body[0].targets) == 1 else None
+    except (SyntaxError, ValueError):
+        return None
 
 
 def _link(link: re.Match, repository: str, siblings: set[str]) -> str:
@@ -146,7 +152,7 @@ def whole(cells: list[nbformat.NotebookNode], gpu: str | None = None) -> nbforma
 
 
 def written(notebook: nbformat.NotebookNode) -> str:
-    return nbformat.writes(notebook, version=4).rstrip("\n") + "\n"
+    return nbformat.writes(notebook).rstrip("\n") + "\n"
 
 
 def differing(made: dict[str, str], folder: Path = HERE) -> list[str]:
@@ -156,7 +162,7 @@ def differing(made: dict[str, str], folder: Path = HERE) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Make the Colab editions of notebooks/.")
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where a file differs")
     check, made = parser.parse_args().check, editions()
     found = differing(made)

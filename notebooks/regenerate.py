@@ -63,7 +63,7 @@ def _kept(output: nbformat.NotebookNode) -> bool:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Run notebooks and store their outputs.")
     parser.add_argument("files", nargs="*", type=Path, help="notebooks (default: all, solutions too)")
     for path in parser.parse_args().files or sorted([*HERE.glob("*.ipynb"), *HERE.glob("solutions/*.ipynb")]):
         regenerate(path)
