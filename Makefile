@@ -1,7 +1,9 @@
-# make demo   a prompt becomes an enlarged video, on the CPU
-# make test   every test and every notebook
-# make lab    JupyterLab in notebooks/
+# make demo        a prompt becomes an enlarged video, on the CPU
+# make check       a minute: lint, format, types, contracts, and the quickest tests
+# make test        every test and every notebook
+# make lab         JupyterLab, opened at notebooks/
 # make notebooks   every notebook run again, its outputs stored and cleaned
+# make figures     the figures in README, the card and docs, filled from what was measured
 # make colab       the Colab editions of the notebooks
 # The first of them makes .venv and installs into it; PYTHON=python3.12 chooses another interpreter.
 
@@ -13,24 +15,40 @@ BIN := .venv/bin
 COLAB := ipywidgets==7.7.1 ipython==7.34.0 ipykernel==6.17.1 ipython-genutils==0.2.0 backcall==0.2.0 \
 	pickleshare==0.7.5 nest-asyncio==1.5.8 decorator==5.1.1
 INSTALLED := .venv/installed
+TESTED := .venv/installed-for-tests
+# setuptools first, and no build isolation: otherwise basicsr (under realesrgan) downloads a second torch to be built.
+PIP := $(BIN)/pip install --no-build-isolation --use-pep517
 # The threads of two pytest workers would fight over the same cores; the tests need no network.
 QUIET := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1
+PYTEST := $(QUIET) $(BIN)/python -m pytest -n 2
 
-.PHONY: demo test lab notebooks colab
+.PHONY: demo check test lab notebooks figures colab
 
 demo: $(INSTALLED)
-	$(BIN)/python -m t2v_kit "$(PROMPT)" --out runs/demo
+	$(BIN)/t2v "$(PROMPT)" --out runs/demo
 
-test: $(INSTALLED) .venv/colab
+check: $(TESTED)
 	$(BIN)/ruff check
-	$(QUIET) $(BIN)/python -m pytest tests notebooks --nbval-lax --nbval-current-env --nbval-cell-timeout=300 \
-		-n 2 --dist loadfile --durations=15 -rs
+	$(BIN)/ruff format --check
+	$(BIN)/pyright --pythonpath $(BIN)/python t2v_kit
+	$(BIN)/lint-imports
+	$(PYTEST) -q tests/test_house.py tests/test_settings.py tests/test_view.py tests/test_diagram.py tests/test_measure.py
+
+test: $(TESTED) .venv/colab
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright --pythonpath $(BIN)/python t2v_kit
+	$(PYTEST) tests notebooks --nbval-lax --nbval-current-env --nbval-cell-timeout=300 --dist loadfile \
+		--durations=15 -rs
 
 lab: $(INSTALLED)
-	cd notebooks && ../$(BIN)/jupyter lab
+	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks
 
 notebooks: $(INSTALLED)
 	$(QUIET) $(BIN)/python notebooks/regenerate.py
+
+figures: $(INSTALLED)
+	$(BIN)/python -m benchmarks.figures --write
 
 colab: $(INSTALLED)
 	$(BIN)/python colab/build.py
@@ -39,11 +57,14 @@ colab: $(INSTALLED)
 	$(BIN)/pip install --quiet --upgrade --target $@ --no-deps $(COLAB)
 	touch $@
 
-# setuptools first, and no build isolation: otherwise basicsr (under realesrgan) downloads a second torch to be built.
+$(TESTED): requirements-test.txt $(INSTALLED)
+	$(PIP) -r requirements-test.txt
+	touch $@
+
 $(INSTALLED): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' || \
 		{ echo "Python 3.11, 3.12 or 3.13 is needed, for example: make PYTHON=python3.12"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install "setuptools>=77.0.3"
-	$(BIN)/pip install --no-build-isolation --use-pep517 -r requirements.txt -e .
+	$(PIP) -r requirements.txt -e .
 	touch $@

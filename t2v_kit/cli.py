@@ -1,154 +1,377 @@
-"""The command line: `python -m t2v_kit "PROMPT"` makes a video and enlarges it."""
+"""The command line `t2v`, also `python -m t2v_kit`: makes videos, enlarges files, resumes runs, plans memory, lists runs.
+
+It stands on cyclopts: an option is a parameter, so the options of a video are written from `KNOBS`, where each setting's
+help and range are said, instead of being listed again. Of the three libraries that read annotations, cyclopts lets a
+prompt and subcommands stand side by side and imports in a tenth of a second; tyro takes five times as long, and typer
+has no place for a command of the program itself beside its subcommands' names.
+
+Nothing heavy is imported before everything that can be checked without a model is checked.
+"""
 
 from __future__ import annotations
 
-import argparse
-import difflib
-import logging
+import inspect
 import os
 import re
+import secrets
+import shlex
 import sys
 import time
 import unicodedata
 import warnings
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
-from .errors import UserError
-from .settings import settings_from
+from cyclopts import App, CycloptsError, MissingArgumentError, Parameter, Token, UnknownOptionError
+
+from ._version import __version__
+from .errors import UserError, near_match
+from .settings import KNOBS, Knob, settings_from
+
+if TYPE_CHECKING:
+    from .run.generating import Run
 
 EXAMPLE = "A man with a beard riding a motorcycle on the street."
-KNOBS = {  # option, what its value is called, what it does
-    "--num-frames": ("N", "frames of the video: 4k+1, as 17 or 33"),
-    "--height": ("N", "height in pixels, a multiple of 16"),
-    "--width": ("N", "width in pixels, a multiple of 16"),
-    "--num-inference-steps": ("N", "denoising steps: more are slower and finer"),
-    "--guidance-scale": ("X", "how strongly the prompt is followed"),
-    "--flow-shift": ("X", "how long the noise stays high: bigger videos want more"),
-    "--fps": ("N", "frames a second of the files written"),
+#: Shorter words that are accepted for a setting.
+SHORT = {
+    "num_frames": "--frames",
+    "num_inference_steps": "--steps",
+    "guidance_scale": "--guidance",
+    "flow_shift": "--shift",
+    "negative_prompt": "--negative",
+    "true_cfg_scale": "--true-cfg",
+}
+#: Words of other tools, and the option that does the same here.
+ELSEWHERE = {
+    "--cfg": "--guidance-scale",
+    "--cfg-scale": "--guidance-scale",
+    "--length": "--num-frames",
+    "--duration": "--num-frames",
+    "--size": "--height",
+    "--resolution": "--height",
+    "--upscaler": "--upscale",
+    "--output": "--out",
+    "--vram": "--memory",
 }
 
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        """One line instead of the whole usage."""
-        self.exit(2, f"t2v_kit: {message} (see --help)\n")
-
-
-def parser() -> argparse.ArgumentParser:
-    """The options; those that are left out take the model's own default."""
-    made = _Parser(
-        prog="python -m t2v_kit",
-        description="Turn a prompt into a video with HunyuanVideo's pipeline and enlarge it with Real-ESRGAN's.",
-        epilog=f'example: python -m t2v_kit "{EXAMPLE}" --seed 7',
-        allow_abbrev=False,
-    )
-    made.add_argument("prompt", metavar="PROMPT", nargs="+", help="what the video shows, in quotes")
-    made.add_argument(
-        "--model", default="pocket", metavar="NAME", help="pocket (shipped, the default), hunyuan (13B) or a folder"
-    )
-    made.add_argument("--seed", type=_number, default=0, metavar="N", help="another seed, another video (default 0)")
-    for option, (metavar, text) in KNOBS.items():
-        made.add_argument(option, type=_number, metavar=metavar, help=f"{text} (default: the model's own)")
-    made.add_argument(
-        "--upscale",
-        default="pocket",
-        metavar="NAME",
-        help="pocket (the default), none, a Real-ESRGAN weight file, or the name of a published one, which is fetched",
-    )
-    made.add_argument(
-        "--memory",
-        metavar="GB",
-        help="auto, or GB of GPU memory to get along with (default: all on the device, or its networks in turn)",
-    )
-    made.add_argument("--revision", metavar="NAME", help="branch, tag or commit of --model hunyuan on the hub")
-    made.add_argument("--out", metavar="DIR", help="folder for the files (default: a new one in runs/)")
-    return made
+app = App(
+    name="t2v",
+    version=f"t2v {__version__}",
+    help="Turn a prompt into a video with HunyuanVideo's pipeline and enlarge it with Real-ESRGAN's.",
+    help_epilogue=f'Example: t2v "{EXAMPLE}" --seed 7',
+    help_format="plaintext",
+)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; the exit status: 0, 2 after a user's mistake, 130 when stopped with Ctrl-C."""
-    options = _parse(sys.argv[1:] if argv is None else argv)
-    if options["out"] is None:
-        options["out"] = default_folder(options["prompt"], options["seed"])
-    started = time.perf_counter()
+    """Run the command line.
+
+    Args:
+        argv: The words after the program's name; None takes the process's own.
+
+    Returns:
+        The exit status: 0, 2 after a user's mistake, 130 when stopped with Ctrl-C.
+    """
+    argv = sys.argv[1:] if argv is None else argv
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = _note
-            run = _generate(**options)
-    except UserError as mistake:
-        print(f"t2v_kit: {mistake}", file=sys.stderr)
+            warnings.showwarning = _print_note
+            app(argv, exit_on_error=False, print_error=False, result_action="return_value")
+    except CycloptsError as error:
+        print(f"t2v: {_mistake(error)} (see --help)", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        folder = options["out"]
-        kept = f"the same with --out {folder} goes on" if os.path.exists(folder) else "nothing was written"
-        print(f"\nt2v_kit: stopped; {kept}", file=sys.stderr)
+    except UserError as error:
+        print(f"t2v: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as stop:
+        print(f"\nt2v: stopped{''.join(map(str, stop.args))}", file=sys.stderr)
         return 130
-    _report(run, time.perf_counter() - started)
     return 0
 
 
-def _generate(model: str, upscale: str, out: str | Path, memory=None, revision=None, **settings):
-    """`generate`, behind everything that can be checked before torch is loaded."""
-    wanted = settings_from(**settings)
+def _make(
+    *prompt: str,
+    model: str = "pocket",
+    upscale: str | None = None,
+    memory: str | None = None,
+    revision: str | None = None,
+    out: str | None = None,
+    reuse: bool = True,
+    **settings: Any,
+) -> None:
+    """Make a video.
+
+    Args:
+        prompt: What the video shows, in quotes.
+        model: pocket (shipped), hunyuan (13B, from the hub), or a folder.
+        upscale: pocket, none, a Real-ESRGAN weight file, or a published one's name; by default the model's own.
+        memory: auto, or the GB of GPU memory to get along with.
+        revision: Branch, tag or commit of a model on the hub.
+        out: Folder for the files; by default a new one in runs/.
+        reuse: Take saved latents of the same settings.
+    """
+    started = time.perf_counter()
+    if not prompt:
+        raise UserError("PROMPT is missing: say what the video shows, in quotes (see --help)")
+    if len(prompt) > 1:
+        command = near_match(prompt[0], [name for name in app if not name.startswith("-")])
+        raise UserError(
+            f'the prompt is one argument: put it in quotes, as in "{" ".join(prompt)}"'
+            + (f"; or did you mean the command {command}?" if command else "")
+        )
+    if settings.get("seed") in ("random", -1):
+        settings["seed"] = secrets.randbelow(2**32)
+        print(f"seed {settings['seed']}", flush=True)
+    wanted = settings_from(prompt=prompt[0], **{name: v for name, v in settings.items() if v is not None})
+    folder = default_folder(wanted.prompt, wanted.seed) if out is None else out
+    given = {name: getattr(wanted, name) for name, value in settings.items() if value is not None}
+    if upscale is not None:
+        given["upscale"] = upscale
     print(f"loading {model}", flush=True)
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on a CPU it recommends a package at every import
-    from . import _imports  # noqa: F401, I001  (before diffusers)
-    import diffusers
-    import transformers
-
-    from .run.generating import generate
-
-    for library in (diffusers, transformers):
-        library.utils.logging.disable_progress_bar()  # one bar a stage, and they are ours
-    if memory or revision:
+    try:
+        _quieten()
         from .model.loading import load
+        from .run.generating import generate
 
-        model = load(model, memory, revision, video=wanted)
-    return generate(model=model, upscale=upscale, out=out, **settings)
+        loaded = load(model, memory, revision, video=wanted) if memory or revision else model
+        run = generate(wanted.prompt, loaded, folder, reuse=reuse, **given)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(_what_remains(folder)) from None
+    _report(run, time.perf_counter() - started)
+
+
+def _number(kind: Any, tokens: tuple[Token, ...]) -> int | float:
+    """A whole number where the text is one, else a decimal one: the rules are those of `Settings`."""
+    text = tokens[0].value
+    for number in (int, float):
+        try:
+            return number(text)
+        except ValueError:
+            pass
+    raise ValueError(f"{text!r} is not a number")
+
+
+def _seed(kind: Any, tokens: tuple[Token, ...]) -> int | float | str:
+    """As `_number`, or the word random."""
+    return "random" if tokens[0].value.lower() == "random" else _number(kind, tokens)
+
+
+def _option(name: str, knob: Knob) -> inspect.Parameter:
+    """The option of a setting, described by its metadata. None, its default, leaves the setting to the model."""
+    kind = {"text": str, "flag": bool, "whole": int, "real": float}[knob.kind]
+    span = f"{knob.lowest:g} to {knob.highest:g}." if name != "seed" else "random, or -1, draws one and prints it."
+    how = Parameter(
+        name=[f"--{name.replace('_', '-')}", *([SHORT[name]] if name in SHORT else [])],
+        help=f"{knob.help} {span}" if kind in (int, float) else knob.help,
+        converter={"seed": _seed}.get(name, _number) if kind in (int, float) else None,
+        allow_leading_hyphen=kind is str,
+        negative="",
+        group="Settings",
+    )
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, how])
+
+
+def _signature() -> inspect.Signature:
+    """The parameters of `_make` with each setting in the place of `**settings`."""
+    prompt, *own, _ = inspect.signature(_make, eval_str=True).parameters.values()
+    return inspect.Signature([prompt, *(_option(name, knob) for name, knob in KNOBS.items() if name != "prompt"), *own])
+
+
+_make.__signature__ = _signature()  # type: ignore[attr-defined]
+app.default(_make)
+
+
+@app.command
+def upscale(
+    source: str,
+    target: str,
+    /,
+    *,
+    model: str | None = None,
+    scale: float = 4,
+    denoise_strength: float | None = None,
+    tile: int | None = None,
+    batch: int | None = None,
+) -> None:
+    """Enlarge a video file.
+
+    Args:
+        source: The video to read.
+        target: The video to write.
+        model: pocket, a Real-ESRGAN weight file, or the name of a published one.
+        scale: The enlargement, 1 to 16.
+        denoise_strength: 0 keeps noise, 1 takes it away; for upscalers that come in pairs.
+        tile: Side of the tiles in input pixels, a multiple of 8; 0 for none.
+        batch: Frames at work together.
+    """
+    if not Path(source).expanduser().exists():
+        raise UserError(f"{source!r}: there is no such file to enlarge.")
+    options = {"model": model, "denoise_strength": denoise_strength, "tile": tile, "batch": batch}
+    started = time.perf_counter()
+    _quieten()
+    from .stages.upscaling.enlarging import upscale_file
+
+    given = {name: value for name, value in options.items() if value is not None}
+    path = upscale_file(Path(source).expanduser(), Path(target).expanduser(), scale=scale, **given)
+    print(f"written  {path}  {path.stat().st_size / 1000:.1f} kB  in {time.perf_counter() - started:.1f} s")
+
+
+@app.command
+def resume(folder: str, /, *, model: str | None = None, anyway: bool = False) -> None:
+    """Continue an interrupted run.
+
+    Args:
+        folder: The run's folder.
+        model: The model it was begun with; by default the recorded one.
+        anyway: Continue although weights, device or versions are different now.
+    """
+    if not Path(folder).expanduser().is_dir():
+        raise UserError(f"{folder!r}: there is no such folder; t2v gallery lists the runs.")
+    started = time.perf_counter()
+    try:
+        _quieten()
+        from .run.generating import resume as continue_run
+
+        run = continue_run(folder, model, anyway)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(_what_remains(folder)) from None
+    _report(run, time.perf_counter() - started)
+
+
+@app.command
+def plan(
+    *,
+    vram: float | None = None,
+    ram: float | None = None,
+    size: str = "720x1280x129",
+    model: str = "hunyuan",
+    lossless: bool = False,
+) -> None:
+    """Plan a model's memory, and estimate what a video needs.
+
+    Args:
+        vram: GB of GPU memory; by default this machine's.
+        ram: GB of RAM; by default this machine's.
+        size: Height x width x frames of the video.
+        model: pocket, hunyuan, or a folder.
+        lossless: Only plans that change nothing but the rounding of the result.
+    """
+    numbers = re.fullmatch(r"(\d+)x(\d+)x(\d+)", size.lower())
+    if numbers is None:
+        raise UserError(f"--size {size}: must be height x width x frames; 720x1280x129 would work.")
+    height, width, num_frames = map(int, numbers.groups())
+    settings_from(prompt=EXAMPLE, height=height, width=width, num_frames=num_frames)
+    _quieten()
+    from .memory.choose import plan as choose_plan
+    from .memory.estimate import estimate
+    from .memory.machine import machine_with
+    from .memory.plan import Size
+
+    machine = machine_with(vram, ram)
+    if not machine.vram_gb:
+        raise UserError("this machine has no GPU to plan for; --vram 12 would plan for one of 12 GB.")
+    chosen = choose_plan(None, None, height, width, num_frames, model, lossless, machine)
+    print(estimate(chosen, Size(height, width, num_frames), model))
+    sizes = f"--height {height} --width {width} --num-frames {num_frames}"
+    print(f'use: t2v "PROMPT" --model {shlex.quote(model)} --memory {machine.vram_gb:g} {sizes}')
+
+
+@app.command
+def gallery(folder: str = "runs", /, *, out: str | None = None) -> None:
+    """List the runs in a folder, and draw one picture of them.
+
+    Args:
+        folder: Where the runs are.
+        out: The PNG to write; by default gallery.png in that folder.
+    """
+    where = Path(folder).expanduser()
+    if not where.is_dir():
+        raise UserError(f'{folder!r}: there is no such folder; t2v "PROMPT" makes a run in runs/.')
+    target = where / "gallery.png" if out is None else Path(out).expanduser()
+    if target.suffix.lower() != ".png":
+        raise UserError(f"--out {out}: must end in .png; {target.with_suffix('.png')} would work.")
+    _quieten()
+    from PIL import Image
+
+    from .atomic import write_whole
+    from .run.records import gallery as draw_gallery
+    from .run.records import runs
+
+    records = runs(where)
+    picture = draw_gallery(records if records else where)
+    with write_whole(target) as temporary:
+        Image.fromarray(picture).save(temporary, "PNG")
+    for record in records:
+        steps = "finished" if record.finished else f"{record.steps} of {record.settings['num_inference_steps']} steps"
+        print(f"{record.folder}  {steps}  seed {record.settings['seed']}  {record.settings['prompt']}")
+    print(f"written  {target}")
 
 
 def default_folder(prompt: str, seed: int) -> Path:
-    """`runs/<date>-<prompt>-<seed>` with the prompt as a slug: ASCII letters and digits, at most 40."""
-    plain = unicodedata.normalize("NFKD", str(prompt)).encode("ascii", "ignore").decode().lower()
-    slug = re.sub("[^a-z0-9]+", "-", plain).strip("-")[:40].rstrip("-") or "video"
-    return Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{slug}-{seed}"
+    """Name a new run's folder: `runs/<date>-<prompt>-<seed>-<random>`, different at every call.
+
+    Args:
+        prompt: Its first 40 letters and digits are kept, in its own script; accents on Latin letters are dropped.
+        seed: Put behind the prompt.
+
+    Returns:
+        A relative path. The date has milliseconds; the random part is four hexadecimal digits.
+
+    Example:
+        >>> default_folder("A red car", 7).name  # doctest: +SKIP
+        '20261128-093012-417-a-red-car-7-5be1'
+    """
+    now = datetime.now()
+    name = f"{now:%Y%m%d-%H%M%S}-{now.microsecond // 1000:03d}-{_slug(prompt)}-{seed}-{secrets.token_hex(2)}"
+    return Path("runs") / name
 
 
-def _note(message: Warning, *_) -> None:
-    """A warning as one line, without the place in the code."""
-    print(f"t2v_kit: note: {message}", file=sys.stderr)
+def _slug(text: str) -> str:
+    """Letters and digits of any script in lower case, all else a hyphen; at most 40 characters, never empty."""
+    decomposed = unicodedata.normalize("NFKD", text).lower()
+    composed = unicodedata.normalize("NFC", re.sub("(?<=[a-z])[\u0300-\u036f]+", "", decomposed))
+    kept = "".join(letter if unicodedata.category(letter)[0] in "LMN" else "-" for letter in composed)
+    return re.sub("-+", "-", kept).strip("-")[:40].rstrip("-") or "video"
 
 
-def _parse(argv: list[str]) -> dict:
-    """The options as `generate`'s keywords; knobs that were left out are left out here too."""
-    made = parser()
-    options, unknown = made.parse_known_args(argv)
-    for option in unknown:
-        if option.startswith("-"):
-            near = difflib.get_close_matches(option.partition("=")[0], made._option_string_actions, n=1)
-            made.error(f"unknown option {option!r}" + (f"; did you mean {near[0]}?" if near else ""))
-    words = [*options.prompt, *unknown]
-    if len(words) > 1:
-        made.error(f'the prompt is one argument: put it in quotes, as in "{" ".join(words)}"')
-    given = {name: value for name, value in vars(options).items() if value is not None}
-    return {**given, "prompt": words[0], "out": options.out}
+def _mistake(error: CycloptsError) -> str:
+    """One line that says what was typed, and what was probably meant."""
+    if isinstance(error, UnknownOptionError):
+        word = (error.token.keyword or error.token.value).partition("=")[0]
+        options = [name for argument in error.argument_collection or () for name in argument.names if name[:2] == "--"]
+        near = ELSEWHERE.get(word) if ELSEWHERE.get(word) in options else near_match(word, options)
+        return f"unknown option {word!r}" + (f"; did you mean {near}?" if near else "")
+    if isinstance(error, MissingArgumentError) and error.argument is not None:
+        name = error.argument.name
+        return f"{name} needs a value" if name[:2] == "--" else f"{name.upper()} is missing"
+    message = " ".join(str(error).split()).rstrip(".")
+    return message[:1].lower() + message[1:]
 
 
-def _number(text: str) -> int | float:
-    """A whole number where the text is one, else a decimal one: the rules are those of `Settings`."""
-    try:
-        return int(text)
-    except ValueError:
-        pass
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+def _what_remains(folder: str | Path) -> str:
+    """What to do about a run that was stopped."""
+    if (Path(folder).expanduser() / "settings.json").exists():
+        return f"; t2v resume {shlex.quote(str(folder))} continues it"
+    return "; nothing was written"
 
 
-def _report(run, total: float) -> None:
-    """Seconds a stage and the files written."""
+def _quieten() -> None:
+    """No progress bars but the package's own: one for each stage."""
+    import diffusers
+    import transformers
+
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()
+
+
+def _print_note(message: Warning | str, *_: object) -> None:
+    """Print a warning as one line, without the place in the code."""
+    print(f"t2v: note: {message}", file=sys.stderr)
+
+
+def _report(run: Run, total: float) -> None:
+    """Print the seconds of each stage and the files written."""
     stages = "  ".join(f"{stage} {seconds:.1f}" for stage, seconds in run.seconds.items())
     print(f"seconds  {stages}  in all, with imports, {total:.1f}")
     if run.reused:
@@ -156,5 +379,3 @@ def _report(run, total: float) -> None:
     print(f"written  {run.folder}{os.sep}")
     for file in run.files:
         print(f"         {file.name:20} {file.stat().st_size / 1000:8.1f} kB")
-if __name__ == "__main__":
-    sys.exit(main())

@@ -2,6 +2,7 @@
 
 import importlib
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,8 @@ ENVIRONMENT = yaml.safe_load((ROOT / "environment.yml").read_text("utf-8"))
 ASKED_FOR = ["jupyterlab", "ipywidgets", "torch", "diffusers", "transformers", "realesrgan"]
 ASKED_FOR += ["matplotlib", "mediapy", "bitsandbytes", "nbval"]
 IMPORT_NAMES = {"imageio-ffmpeg": "imageio_ffmpeg", "scikit-image": "skimage", "pytest-xdist": "xdist", "pillow": "PIL"}
+IMPORT_NAMES |= {"import-linter": "importlinter", "open-clip-torch": "open_clip", "llama-models": "llama_models"}
+IMPORT_NAMES |= {"pytest-timeout": "pytest_timeout", "pre-commit": "pre_commit"}
 
 
 def requirements(lines: list[str]) -> dict[str, Requirement]:
@@ -31,7 +34,9 @@ def requirements(lines: list[str]) -> dict[str, Requirement]:
     return {parsed.name: parsed for parsed in map(Requirement, filter(None, bare))}
 
 
-PINS = requirements((ROOT / "requirements.txt").read_text("utf-8").splitlines())
+FILES = ("requirements.txt", "requirements-test.txt")
+LINES = {name: (ROOT / name).read_text("utf-8").splitlines() for name in FILES}
+PINS = requirements([line for lines in LINES.values() for line in lines if not line.startswith("-r ")])
 EXTRAS = [line for extra in PYPROJECT["project"]["optional-dependencies"].values() for line in extra]
 RANGES = requirements(PYPROJECT["project"]["dependencies"] + [line for line in EXTRAS if "t2v-kit" not in line])
 HERE = [name for name, pin in PINS.items() if pin.marker is None or pin.marker.evaluate()]
@@ -39,11 +44,11 @@ HERE = [name for name, pin in PINS.items() if pin.marker is None or pin.marker.e
 
 def test_every_package_that_was_asked_for_is_required():
     """Nothing of the project's description was dropped on the way."""
-    assert set(ASKED_FOR) <= set(PINS)
+    assert set(ASKED_FOR) <= set(requirements(LINES["requirements.txt"]))
 
 
 def test_every_requirement_is_pinned_exactly():
-    """requirements.txt names one version each: the one the tests ran with."""
+    """The requirement files name one version each: the one the tests ran with."""
     assert {name for name, pin in PINS.items() if [s.operator for s in pin.specifier] != ["=="]} == set()
 
 
@@ -87,24 +92,28 @@ def test_readme_and_makefile_agree():
     """Each `make` command of README is a target, and its plain commands are those that the targets run."""
     targets = set(re.findall(r"^([a-z]+):", MAKEFILE, re.MULTILINE))
     assert set(re.findall(r"(?:^|`)make ([a-z]+)", README, re.MULTILINE)) == targets
-    recipe = re.sub(r"\s*\\\n\s*", " ", MAKEFILE).replace("$(BIN)", ".venv/bin")
+    recipe = re.sub(r"\s*\\\n\s*", " ", MAKEFILE)
+    for name in ("PYTEST", "PIP", "BIN"):
+        recipe = recipe.replace(f"$({name})", re.search(rf"^{name} := (.*)", recipe, re.MULTILINE)[1])
     for line in re.findall(r"^\.venv/bin/pip .*", README, re.MULTILINE):
         assert line in recipe
     for command in re.findall(r"python -m pytest[^`]*", README):
         assert " ".join(command.split()) in recipe
     prompt = re.search(r"^PROMPT \?= (.*)", MAKEFILE, re.MULTILINE)[1]
-    assert f'-m t2v_kit "{prompt}" --out runs/demo' in README
-    assert '-m t2v_kit "$(PROMPT)" --out runs/demo' in MAKEFILE
+    assert f'.venv/bin/t2v "{prompt}" --out runs/demo' in README
+    assert '/t2v "$(PROMPT)" --out runs/demo' in MAKEFILE
 
 
 def test_readme_names_options_and_functions_that_exist():
     """Every command line in README is understood, and every name its Python uses is public."""
     import t2v_kit
-    from t2v_kit.cli import parser
+    from t2v_kit.cli import app
 
-    for line in re.findall(r'-m t2v_kit (".*)', README):
-        words = re.findall(r'"[^"]*"|\S+', line)
-        assert parser().parse_args([word.strip('"') for word in words]).prompt
+    lines = re.findall(r"^\.venv/bin/t2v (.*)", README, re.MULTILINE)
+    assert len(lines) >= 3
+    for line in lines:
+        _, bound, _ = app.parse_args(shlex.split(line.split("  #")[0]), print_error=False, exit_on_error=False)
+        assert bound.arguments["prompt"]
     imported = re.search(r"from t2v_kit import (.*)", README)[1].split(", ")
     assert set(imported) <= set(t2v_kit.__all__)
 
