@@ -19,6 +19,7 @@ it comes before diffusers.
 
 import logging
 import sys
+from importlib.abc import Loader
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from types import ModuleType
 
@@ -64,22 +65,20 @@ class _TorchvisionFinder:
         return spec
 
 
-class _FunctionalTensorFinder:
+class _FunctionalTensorFinder(Loader):
     """Last in `sys.meta_path`: asked only where torchvision has no such module of its own."""
 
     @classmethod
     def find_spec(cls, name: str, path=None, target=None) -> ModuleSpec | None:
-        return ModuleSpec(name, cls) if name == FUNCTIONAL_TENSOR else None
+        return ModuleSpec(name, cls()) if name == FUNCTIONAL_TENSOR else None
 
-    @staticmethod
-    def create_module(spec: ModuleSpec) -> None:
+    def create_module(self, spec: ModuleSpec) -> None:
         """None: an ordinary empty module will do."""
 
-    @staticmethod
-    def exec_module(module: ModuleType) -> None:
+    def exec_module(self, module: ModuleType) -> None:
         from torchvision.transforms.functional import rgb_to_grayscale
 
-        module.rgb_to_grayscale = rgb_to_grayscale
+        vars(module)["rgb_to_grayscale"] = rgb_to_grayscale
 
 
 sys.meta_path.insert(0, _TorchvisionFinder)

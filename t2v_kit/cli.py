@@ -112,7 +112,7 @@ def _make(
         reuse: Take saved latents of the same settings.
     """
     started = time.perf_counter()
-    if not prompt:
+    if len(prompt) == 0:
         raise UserError("PROMPT is missing: say what the video shows, in quotes (see --help)")
     if len(prompt) > 1:
         command = near_match(prompt[0], [name for name in app if not name.startswith("-")])

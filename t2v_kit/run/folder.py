@@ -91,7 +91,9 @@ class RunFolder:
 
         Ours has settings.json before any other file, so wherever it was killed, that one is there and whole.
         """
-        present = [name for name in (*FILES, CHECKPOINT, LOG) if self.path and (self.path / name).exists()]
+        if self.path is None:
+            return
+        present = [name for name in (*FILES, CHECKPOINT, LOG) if (self.path / name).exists()]
         if not present:
             return
         try:
@@ -177,7 +179,8 @@ class RunFolder:
     @contextlib.contextmanager
     def checkpoints(self, every: int) -> Iterator[Callable[[Step], None]]:
         """A function that takes each Step: it saves every `every`-th, and on any way out the last one it took."""
-        taken, saved = None, None
+        taken: Step | None = None
+        saved: Step | None = None
 
         def take(step: Step) -> None:
             nonlocal taken, saved
@@ -190,7 +193,7 @@ class RunFolder:
         try:
             yield take
         except BaseException:
-            if taken is not saved:  # stopped, Ctrl-C, out of memory: the last whole step is not lost
+            if taken is not None and taken is not saved:  # stopped, Ctrl-C, out of memory: the last whole step is not lost
                 with contextlib.suppress(UserError):  # a full disk, which is what stopped us
                     self.save_latents(CHECKPOINT, taken.latents, taken.index + 1)
             raise

@@ -333,7 +333,7 @@ def _beginning(saved: SavedLatents | None, models: Models) -> dict:
     if saved is None:
         return {}
     scheduler = models.pipe.scheduler
-    if not isinstance(scheduler, FlowMatchEulerDiscreteScheduler) or scheduler.config.stochastic_sampling:
+    if not isinstance(scheduler, FlowMatchEulerDiscreteScheduler) or scheduler.config["stochastic_sampling"]:
         give_note(
             f"{type(scheduler).__name__} forgets its earlier steps here; an uninterrupted run may give other bits."
         )
