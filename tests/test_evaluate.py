@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 import t2v_kit
 from benchmarks import shortcuts
 from t2v_kit import toyland
+from t2v_kit.toyland import captions
 from t2v_kit.toyland import Scene, caption, random_scene
 from t2v_kit.toyland.picture import draw
 from training import batches, evaluate, judge, probe
@@ -158,16 +159,16 @@ def caption_pattern() -> re.Pattern:
     def flat(table):
         return [text for texts in table.values() for text in texts]
 
-    nouns = [noun.format(c=c) for noun in flat(toyland.NOUNS) for c in ("", *(f"{x} " for x in toyland.COLOURS))]
+    nouns = [noun.format(c=c) for noun in flat(captions.NOUNS) for c in ("", *(f"{x} " for x in toyland.COLOURS))]
     actor = "(?:an?|the) " + always(nouns)
     slots = dict(who=f"(?:{actor}(?: (?:and|next to|together with) {actor})?)",
-                 verb=f"(?:is |are )?(?:{always([*flat(toyland.VERBS), 'travelling'])}|(?=.*heading))",
-                 place=either([*flat(toyland.PLACE_WORDS), *toyland.ABOVE.values()]),
-                 lead=either(flat(toyland.SKY_LEADS)), sky=either(flat(toyland.SKY_WORDS)),
-                 tag=either(flat(toyland.SPEED_TAGS)), speed=either(flat(toyland.SPEED_WORDS)),
-                 way=either(flat(toyland.DIRECTION_WORDS)), mood=always(toyland.MOODS))
+                 verb=f"(?:is |are )?(?:{always([*flat(captions.VERBS), 'travelling'])}|(?=.*heading))",
+                 place=either([*flat(captions.PLACE_WORDS), *captions.ABOVE.values()]),
+                 lead=either(flat(captions.SKY_LEADS)), sky=either(flat(captions.SKY_WORDS)),
+                 tag=either(flat(captions.SPEED_TAGS)), speed=either(flat(captions.SPEED_WORDS)),
+                 way=either(flat(captions.DIRECTION_WORDS)), mood=always(captions.MOODS))
     shapes = []  # (the look-ahead: 'heading left' takes the place of a verb)
-    for template in toyland.TEMPLATES:
+    for template in captions.TEMPLATES:
         parts = [slots[p[1:-1].lower()] if p[0] == "{" else words(p) for p in re.findall(r"\{\w+\}|[^{}]+", template)]
         shapes.append(" ?".join(p for p in parts if p))
     return re.compile("|".join(shapes))

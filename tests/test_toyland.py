@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from t2v_kit import toyland
+from t2v_kit.toyland import captions
 from t2v_kit.toyland import FPS, Scene, caption, held_out, random_scene, render, render_batch, truth
 from t2v_kit.toyland.picture import draw
 
@@ -96,16 +97,16 @@ def test_a_caption_says_everything(seed):
     scene = random_scene(seed)
     text = caption(scene)
     for subject, colour in scene.actors:
-        assert says(text, [noun.format(c=colour + " ") for noun in toyland.NOUNS[subject]])
-    assert says(text, [*toyland.PLACE_WORDS[scene.place], toyland.ABOVE[scene.place]])
-    assert says(text, toyland.SKY_WORDS[scene.sky] + toyland.SKY_LEADS[scene.sky])
-    assert says(text, toyland.SPEED_WORDS[scene.speed] + toyland.SPEED_TAGS[scene.speed])
-    assert says(text, toyland.DIRECTION_WORDS[scene.direction])
+        assert says(text, [noun.format(c=colour + " ") for noun in captions.NOUNS[subject]])
+    assert says(text, [*captions.PLACE_WORDS[scene.place], captions.ABOVE[scene.place]])
+    assert says(text, captions.SKY_WORDS[scene.sky] + captions.SKY_LEADS[scene.sky])
+    assert says(text, captions.SPEED_WORDS[scene.speed] + captions.SPEED_TAGS[scene.speed])
+    assert says(text, captions.DIRECTION_WORDS[scene.direction])
 
 
-WORDS = {"place": [toyland.PLACE_WORDS, {p: [words] for p, words in toyland.ABOVE.items()}],
-         "sky": [toyland.SKY_LEADS, toyland.SKY_WORDS], "speed": [toyland.SPEED_TAGS, toyland.SPEED_WORDS],
-         "direction": [toyland.DIRECTION_WORDS], "colour": [{c: [c] for c in toyland.COLOURS}]}
+WORDS = {"place": [captions.PLACE_WORDS, {p: [words] for p, words in captions.ABOVE.items()}],
+         "sky": [captions.SKY_LEADS, captions.SKY_WORDS], "speed": [captions.SPEED_TAGS, captions.SPEED_WORDS],
+         "direction": [captions.DIRECTION_WORDS], "colour": [{c: [c] for c in toyland.COLOURS}]}
 
 
 @pytest.mark.parametrize("attribute", WORDS)
