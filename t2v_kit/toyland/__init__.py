@@ -16,12 +16,14 @@ import torch
 from .captions import caption as caption
 from .picture import draw
 
-SUBJECTS = ("motorcycle", "car", "bus", "dog", "cat", "bird", "balloon", "plane", "ball", "robot")
+SUBJECTS = ("motorcycle", "car", "bus", "dog", "cat", "bird", "balloon", "plane", "ball", "robot", "person", "horse",
+            "truck", "boat")
 COLOURS = ("red", "yellow", "green", "blue", "purple", "white")
 PLACES = ("street", "beach", "meadow", "mountains")
-SKIES = ("sunny", "sunset", "night", "snow")
+SKIES = ("sunny", "sunset", "night", "snow", "rain")
 DIRECTIONS = ("left", "right")
 SPEEDS = ("slow", "high")
+ONLY_AT = {"boat": "beach"}  #: subjects that one place alone has: a boat needs the sea
 FPS = 16  #: frames a second at which Toyland's speeds are meant
 
 
@@ -51,6 +53,10 @@ class Scene:
                 raise ValueError(f"{field}={got!r} is not in Toyland; choose one of {', '.join(words)}")
         if self.companion is not None and (self.companion[0] not in SUBJECTS or self.companion[1] not in COLOURS):
             raise ValueError(f"companion={self.companion!r} is not a (subject, colour) of Toyland, like ('dog', 'red')")
+        for subject, _ in self.actors:
+            if (needed := ONLY_AT.get(subject, self.place)) != self.place:
+                raise ValueError(f"place={self.place!r} is not where a {subject} of Toyland can be; "
+                                 f"choose {needed}, or another subject")
 
     @property
     def actors(self) -> tuple[tuple[str, str], ...]:
@@ -70,7 +76,7 @@ def held_out(scene: Scene) -> bool:
 def random_scene(rng: random.Random | int, pair: float = 0.25, unseen: bool | None = None) -> Scene:
     """A scene drawn evenly from the world; `pair` is the share of scenes with two subjects.
 
-    `unseen=False` draws only what training may see, `True` only held-out scenes, None both.
+    A scene with a boat is at the beach. `unseen=False` draws only what training may see, `True` only held-out scenes, None both.
     """
     rng = random.Random(rng) if isinstance(rng, int) else rng
     while True:
@@ -79,7 +85,8 @@ def random_scene(rng: random.Random | int, pair: float = 0.25, unseen: bool | No
         if rng.random() < pair:
             companion = (rng.choice([s for s in SUBJECTS if s != subject]),
                          rng.choice([c for c in COLOURS if c != colour]))
-        scene = Scene(subject, colour, rng.choice(PLACES), rng.choice(SKIES), rng.choice(DIRECTIONS),
+        place = ONLY_AT.get(subject) or (companion and ONLY_AT.get(companion[0])) or rng.choice(PLACES)
+        scene = Scene(subject, colour, place, rng.choice(SKIES), rng.choice(DIRECTIONS),
                       rng.choice(SPEEDS), companion, rng.getrandbits(31))
         if unseen is None or held_out(scene) == unseen:
             return scene
