@@ -369,3 +369,7 @@ OPENINGS = split("""
     An elegant composition leads the eye through the picture and tells us that something special is about to happen;
     Like a memory from childhood it comes back again and again and makes the heart feel light;
     As the music grows louder the audience leans forward and waits with great excitement for what comes next""".replace(",", " ").replace(";", ","))
+#: words that the grammar itself puts around these
+GRAMMAR = split("another, be, been, is, are, was, were, has, have, both, captured, clothes, color, colored, colour, coloured, faces, featuring, "
+                "filmed, head, heads, keep, keeps, loves, love, may, could, will, would, painted, pictured, recorded, seen, set, shown, some, "
+                "starring, start, starts, their, watched, wear, wearing, wears, which, whose, dressed, that, a, an, the, one, my, our")
