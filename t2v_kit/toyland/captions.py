@@ -582,7 +582,7 @@ def acts_twice(pattern: str) -> bool:
 
 
 GAPS = re.compile(r"\s+([,.:;!?])")
-REPEATED = re.compile(r"([,.:;!?|-])(?:\s*[,:;|]|\s+-)+(?=\s|$)|[,:;](?=\s*[.!?])")
+REPEATED = re.compile(r"([,.:;!?|-])(?:\s*[,:;|]|\s+-)+(?=\s|$)|[,:;]+(?=\s*[.!?])")
 STARTS = re.compile(r"(?:^|(?<=[.!?] ))[a-z]")
 
 

@@ -124,7 +124,7 @@ VERBS = {
     "ball": split("bounce, roll, hop, jump, move, bounce along, go, spin, roll along"),
     "robot": split("walk, march, stride, move, step, go, walk along, stomp"),
     "person": split("walk, stride, go, step, walk along, move, march, hike, walk, walk, pass"),
-    "horse": split("trot, run, move, go, walk, canter, ride along, travel, run along"),
+    "horse": split("trot, run, move, go, walk, canter, travel, run along"),
     "truck": split("drive, roll, go, move, travel, pass, rumble, drive along, haul along"),
     "boat": split("sail, float, go, move, cruise, travel, glide, sail along, row, pass"),
 }
