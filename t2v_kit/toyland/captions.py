@@ -41,9 +41,9 @@ PATTERNS = tuple(pattern for pattern in """
 {way}, {speed}, {place}, {sky}: {who}.
 {lead}. {tag}. {who} {verbs} {place} {way}. {mood}.
 {mood}: {who} {verbs} {way} {speed} {place} {sky}.
-A {shot} of {who} {ing} {way} {place} {sky}, {speed}.
-A {shot} of {who} {ing} {speed} {way} {place}, {lead}.
-A {film} {shot} of {who} {ing} {way} {speed} {place} {sky}.
+{ashot} of {who} {ing} {way} {place} {sky}, {speed}.
+{ashot} of {who} {ing} {speed} {way} {place}, {lead}.
+{afilm} {shot} of {who} {ing} {way} {speed} {place} {sky}.
 {shot} of {who} {ing} {way} {place} {sky}, {tag}
 {film} {shot}, {who} {ing} {way} {place}, {lead}, {tag}, {film2}
 {film}, {film2}, {who} {ing} {speed} {way} {place} {sky}, {film3}
@@ -158,7 +158,7 @@ SHORT_PATTERNS = tuple("""
 {film} {thing}
 {shot} of {who}
 {shot} of {who} {ing} {way} {speed} {place} {sky}
-A {shot} of {who}.
+{ashot} of {who}.
 {thing} {shot}
 {thing}, {mood}
 {who} {verbs}.|? {colours}.|? {it}.|? {wayclause}.|? {speedclause}.|? {placeclause}.
@@ -559,6 +559,12 @@ class Voice(dict):
 
     def slot_shot(self) -> str:
         return self.pick(lex.SHOTS)
+
+    def slot_ashot(self) -> str:
+        return article(self.slot_shot())
+
+    def slot_afilm(self) -> str:
+        return article(self.slot_film())
 
     def slot_ask(self) -> str:
         return self.pick(lex.REQUESTS)
