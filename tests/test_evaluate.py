@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 import t2v_kit
 from benchmarks import shortcuts
 from t2v_kit import toyland
-from t2v_kit.toyland import Scene, caption, random_scene
+from t2v_kit.toyland import FPS, Scene, caption, random_scene
 from t2v_kit.toyland.picture import draw
 from training import batches, evaluate, judge, probe
 
@@ -137,6 +137,23 @@ def test_spread_is_the_mean_distance_within_groups_of_four():
     assert evaluate.spread(torch.cat([square, square + 9])).item() == pytest.approx(expected)
 
 
+def test_the_frechet_distance_is_that_of_two_normals():
+    """Of means two apart and deviations 1 and 3 in each of two dimensions: 8 + 2 (3 - 1)^2; of a set and itself, 0."""
+    torch.manual_seed(0)
+    x, y = torch.randn(2, 40_000, 2, dtype=torch.float64)
+    assert evaluate.frechet(x, 2 + 3 * y).item() == pytest.approx(16, rel=.02)
+    assert evaluate.frechet(x, x).item() == pytest.approx(0, abs=1e-9)
+
+
+def test_edges_are_those_of_what_moves():
+    """A blurred subject has less of them, a still background counts for nothing."""
+    scenes = [replace(SCENE, companion=None, sky="sunny", place=place) for place in ("street", "meadow")]
+    sharp = draw(scenes, 56, 96, 9, FPS, "cpu").image
+    soft = torch.nn.functional.avg_pool3d(sharp, (1, 5, 5), 1, (0, 2, 2))
+    assert (batches.edges(soft) < .7 * batches.edges(sharp)).all()
+    assert batches.edges(sharp[:, :, :1].repeat(1, 1, 9, 1, 1)).isnan().all()
+
+
 def test_every_measurement_runs_and_is_written(tiny_folder, probes, tmp_path, monkeypatch):
     """All of it on the tiny random model: numbers in range beside the weights, pictures in --out."""
     options = {"model": tiny_folder, "probes": probes[1], "count": 4, "batch": 2, "out": tmp_path,
@@ -153,7 +170,7 @@ def test_every_measurement_runs_and_is_written(tiny_folder, probes, tmp_path, mo
     assert result["guidance"]["6"]["diversity_pixels"] > 0
     assert result["text"]["tokens A, pooled A"]["change"] == 0 < result["text"]["tokens B, pooled A"]["change"]
     assert result["by_hand"]["all but the project's own"]["prompts"] >= 3
-    assert {f.name for f in tmp_path.iterdir()} == {"vae.png", "adherence.png", "by_hand.png"}
+    assert {f.name for f in tmp_path.iterdir()} == {"vae.png", "adherence.png", "by_hand.png", "underspecified.png"}
 
 
 def test_shortcuts_are_set_beside_the_plain_run(tiny_folder, probes, tmp_path, monkeypatch):
