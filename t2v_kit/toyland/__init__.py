@@ -15,6 +15,9 @@ import torch
 
 from .captions import caption as caption
 from .picture import draw
+from .reading import Reading as Reading
+from .reading import read_prompt as read_prompt
+from .reading import words as words
 
 SUBJECTS = ("motorcycle", "car", "bus", "dog", "cat", "bird", "balloon", "plane", "ball", "robot", "person", "horse",
             "truck", "boat")

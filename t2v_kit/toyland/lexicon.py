@@ -353,8 +353,8 @@ NAMES = split("The Adventure, The Journey, A Day Out, On the Move, Scene 1, Scen
 OPENINGS = split("""
     This is a quiet and wonderful little cartoon world where every line is drawn with love and patience;
     The whole world seems to hold its breath for one long moment and nothing else matters any more;
-    With a gentle melody in the background and a smile on every face the story finally begins;
-    It feels as if time itself had stopped and only this one simple picture were left to remember;
+    With a quiet melody in the background and a smile on every face the story finally begins;
+    It feels as if time itself had stopped and only this one simple picture were there to remember;
     Somewhere far from all the noise and the worries of ordinary life a tiny story is told without any words;
     A masterpiece of modern animation that takes the viewer along on an unforgettable and emotional adventure;
     There are moments that one never forgets because they are so simple and so full of beauty and meaning;
