@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 SAYABLE = ("colour", "place", "sky", "direction", "speed")  #: what a caption may leave unsaid
 
-#: Parts are divided by "|"; one that begins with "?" is left out when a slot of it is empty. A pattern that ends in
+#: Parts are divided by "|"; one that begins with "?" is left out when it has nothing to say. A pattern that ends in
 #: a full stop is written in sentences, the others are lists and titles. A digit behind a slot's name draws anew.
 PATTERNS = tuple(pattern for pattern in """
 {lead}, {mood}, {tag}. {who} {place} {way}.
@@ -180,6 +180,9 @@ SPOKEN = {"place": {"place", "spot", "placeclause"}, "sky": {"sky", "lead", "it"
           "speed": {"speed", "tag", "speedclause"}}
 
 
+OPTIONAL = {"colours"}.union(*SPOKEN.values())  #: slots that may be empty
+
+
 @dataclass(frozen=True)
 class Telling:
     """A caption as it is typed (`text`) and as it was meant (`plain`); `actors` are in the order of mention and
@@ -296,7 +299,7 @@ class Voice(dict):
     def say(self) -> str:
         text = ""
         for optional, part, names in parsed(self.pattern):
-            if optional and any(not self[name] for name in names):
+            if optional and not any(self[name] for name in names if name in OPTIONAL):
                 continue
             text += part.format_map(self)
         sentences = self.pattern[-1] in ".!"
