@@ -9,7 +9,7 @@ import torch
 
 import t2v_kit
 from t2v_kit.toyland import COLOURS, SUBJECTS, Scene, caption, random_scene
-from t2v_kit.toyland.captions import known_words, plural
+from t2v_kit.toyland.grammar import known_words, plural
 
 POCKET = Path(t2v_kit.__file__).parent / "pocket"
 LONG = "Sunny day, freedom and adventure, high motion. A man with a beard riding a motorcycle on the street."
@@ -20,7 +20,8 @@ PROMPTS = [LONG, "a red dog", "a blue dog", "", " two  spaces\nand a line", "ein
 def tokenizers():
     from transformers import CLIPTokenizer, PreTrainedTokenizerFast
 
-    return PreTrainedTokenizerFast.from_pretrained(POCKET / "tokenizer"), CLIPTokenizer.from_pretrained(POCKET / "tokenizer_2")
+    return (PreTrainedTokenizerFast.from_pretrained(POCKET / "tokenizer"),
+            CLIPTokenizer.from_pretrained(POCKET / "tokenizer_2"))
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +186,8 @@ def test_the_forms_of_a_word_share_their_letters(tokenizers):
     from training.llm import Reader, forms
 
     letters, form, count = forms(tokenizers[0])
-    ids = {text: tokenizers[0].convert_tokens_to_ids(text) for text in ("red", "Red", "RED", "Ġred", "ĠRed", "ĠRED", "Ġblue")}
+    ids = {text: tokenizers[0].convert_tokens_to_ids(text)
+           for text in ("red", "Red", "RED", "Ġred", "ĠRed", "ĠRED", "Ġblue")}
     assert len({int(letters[ids[text]]) for text in list(ids)[:-1]}) == 1
     assert [int(form[ids[text]]) for text in ids] == [0, 1, 2, 3, 4, 5, 3]
     assert letters.max() + 1 == count < len(letters)
@@ -218,8 +220,8 @@ def test_lessons_are_written_as_the_pipeline_tokenises_them(tokenizers):
 
 def test_answers_depend_on_the_captions_words_only():
     """Which of two subjects is the scene's main one a caption cannot say; so neither may an answer."""
-    from training.lessons import answer, read_facts
     from t2v_kit.toyland.captions import Telling
+    from training.lessons import answer, read_facts
 
     scene = Scene("dog", "red", "beach", "night", "left", "slow", companion=("balloon", "blue"))
     turned = replace(scene, subject="balloon", colour="blue", companion=("dog", "red"))

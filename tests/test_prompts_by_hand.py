@@ -26,8 +26,8 @@ def test_two_hundred_prompts_and_the_projects_own():
     assert kinds["project"] == 1 and sum(kinds.values()) == 201
     assert len({row["prompt"] for row in ROWS}) == 201
     assert set(kinds) == {"project", "plain", "underspecified", "reordered", "synonyms", "two_subjects", "binding",
-                          "unknown_words", "keywords", "bare_nouns", "capitals", "lower_case", "typos", "long", "tenses",
-                          "requests"}
+                          "unknown_words", "keywords", "bare_nouns", "capitals", "lower_case", "typos", "long",
+                          "tenses", "requests"}
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row["prompt"][:40])

@@ -41,14 +41,15 @@ END = "<|eot_id|>"
 #: what names a subject in a caption, the longer names first
 KEYWORDS = {subject: "|".join(sorted(map(re.escape, nouns), key=len, reverse=True)) for subject, nouns in NOUNS.items()}
 #: words that people type and Toyland lacks
-STRANGERS = tuple("""
-black brown pink orange grey gray silver bronze turquoise beige elephant lion tiger spaceship rocket train tree house castle
-dragon unicorn princess dinosaur fish shark whale flower butterfly bee cow pig sheep chicken rabbit bear monkey fox wolf
-helicopter tractor bicycle tank submarine ambulance rollercoaster laptop guitar piano pizza coffee apple banana cake forest
-desert space moonbase kitchen office river waterfall island volcano jungle underwater castle bridge station fog clouds
-dancing eating sleeping singing cooking fighting swimming talking laughing crying jumping reading explosion fire smoke magic
-el la un une der die das rojo rouge rot auto chat hund playa strand straße noche avec und con in 3 42 2024 omg lol wow
-""".split())
+STRANGERS = tuple(re.findall(r"\w+", """
+    black brown pink orange grey gray silver bronze turquoise beige elephant lion tiger spaceship rocket train tree
+    house castle dragon unicorn princess dinosaur fish shark whale flower butterfly bee cow pig sheep chicken rabbit
+    bear monkey fox wolf helicopter tractor bicycle tank submarine ambulance rollercoaster laptop guitar piano pizza
+    coffee apple banana cake forest desert space moonbase kitchen office river waterfall island volcano jungle
+    underwater castle bridge station fog clouds dancing eating sleeping singing cooking fighting swimming talking
+    laughing crying jumping reading explosion fire smoke magic el la un une der die das rojo rouge rot auto chat hund
+    playa strand straße noche avec und con in 3 42 2024 omg lol wow
+"""))
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,11 @@ class Lesson:
 def read_facts(scene: Scene, said: Telling) -> dict:
     """What a caption of `scene` says. Which of two subjects is the main one it cannot say, so they are 'subject' and
     'companion' in the order of mention."""
-    facts = {field: None if field in said.unsaid else getattr(scene, field) for field in ("place", "sky", "direction", "speed")}
-    actors = [(subject, None if "colour" in said.unsaid or "companion_colour" in said.unsaid and (subject, colour) == scene.companion
-               else colour) for subject, colour in said.actors]
+    facts = {field: None if field in said.unsaid else getattr(scene, field)
+             for field in ("place", "sky", "direction", "speed")}
+    silent = set(said.actors) if "colour" in said.unsaid else {scene.companion} & {
+        actor for actor in said.actors if "companion_colour" in said.unsaid}
+    actors = [(subject, None if (subject, colour) in silent else colour) for subject, colour in said.actors]
     facts["subject"], facts["colour"] = actors[0]
     facts["companion"], facts["companion_colour"] = actors[1] if len(actors) > 1 else ("none", "none")
     return facts

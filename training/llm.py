@@ -106,7 +106,8 @@ def written(job: tuple[int, int, int]) -> list[tuple[np.ndarray, np.ndarray]]:
     return parts
 
 
-def examples(tokenizer, count: int, seed: int, processes: int, part: int = 2000) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def examples(tokenizer, count: int, seed: int, processes: int,
+             part: int = 2000) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """`written` of `count` lessons, from several processes."""
     jobs = [(min(part, count - at), seed * 1_000_003 + at, tokenizer.pad_token_id) for at in range(0, count, part)]
     with multiprocessing.get_context("fork").Pool(processes, begin, (tokenizer,)) as pool:
@@ -179,7 +180,8 @@ def train(model: Reader, data: list[tuple[torch.Tensor, torch.Tensor]], args):
         weight = CAPTION_WEIGHT * (ids[:, 1:] != pad) + (1 - CAPTION_WEIGHT) * answers
         return (each * weight).sum() / weight.sum(), (each * answers).sum() / answers.sum()
 
-    recorder, clock = common.Recorder(model, args.device != "cpu"), common.Clock(args.seconds, args.log_every, args.rank)
+    recorder = common.Recorder(model, args.device != "cpu")
+    clock = common.Clock(args.seconds, args.log_every, args.rank)
     sizes, rng = [len(tokens) for tokens, _ in data], random.Random(args.seed)  # alike on all GPUs: they step together
     for _ in clock:
         common.learning_rate(optimizer, args.peak, clock.progress, decay=0.5)
@@ -273,7 +275,8 @@ def probes(model, tokenizer, device: str, count: int) -> dict[str, dict[str, flo
     last token, and (for colours) from the token that ends the subject's name, where it follows its colour's plain
     word. Two-subject captions only."""
     rng = random.Random(2)
-    said = [draw_lesson(rng, "describe", unseen=True, silent=0, rough=0, pair=1.0, careless=False) for _ in range(count)]
+    said = [draw_lesson(rng, "describe", unseen=True, silent=0, rough=0, pair=1.0, careless=False)
+            for _ in range(count)]
     states = read(model, tokenizer, [lesson.caption for lesson in said], device)
     mean, last = torch.stack([s.mean(0) for s in states]), torch.stack([s[-1] for s in states])
     table = {}
@@ -281,7 +284,8 @@ def probes(model, tokenizer, device: str, count: int) -> dict[str, dict[str, flo
         labels = [lesson.facts[attribute] for lesson in said]
         table[attribute] = dict(mean=linear_probe(mean, labels), last=linear_probe(last, labels))
     for noun, colour in (("subject", "colour"), ("companion", "companion_colour")):
-        spots = [(i, noun_token(tokenizer, lesson.caption, lesson.facts[noun], lesson.facts[colour])) for i, lesson in enumerate(said)]
+        spots = [(i, noun_token(tokenizer, lesson.caption, lesson.facts[noun], lesson.facts[colour]))
+                 for i, lesson in enumerate(said)]
         spots = [(i, spot) for i, spot in spots if spot is not None]
         x = torch.stack([states[i][spot] for i, spot in spots])
         table[colour]["noun"] = linear_probe(x, [said[i].facts[colour] for i, _ in spots])
@@ -295,7 +299,8 @@ def noun_token(tokenizer, caption: str, subject: str, colour: str) -> int | None
 
 
 def main():
-    args = common.options(__doc__.splitlines()[0], seconds=100.0, batch=256, examples=500_000, peak=2e-3, questions=400, probed=8000)
+    args = common.options(__doc__.splitlines()[0], seconds=100.0, batch=256, examples=500_000, peak=2e-3,
+                          questions=400, probed=8000)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(TOKENIZER)
     start = time.monotonic()
     processes = max(1, (os.cpu_count() or 1) // args.world)

@@ -19,7 +19,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, proce
 from transformers import CLIPTokenizer, PreTrainedTokenizerFast
 
 from t2v_kit.toyland import lexicon
-from t2v_kit.toyland.captions import known_words
+from t2v_kit.toyland.grammar import known_words
 
 from . import common, lessons
 
@@ -41,7 +41,8 @@ def fixed_texts() -> list[str]:
     texts = [re.sub(r"<\|.*?\|>", "\n\n", text) for text in lessons.TEMPLATES.values()]
     facts = dict.fromkeys(lessons.ATTRIBUTES)
     rng = random.Random(0)
-    drawn = [lessons.draw_lesson(rng, name) for name in ("describe", "who", "where", "motion", "plain") for _ in range(500)]
+    drawn = [lessons.draw_lesson(rng, name) for name in ("describe", "who", "where", "motion", "plain")
+             for _ in range(500)]
     texts += [lessons.answer(name, facts) for name in ("describe", "where")] + [lesson.answer for lesson in drawn]
     return [*texts, "system", "user", "assistant", "\n\n"]
 
@@ -131,7 +132,8 @@ def main():
     print(f"{len(words)} words, vocabularies of {len(llama)} and {len(clip)} tokens")
     print(f"{len(llama(prefix).input_ids)} tokens in the default prefix")
     for name, form in (("after a space", " {}".format), ("first", str), ("capitalised", str.capitalize),
-                       ("capitalised after a space", lambda w: " " + w.capitalize()), ("in capitals", lambda w: " " + w.upper())):
+                       ("capitalised after a space", lambda w: " " + w.capitalize()),
+                       ("in capitals", lambda w: " " + w.upper())):
         split = [word for word in words if len(llama.tokenize(form(word))) > 1]
         print(f"one token {name}: {len(words) - len(split)} of {len(words)}")
     split = [word for word in words if len(clip.tokenize(word)) > 1]

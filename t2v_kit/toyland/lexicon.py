@@ -429,8 +429,36 @@ OPENINGS = split("""
                             " ").replace(
                             ";",
                             ","))
-#: words that the grammar itself puts around these
-GRAMMAR = split("another, be, been, is, are, was, were, has, have, both, captured, clothes, color, colored, colour, "
-                "coloured, faces, featuring, filmed, head, heads, keep, keeps, loves, love, may, could, will, would, "
-                "painted, pictured, recorded, seen, set, shown, some, starring, start, starts, their, watched, wear, "
-                "wearing, wears, which, whose, dressed, that, a, an, the, one, my, our")
+
+# ---- what the grammar puts around these ------------------------------------------------------------------
+
+PLURALS = {"person": "people", "man": "men", "woman": "women", "child": "children", "aircraft": "aircraft",
+           "gentleman": "gentlemen", "bus": "buses"}
+DETERMINERS = split("one, this, my, that, our, the, a single, another")
+#: how a verb may stand, besides its plain tenses
+TENSES = split(
+    "will {base}, was {participle}, is going to {base}, has {past_participle}, has been {participle}, "
+    "is seen {participle}, can be seen {participle}, may {base}, will be {participle}, starts to {base}, "
+    "keeps {participle}, loves to {base}, could {base}, is {participle}")
+TENSES_OF_MANY = split(
+    "will {base}, were {participle}, are going to {base}, have {past_participle}, have been {participle}, "
+    "are seen {participle}, can be seen {participle}, may {base}, will be {participle}, start to {base}, "
+    "keep {participle}, love to {base}, could {base}, are {participle}")
+SEEN = split("is seen, can be seen, is shown, is filmed, was seen, is captured, was filmed, is pictured, may be seen, "
+             "is watched, was recorded, is being filmed")
+SEEN_MANY = split("are seen, can be seen, are shown, are filmed, were seen, are captured, were filmed, are pictured, "
+                  "may be seen, are watched, were recorded, are being filmed")
+SEEN_FIRST = split("Seen here:, Shown:, Pictured:, On the screen:, Coming up:, In the picture:, Featuring, Starring")
+#: verbs of the clauses, for one and for several
+AGREEMENT = {"goes": "go", "is": "are", "heads": "head", "faces": "face", "moves": "move", "takes": "take"}
+WORN = split("in {wear}, wearing {wear}, dressed in {shade}, with {wear}, in {shade}, in {shade} clothes")
+OF_COLOUR = split("that is, which is, that is, whose colour is, of the colour, in the colour")
+ITS_COLOUR = split("it is {colour}, its colour is {colour}, it's {colour}, the colour is {colour}, color: {colour}, "
+                   "it is {how} {colour}")
+PLACE_CLAUSES = split(
+    "the place is {spot}, the background is {spot}, the scene is {spot}, it happens {where}, "
+    "the scene is set {where}, all this happens {where}, the setting is {spot}, we are {where}, "
+    "it takes place {where}, everything happens {where}")
+#: words that stand in the grammar's code alone
+GRAMMAR = split("some, both, they, wear, wears, are, were, was, painted, coloured, colored, walking, with, while, "
+                "their")

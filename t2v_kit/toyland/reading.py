@@ -7,19 +7,21 @@ from dataclasses import dataclass
 from functools import cache
 
 from . import lexicon as lex
-from .captions import conjugate, known_words, plural
+from .grammar import conjugate, known_words, plural
 
 #: words that people type and Toyland lacks, with what comes nearest in it
 NEAREST = {
-    "van": "truck", "taxi": "car", "cab": "car", "jeep": "car", "suv": "car", "ambulance": "truck", "tractor": "truck", "train": "bus",
-    "tram": "bus", "bicycle": "motorcycle", "cyclist": "motorcycle", "helicopter": "plane", "glider": "plane", "zeppelin": "balloon",
-    "blimp": "balloon", "ferry": "boat", "canoe": "boat", "kayak": "boat", "donkey": "horse", "zebra": "horse", "cow": "horse", "unicorn": "horse",
-    "wolf": "dog", "fox": "dog", "husky": "dog", "corgi": "dog", "lion": "cat", "tiger": "cat", "panther": "cat", "duck": "bird", "owl": "bird",
-    "crow": "bird", "chicken": "bird", "butterfly": "bird", "cyborg": "robot", "baby": "child", "dancer": "person", "soldier": "person",
-    "runner": "person", "basketball": "ball", "sphere": "ball", "pink": "purple", "turquoise": "blue", "cyan": "blue", "maroon": "red",
-    "beige": "white", "forest": "meadow", "jungle": "meadow", "lake": "sea", "river": "sea", "island": "beach", "desert": "beach",
-    "village": "town", "canyon": "valley", "volcano": "mountain", "fog": "rain", "foggy": "rainy", "cloudy": "rainy", "hail": "snow",
-    "sprinting": "running", "swimming": "floating",
+    "van": "truck", "taxi": "car", "cab": "car", "jeep": "car", "suv": "car", "ambulance": "truck", "tractor": "truck",
+    "train": "bus", "tram": "bus", "bicycle": "motorcycle", "cyclist": "motorcycle", "helicopter": "plane",
+    "glider": "plane", "zeppelin": "balloon", "blimp": "balloon", "ferry": "boat", "canoe": "boat", "kayak": "boat",
+    "donkey": "horse", "zebra": "horse", "cow": "horse", "unicorn": "horse", "wolf": "dog", "fox": "dog",
+    "husky": "dog", "corgi": "dog", "lion": "cat", "tiger": "cat", "panther": "cat", "duck": "bird", "owl": "bird",
+    "crow": "bird", "chicken": "bird", "butterfly": "bird", "cyborg": "robot", "baby": "child", "dancer": "person",
+    "soldier": "person", "runner": "person", "basketball": "ball", "sphere": "ball", "pink": "purple",
+    "turquoise": "blue", "cyan": "blue", "maroon": "red", "beige": "white", "forest": "meadow", "jungle": "meadow",
+    "lake": "sea", "river": "sea", "island": "beach", "desert": "beach", "village": "town", "canyon": "valley",
+    "volcano": "mountain", "fog": "rain", "foggy": "rainy", "cloudy": "rainy", "hail": "snow", "sprinting": "running",
+    "swimming": "floating",
 }
 
 
@@ -44,14 +46,17 @@ def words() -> dict[str, dict[str, tuple[str, ...]]]:
         return {key: tuple(dict.fromkeys(text for table in tables for text in table.get(key, ()))) for key in tables[0]}
 
     colours = {colour: (colour, *shades) for colour, shades in lex.SHADES.items()}
-    verbs = {subject: tuple(dict.fromkeys(form for table in (lex.VERBS, lex.QUICK_VERBS, lex.SLOW_VERBS) for verb in table[subject]
-                                          for form in conjugate(verb))) for subject in lex.NOUNS}
-    fillers = {"adjectives": lex.ANY_ADJECTIVES, "moods": lex.MOODS, "film": lex.FILM, "shots": lex.SHOTS, "requests": lex.REQUESTS,
-               "openings": lex.WATCH, "endings": lex.ENDINGS}
+    verbs = {subject: tuple(dict.fromkeys(form for table in (lex.VERBS, lex.QUICK_VERBS, lex.SLOW_VERBS)
+                                          for verb in table[subject] for form in conjugate(verb)))
+             for subject in lex.NOUNS}
+    fillers = {"adjectives": lex.ANY_ADJECTIVES, "moods": lex.MOODS, "film": lex.FILM, "shots": lex.SHOTS,
+               "requests": lex.REQUESTS, "openings": lex.WATCH, "endings": lex.ENDINGS}
     return {
-        "subjects": distinct(lex.NOUNS), "colours": colours, "places": distinct(lex.PLACE_WORDS, lex.ABOVE, lex.SPOTS),
+        "subjects": distinct(lex.NOUNS), "colours": colours,
+        "places": distinct(lex.PLACE_WORDS, lex.ABOVE, lex.SPOTS),
         "skies": distinct(lex.SKY_WORDS, lex.SKY_LEADS, lex.SKY_CLAUSES),
-        "directions": distinct(lex.DIRECTION_WORDS, lex.DIRECTION_TAGS), "speeds": distinct(lex.SPEED_WORDS, lex.SPEED_TAGS),
+        "directions": distinct(lex.DIRECTION_WORDS, lex.DIRECTION_TAGS),
+        "speeds": distinct(lex.SPEED_WORDS, lex.SPEED_TAGS),
         "verbs": verbs, "fillers": fillers,
     }
 
@@ -69,23 +74,26 @@ def meanings() -> dict[str, tuple[str, str]]:
         found.pop(word, None)
     for colour, shades in lex.SHADES.items():
         found |= {shade: ("colours", colour) for shade in (colour, *shades) if shade.isalpha()}
-    for kind, tables in (("places", (lex.SPOTS,)), ("skies", (lex.SKY_LEADS, lex.SKY_WORDS)), ("speeds", (lex.SPEED_TAGS, lex.SPEED_WORDS))):
+    for kind, tables in (("places", (lex.SPOTS,)), ("skies", (lex.SKY_LEADS, lex.SKY_WORDS)),
+                         ("speeds", (lex.SPEED_TAGS, lex.SPEED_WORDS))):
         by_value = {value: phrase_words(text for table in tables for text in table[value]) for value in tables[0]}
         for value, said in by_value.items():
             others = frozenset().union(*(said for other, said in by_value.items() if other != value))
             for word in said - others - IDLE - found.keys():
                 found[word] = kind, value
-    return found | {"left": ("directions", "left"), "right": ("directions", "right"), "leftwards": ("directions", "left"),
-                    "rightwards": ("directions", "right")}
+    ways = {word: ("directions", way) for way in lex.DIRECTION_WORDS for word in (way, way + "ward", way + "wards")}
+    return found | ways
 
 
 #: words of the phrases for places, skies and speeds that settle nothing alone
-IDLE = frozenset("""a an the in on of at to it is its and or by with no so as big high very really quite too light day days time late early
-middle falling full beautiful good warm white blue green golden orange clear heavy empty busy quiet cold hot wet foot front between near
-through across along under over before into during while when weather up down out taking all without super rather ever great like possible
-pace motion movement speed high same fire flower flowers main tall past open broad even field light walking
-hour last goes sets setting romantic fiery glow glowing after scene beneath among bad clouds mo low lightning landscape range skies top
-calm bad""".split())
+IDLE = frozenset(re.findall(r"\w+", """
+    a an the in on of at to it is its and or by with no so as big high very really quite too light day days time late
+    early middle falling full beautiful good warm white blue green golden orange clear heavy empty busy quiet cold
+    hot wet foot front between near through across along under over before into during while when weather up down out
+    taking all without super rather ever great like possible pace motion movement speed same fire flower flowers main
+    tall past open broad even field walking hour last goes sets setting romantic fiery glow glowing after scene
+    beneath among bad clouds mo low lightning landscape range skies top calm
+"""))
 
 
 @dataclass(frozen=True)
@@ -144,7 +152,7 @@ def shaded() -> re.Pattern:
 def is_known(word: str) -> bool:
     """Whether captions have the word, or one that differs by its ending only."""
     known = known_words() - NEAREST.keys()
-    endings = ((("", word),) + (("s", word[:-1]), ("es", word[:-2]), ("ies", word[:-3] + "y")))
+    endings = ("", word), ("s", word[:-1]), ("es", word[:-2]), ("ies", word[:-3] + "y")
     return any(word.endswith(ending) and stem in known for ending, stem in endings if stem)
 
 
