@@ -1,6 +1,7 @@
 """Toyland is the same everywhere, says what it draws, and draws what it says."""
 from __future__ import annotations
 
+import doctest
 import random
 import re
 import subprocess
@@ -105,7 +106,7 @@ SAYABLE = grammar.SAYABLE
 
 def plain(scene: Scene, seed: int, omit: tuple[str, ...] = ()) -> str:
     """A caption before it is typed: no slips, no odd cases."""
-    return captions.tell(scene, random.Random(seed), omit, careless=False).plain
+    return caption(scene, seed, omit, careless=False)
 
 
 def forms(texts) -> list[str]:
@@ -144,6 +145,14 @@ def test_captions_vary_in_wording_and_order():
     texts = {caption(SCENE, seed=i) for i in range(200)}
     assert len(texts) > 195
     assert len({text.split()[0].lower() for text in texts}) > 50
+
+
+@pytest.mark.parametrize("module", [captions, reading])
+def test_examples_are_true(module):
+    names = vars(module) | {"Scene": Scene}
+    tests = doctest.DocTestFinder(exclude_empty=True).find(module, extraglobs=names)
+    done = [doctest.DocTestRunner().run(test) for test in tests]
+    assert sum(result.attempted for result in done) and not sum(result.failed for result in done)
 
 
 def test_captions_are_typed_as_people_type():

@@ -50,10 +50,10 @@ class Scene:
     def __post_init__(self):
         allowed = dict(subject=SUBJECTS, colour=COLOURS, place=PLACES, sky=SKIES,
                        direction=DIRECTIONS, speed=SPEEDS)
-        for field, words in allowed.items():
-            if getattr(self, field) not in words:
+        for field, values in allowed.items():
+            if getattr(self, field) not in values:
                 got = getattr(self, field)
-                raise ValueError(f"{field}={got!r} is not in Toyland; choose one of {', '.join(words)}")
+                raise ValueError(f"{field}={got!r} is not in Toyland; choose one of {', '.join(values)}")
         if self.companion is not None and (self.companion[0] not in SUBJECTS or self.companion[1] not in COLOURS):
             raise ValueError(f"companion={self.companion!r} is not a (subject, colour) of Toyland, like ('dog', 'red')")
         for subject, _ in self.actors:

@@ -29,17 +29,29 @@ class Telling:
     unsaid: frozenset[str]
 
 
-def caption(scene: Scene, seed: int | None = None, omit: tuple[str, ...] = ()) -> str:
-    """The scene in words; another `seed` gives other wording and order (default: the scene's own seed).
+def caption(scene: Scene, seed: int | None = None, omit: tuple[str, ...] = (), careless: bool = True) -> str:
+    """Say a scene in words.
 
-    `omit` leaves attributes unsaid: any of "colour", "place", "sky", "direction", "speed"; "companion_colour" leaves
-    out that of the companion alone.
+    Args:
+        scene: What happens in the clip.
+        seed: Another seed gives another wording and order. Default: the scene's own seed.
+        omit: What to leave unsaid: any of "colour", "place", "sky", "direction" and "speed", or "companion_colour" for
+            the colour of the companion alone.
+        careless: Whether to type the caption as people do, with odd cases, missing full stops and slips of the
+            fingers; about half of the captions have some of it. False writes it as it should be.
+
+    Returns:
+        The caption, always the same for the same arguments.
+
+    Example:
+        >>> caption(Scene("dog", "red", "beach", "night", "left", "high"), seed=21, careless=False)
+        'A shot of a red dog hurrying from right to left on the coast, midnight.'
     """
-    return tell(scene, random.Random(scene.seed if seed is None else seed), omit).text
+    return tell(scene, random.Random(scene.seed if seed is None else seed), omit, careless).text
 
 
 def tell(scene: Scene, rng: random.Random, omit: tuple[str, ...] = (), careless: bool = True) -> Telling:
-    """A caption and what is known about it. `careless=False` leaves out the typing mistakes and the odd cases."""
+    """A caption and what is known about it: see `caption`."""
     voice = Voice(scene, rng, frozenset(omit))
     plain = voice.say()
     return Telling(careless_typing(plain, rng) if careless else plain, plain, tuple(voice.actors), voice.omit)
