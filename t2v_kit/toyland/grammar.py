@@ -198,7 +198,7 @@ def fitting(short: bool, pair: bool, omit: frozenset[str]) -> tuple[str, ...]:
 
 
 @cache
-def conjugate(verb: str) -> tuple[str, str, str, str, str]:
+def conjugate(verb: str) -> tuple[str, ...]:
     """Base, third person, participle, past and past participle; "drive along" bends its first word."""
     base, _, rest = verb.partition(" ")
     if base in lex.IRREGULAR:

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from . import lexicon as lex
@@ -10,6 +11,15 @@ from .grammar import OPTIONAL, SAYABLE, article, conjugate, fitting, parsed, plu
 
 if TYPE_CHECKING:
     from . import Scene
+
+
+#: slots that say an attribute of the scene in a phrase of a table
+SIMPLE = {"spot": ("place", lex.SPOTS), "sky": ("sky", lex.SKY_WORDS), "lead": ("sky", lex.SKY_LEADS),
+          "it": ("sky", lex.SKY_CLAUSES), "way": ("direction", lex.DIRECTION_WORDS),
+          "waytag": ("direction", lex.DIRECTION_TAGS), "tag": ("speed", lex.SPEED_TAGS)}
+#: slots that mean nothing
+FILLERS = {"mood": lex.MOODS, "film": lex.FILM, "shot": lex.SHOTS, "ask": lex.REQUESTS, "watch": lex.WATCH,
+           "end": lex.ENDINGS, "name": lex.NAMES, "open": lex.OPENINGS, "seenfirst": lex.SEEN_FIRST}
 
 
 class Voice(dict):
@@ -28,7 +38,7 @@ class Voice(dict):
         self.object = self.verb = ""
         self.hasty = False  # whether the verb has said the speed
         self.refer = []  # a short noun for each actor
-        self.many = False
+        self.many = self.plural = False  # whether several act, whether the one noun stands in the plural
         self.name_all()
 
     def say(self) -> str:
@@ -41,11 +51,19 @@ class Voice(dict):
         return tidy(text, sentences, self.rng)
 
     def __missing__(self, name: str) -> str:
-        self[name] = text = getattr(self, "slot_" + name.rstrip("0123456789"))()
+        slot = name.rstrip("0123456789")
+        if slot in SIMPLE:
+            attribute, table = SIMPLE[slot]
+            text = self.pick(table[getattr(self.scene, attribute)]) if self.said(attribute) else ""
+        elif slot in FILLERS:
+            text = self.pick(FILLERS[slot])
+        else:
+            text = getattr(self, "slot_" + slot)()
+        self[name] = text
         return text
 
-    def pick(self, table: dict | tuple | list, key: str | None = None) -> str:
-        return self.rng.choice(table if key is None else table[key])
+    def pick(self, texts: Sequence[str]) -> str:
+        return self.rng.choice(texts)
 
     def said(self, attribute: str) -> bool:
         return attribute not in self.omit
@@ -76,11 +94,11 @@ class Voice(dict):
             return ""
         if self.pair and not self.said("companion_colour") and (subject, colour) == self.scene.companion:
             return ""
-        return colour if self.rng.random() < .72 else self.pick(lex.SHADES, colour)
+        return colour if self.rng.random() < .72 else self.pick(lex.SHADES[colour])
 
     def name(self, subject: str, colour: str, acts: bool) -> str:
         rng = self.rng
-        noun = lex.NOUNS[subject][0] if rng.random() < .5 else self.pick(lex.NOUNS, subject)
+        noun = lex.NOUNS[subject][0] if rng.random() < .5 else self.pick(lex.NOUNS[subject])
         shade = self.colour(subject, colour)
         before, after = shade, ""
         how = rng.random()
@@ -100,12 +118,12 @@ class Voice(dict):
                 after = f" painted {shade}"
             else:
                 before = shade + rng.choice(("-coloured", "-colored", " coloured"))
-        adjective = self.pick(lex.ADJECTIVES, subject) if rng.random() < .18 else \
+        adjective = self.pick(lex.ADJECTIVES[subject]) if rng.random() < .18 else \
             self.pick(lex.ANY_ADJECTIVES) if rng.random() < .08 else ""
         if set(adjective.split()) & set(noun.split()) or self["bare"]:
             adjective = ""
         if not after and not self.listed and rng.random() < .05:
-            after = " " + self.pick(lex.TAILS, subject)
+            after = " " + self.pick(lex.TAILS[subject])
         self.refer.append("motorcycle" if subject == "motorcycle" else
                           noun if rng.random() < .7 else lex.NOUNS[subject][0])
         if not self.pair and subject != "motorcycle" and not after and rng.random() < (.12 if self.listed else .03):
@@ -143,7 +161,7 @@ class Voice(dict):
         if "bare" not in slots(self.pattern):
             return ""
         subject, colour = self.actors[0]
-        noun = lex.NOUNS[subject][0] if self.rng.random() < .5 else self.pick(lex.NOUNS, subject)
+        noun = lex.NOUNS[subject][0] if self.rng.random() < .5 else self.pick(lex.NOUNS[subject])
         self.many = False
         return f"{self.colour(subject, colour)} {noun}".strip()
 
@@ -157,9 +175,9 @@ class Voice(dict):
                 self.verb = self.pick(("ride", "ride", "drive")) + self.object
             elif self.said("speed") and rng.random() < .2:
                 self.hasty = True
-                self.verb = self.pick(lex.QUICK_VERBS if self.scene.speed == "high" else lex.SLOW_VERBS, own)
+                self.verb = self.pick((lex.QUICK_VERBS if self.scene.speed == "high" else lex.SLOW_VERBS)[own])
             else:
-                self.verb = self.pick(lex.BOTH_VERBS) if own == "" else self.pick(lex.VERBS, own)
+                self.verb = self.pick(lex.BOTH_VERBS) if own == "" else self.pick(lex.VERBS[own])
         return self.verb
 
     def slot_verbs(self) -> str:
@@ -183,9 +201,6 @@ class Voice(dict):
 
     def slot_seen(self) -> str:
         return self.pick(lex.SEEN_MANY if self.many else lex.SEEN)
-
-    def slot_seenfirst(self) -> str:
-        return self.pick(lex.SEEN_FIRST)
 
     def slot_goesfirst(self) -> str:
         return self.pick(("go", "are", "were", "come") if self.many else ("goes", "is", "was", "comes", "goes"))
@@ -212,7 +227,7 @@ class Voice(dict):
         """'The dog is red and the cat is blue', where the colours have not been said before."""
         said = []
         for (subject, colour), noun in zip(self.actors, self.refer):
-            word = colour if self.rng.random() < .72 else self.pick(lex.SHADES, colour)
+            word = colour if self.rng.random() < .72 else self.pick(lex.SHADES[colour])
             noun = plural(noun) if self.plural else noun
             if subject == "person" and self.rng.random() < .5:
                 said.append(f"the {noun} {'wear' if self.plural else 'wears'} {word}")
@@ -233,13 +248,10 @@ class Voice(dict):
             return ""
         kinds = {subject for subject, _ in self.actors}
         if kinds <= set(lex.AERIAL) and self.rng.random() < .4:
-            return self.pick(lex.ABOVE, place)
+            return self.pick(lex.ABOVE[place])
         if kinds == {"boat"} and place == "beach" and self.rng.random() < .6:
             return self.pick(lex.AFLOAT)
         return self.pick(words[place][:8] if self.rng.random() < .3 else words[place])
-
-    def slot_spot(self) -> str:
-        return self.pick(lex.SPOTS, self.scene.place) if self.said("place") else ""
 
     def slot_placeclause(self) -> str:
         if not self.said("place"):
@@ -248,68 +260,26 @@ class Voice(dict):
         where = self.slot_place()
         return self.pick(lex.PLACE_CLAUSES).format(spot=spot, where=where)
 
-    def slot_sky(self) -> str:
-        return self.pick(lex.SKY_WORDS, self.scene.sky) if self.said("sky") else ""
-
-    def slot_lead(self) -> str:
-        return self.pick(lex.SKY_LEADS, self.scene.sky) if self.said("sky") else ""
-
-    def slot_it(self) -> str:
-        return self.pick(lex.SKY_CLAUSES, self.scene.sky) if self.said("sky") else ""
-
-    def slot_way(self) -> str:
-        return self.pick(lex.DIRECTION_WORDS, self.scene.direction) if self.said("direction") else ""
-
-    def slot_waytag(self) -> str:
-        return self.pick(lex.DIRECTION_TAGS, self.scene.direction) if self.said("direction") else ""
-
     def slot_wayclause(self) -> str:
-        return self.clause(self.pick(lex.DIRECTION_CLAUSES, self.scene.direction)) if self.said("direction") else ""
+        return self.clause(self.pick(lex.DIRECTION_CLAUSES[self.scene.direction])) if self.said("direction") else ""
 
     def slot_speed(self) -> str:
         if not self.said("speed") or (self.hasty and self.rng.random() < .6):
             return ""
-        return self.pick(lex.SPEED_WORDS, self.scene.speed)
-
-    def slot_tag(self) -> str:
-        return self.pick(lex.SPEED_TAGS, self.scene.speed) if self.said("speed") else ""
+        return self.pick(lex.SPEED_WORDS[self.scene.speed])
 
     def slot_speedclause(self) -> str:
         if not self.said("speed") or (self.hasty and self.rng.random() < .6):
             return ""
-        return self.clause(self.pick(lex.SPEED_CLAUSES, self.scene.speed))
+        return self.clause(self.pick(lex.SPEED_CLAUSES[self.scene.speed]))
 
     # what means nothing
 
-    def slot_mood(self) -> str:
-        return self.pick(lex.MOODS)
-
-    def slot_film(self) -> str:
-        return self.pick(lex.FILM)
-
-    def slot_shot(self) -> str:
-        return self.pick(lex.SHOTS)
-
     def slot_ashot(self) -> str:
-        return article(self.slot_shot())
+        return article(self.pick(lex.SHOTS))
 
     def slot_afilm(self) -> str:
-        return article(self.slot_film())
-
-    def slot_ask(self) -> str:
-        return self.pick(lex.REQUESTS)
-
-    def slot_watch(self) -> str:
-        return self.pick(lex.WATCH)
-
-    def slot_end(self) -> str:
-        return self.pick(lex.ENDINGS)
-
-    def slot_name(self) -> str:
-        return self.pick(lex.NAMES)
-
-    def slot_open(self) -> str:
-        return self.pick(lex.OPENINGS)
+        return article(self.pick(lex.FILM))
 
 
 GAPS = re.compile(r"\s+([,.:;!?])")
