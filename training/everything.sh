@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# The whole training on one machine with four GPUs, in three parts of at most ten minutes each:
-#   training/everything.sh OUT encoders      GPU 0: language model, CLIP; GPUs 1 to 3: VAE
-#   training/everything.sh OUT transformer   all four
-#   training/everything.sh OUT rest          guidance, upscaler, judge, then the evaluation
+# The whole training on one machine with four GPUs (or two), in three parts of at most ten minutes each:
+#   training/everything.sh OUT encoders      the language model and CLIP on the first GPU, the VAE on the others
+#   training/everything.sh OUT transformer   on all
+#   training/everything.sh OUT rest          guidance, upscaler and judge, then the evaluation
 # Seconds by stage come from the environment; 0 leaves a stage out, and what it would have made is taken from
 # OUT/bundle, which begins as a copy of t2v_kit/pocket. FROM=OUT/bundle goes on from the weights there instead of
 # starting afresh. Logs lie in OUT/log.
@@ -14,13 +14,14 @@ out=${1:?usage: training/everything.sh OUT encoders|transformer|rest}
 bundle=$out/bundle log=$out/log
 mkdir -p "$bundle" "$log"
 [ -e "$bundle/model_index.json" ] || cp -r t2v_kit/pocket/. "$bundle/"
-began=$SECONDS
+began=$SECONDS count=$(nvidia-smi -L | wc -l)
+gpus() { seq -s , "$1" "$2"; } # gpus FIRST LAST
 
 stage() { # stage NAME SECONDS GPUS MODULE OPTION...
-    local name=$1 seconds=$2 gpus=$3 count; shift 3
+    local name=$1 seconds=$2 gpus=$3 each; shift 3
     [ "$seconds" -gt 0 ] || return 0
-    count=$(tr ',' '\n' <<<"$gpus" | wc -l)
-    CUDA_VISIBLE_DEVICES=$gpus python3 -m torch.distributed.run --standalone --nproc-per-node "$count" \
+    each=$(tr ',' '\n' <<<"$gpus" | wc -l)
+    CUDA_VISIBLE_DEVICES=$gpus python3 -m torch.distributed.run --standalone --nproc-per-node "$each" \
         -m "$@" --seconds "$seconds" >"$log/$name" 2>&1 && ended=well || ended=badly
     echo "$((SECONDS - began)) s: $name ended $ended" | tee -a "$log/times"
     [ $ended = well ]
@@ -32,7 +33,7 @@ ship() { cp -r "$1" "$bundle/"; }
 # shellcheck disable=SC2046,SC2086
 case ${2:?} in
 encoders)
-    stage vae "$VAE" 1,2,3 training.vae --out "$out" $(from vae) $VAE_OPTIONS & vae=$!
+    stage vae "$VAE" "$(gpus 1 $((count - 1)))" training.vae --out "$out" $(from vae) $VAE_OPTIONS & vae=$!
     stage llm "$LLM" 0 training.llm --out "$out"
     [ "$LLM" = 0 ] || ship "$out/text_encoder"
     stage clip "$CLIP" 0 training.clip --out "$out"
@@ -41,15 +42,15 @@ encoders)
     [ "$VAE" = 0 ] || ship "$out/vae"
     ;;
 transformer)
-    stage transformer "$TRANSFORMER" 0,1,2,3 training.transformer --bundle "$bundle" --workers "$WORKERS" --out "$out" \
+    stage transformer "$TRANSFORMER" "$(gpus 0 $((count - 1)))" training.transformer --bundle "$bundle" --workers "$WORKERS" --out "$out" \
         $(from transformer) $TRANSFORMER_OPTIONS
     ship "$out/transformer"
     ;;
 rest)
-    stage guidance "$GUIDANCE" 0,1 training.guidance --bundle "$bundle" --resume "$bundle/transformer" \
+    stage guidance "$GUIDANCE" "$(gpus 0 $((count / 2 - 1)))" training.guidance --bundle "$bundle" --resume "$bundle/transformer" \
         --workers "$WORKERS" --out "$out/student" & guidance=$!
-    stage upscaler "$UPSCALER" 2 training.upscaler --vae "$bundle" --out "$out/upscaler" & upscaler=$!
-    stage probe "$PROBE" 3 training.probe --vae "$bundle/vae" --out "$out/probe" $PROBE_OPTIONS
+    stage upscaler "$UPSCALER" $((count / 2)) training.upscaler --vae "$bundle" --out "$out/upscaler" & upscaler=$!
+    stage probe "$PROBE" $((count - 1)) training.probe --vae "$bundle/vae" --out "$out/probe" $PROBE_OPTIONS
     wait $guidance
     [ "$GUIDANCE" = 0 ] || ship "$out/student/transformer"
     wait $upscaler

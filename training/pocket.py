@@ -40,7 +40,7 @@ def transformer() -> HunyuanVideoTransformer3DModel:
 
 
 DATA = {
-    "defaults": {"height": 112, "width": 192, "num_frames": 33, "num_inference_steps": 20, "guidance_scale": 1.0,
+    "defaults": {"height": 112, "width": 192, "num_frames": 33, "num_inference_steps": 20, "guidance_scale": 3.0,
                  "flow_shift": FLOW_SHIFT, "fps": 16},
     "crop_start": 95,
     "dtype": "float32",
