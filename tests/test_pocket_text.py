@@ -1,8 +1,6 @@
 """Pocket's text side: two tokenizers, two text encoders, and the way HunyuanVideoPipeline reads them."""
 
 import random
-import re
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +8,8 @@ import pytest
 import torch
 
 import t2v_kit
-from t2v_kit.toyland import Scene, caption, random_scene
+from t2v_kit.toyland import COLOURS, SUBJECTS, Scene, caption, random_scene
+from t2v_kit.toyland.grammar import known_words, plural
 
 POCKET = Path(t2v_kit.__file__).parent / "pocket"
 LONG = "Sunny day, freedom and adventure, high motion. A man with a beard riding a motorcycle on the street."
@@ -18,14 +17,21 @@ PROMPTS = [LONG, "a red dog", "a blue dog", "", " two  spaces\nand a line", "ein
 
 
 @pytest.fixture(scope="module")
-def pipe():
+def tokenizers():
+    from transformers import CLIPTokenizer, PreTrainedTokenizerFast
+
+    return (PreTrainedTokenizerFast.from_pretrained(POCKET / "tokenizer"),
+            CLIPTokenizer.from_pretrained(POCKET / "tokenizer_2"))
+
+
+@pytest.fixture(scope="module")
+def pipe(tokenizers):
     """The plain pipeline with pocket's text parts only: enough for encode_prompt."""
     from diffusers import HunyuanVideoPipeline
-    from transformers import CLIPTextModel, CLIPTokenizer, LlamaModel, PreTrainedTokenizerFast
+    from transformers import CLIPTextModel, LlamaModel
 
     return HunyuanVideoPipeline(
-        tokenizer=PreTrainedTokenizerFast.from_pretrained(POCKET / "tokenizer"),
-        tokenizer_2=CLIPTokenizer.from_pretrained(POCKET / "tokenizer_2"),
+        tokenizer=tokenizers[0], tokenizer_2=tokenizers[1],
         text_encoder=LlamaModel.from_pretrained(POCKET / "text_encoder", dtype=torch.float32).eval(),
         text_encoder_2=CLIPTextModel.from_pretrained(POCKET / "text_encoder_2", dtype=torch.float32).eval(),
         transformer=None, vae=None, scheduler=None)
@@ -109,7 +115,7 @@ def test_the_unconditional_prompt_is_one_end_token(pipe):
 
 def test_two_prompts_read_differently(pipe):
     embeds, pooled, _ = encode(pipe, ["a red dog", "a blue dog"])
-    assert embeds.shape == (2, 256, 192) and pooled.shape == (2, 128)
+    assert embeds.shape == (2, 256, 256) and pooled.shape == (2, 128)
     assert (embeds[0, 2] - embeds[1, 2]).abs().max() > 0.2  # "dog" has heard of its colour
     assert (pooled[0] - pooled[1]).abs().max() > 0.2
 
@@ -147,77 +153,102 @@ def test_clip_reads_small_and_capital_letters_alike_and_knows_every_byte(pipe):
     assert pipe.tokenizer_2.decode(ids, skip_special_tokens=True).split() == ["ein", "bär", "🎈", "日本"]
 
 
-def test_vocabulary_lists_every_word_of_captions_and_each_is_one_token(pipe):
+def test_vocabulary_lists_every_word_of_captions_and_each_is_one_token(tokenizers):
     words = (POCKET / "vocabulary.txt").read_text().split()
-    assert words == sorted(set(words))
-    said = {w for seed in range(3000) for w in re.findall("[a-z]+", caption(random_scene(seed)).lower())}
-    assert said <= set(words)
-    assert [w for w in words if len(pipe.tokenizer.tokenize(" " + w)) > 1] == []
+    assert words == sorted(known_words())
+    for tokenizer, form in ((tokenizers[0], " {}"), (tokenizers[1], "{}")):
+        assert [word for word in words if len(tokenizer.tokenize(form.format(word))) > 1] == []
 
 
-def test_a_word_is_taught_once(tmp_path):
-    from transformers import LlamaModel, PreTrainedTokenizerFast
-
-    from training.words import teach
-
-    for part in ("tokenizer", "text_encoder"):
-        shutil.copytree(POCKET / part, tmp_path / part)
-    shutil.copy(POCKET / "vocabulary.txt", tmp_path)
-    before = LlamaModel.from_pretrained(POCKET / "text_encoder").embed_tokens.weight
-    assert teach(tmp_path, {"red": ("scarlet", "red")}) == ["scarlet"]
-    assert teach(tmp_path, {"red": ("scarlet",)}) == []
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(tmp_path / "tokenizer")
-    after = LlamaModel.from_pretrained(tmp_path / "text_encoder").embed_tokens.weight
-    assert torch.equal(after[: len(before)], before) and len(after) == len(before) + 4
-    for red, scarlet in (("red", "scarlet"), (" red", " scarlet"), ("Red", "Scarlet"), (" Red", " Scarlet")):
-        [old], [new] = (tokenizer(text, add_special_tokens=False).input_ids for text in (red, scarlet))
-        assert old < len(before) <= new and torch.equal(after[old], after[new])
-        assert tokenizer.decode([new]) == scarlet
-    assert "scarlet" in (tmp_path / "vocabulary.txt").read_text().split()
-    with pytest.raises(KeyError, match="xylophone"):
-        teach(tmp_path, {"xylophone": ("gong",)})
+@pytest.mark.parametrize("form", [str, str.capitalize, str.upper])
+@pytest.mark.parametrize("word", [*SUBJECTS, *COLOURS])
+def test_subjects_and_colours_are_tokens_in_every_case_first_and_later(tokenizers, word, form):
+    for text in (form(word), " " + form(word)):
+        assert tokenizers[0].tokenize(text) == [text.replace(" ", "Ġ")]
 
 
-def test_words_that_captions_lack_are_read_as_those_they_stand_for(pipe, tmp_path):
-    """And what captions say is read as before, to the last bit."""
-    from transformers import LlamaModel, PreTrainedTokenizerFast
+def test_ids_stay_under_those_of_llama(tokenizers):
+    assert len(tokenizers[0]) == 4400 and len(tokenizers[1]) < 4000
 
-    from training.words import FORMS, teach
 
-    for part in ("tokenizer", "text_encoder"):
-        shutil.copytree(POCKET / part, tmp_path / part)
-    shutil.copy(POCKET / "vocabulary.txt", tmp_path)
-    teach(tmp_path)
-    encoder = LlamaModel.from_pretrained(tmp_path / "text_encoder", dtype=torch.float32).eval()
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(tmp_path / "tokenizer")
-    assert len(tokenizer) == len(encoder.embed_tokens.weight)
+def test_the_speller_uses_pieces_only_and_gives_the_same_text(tokenizers):
+    from training.tokenizers import speller
 
-    def rows(text):
-        """Of the embedding: all that the language model gets to see."""
-        return encoder.embed_tokens(tokenizer(text, return_tensors="pt").input_ids)[0]
+    spelt = speller(tokenizers[0], dropout=.1)
+    for text in PROMPTS:
+        ids = spelt.encode(text, add_special_tokens=False).ids
+        assert tokenizers[0].decode(ids) == text
+        assert len(ids) >= len(tokenizers[0](text, add_special_tokens=False).input_ids)
 
-    for text in (LONG, *map(caption, map(random_scene, range(50)))):
-        before = pipe.text_encoder.embed_tokens(pipe.tokenizer(text, return_tensors="pt").input_ids)[0]
-        assert torch.equal(rows(text), before)
-    for known, others in FORMS.items():
-        for word in others:
-            for form in ("A red car {} left.", "it {}", "{}"):
-                assert torch.equal(rows(form.format(word)), rows(form.format(known))), word
-                assert torch.equal(rows(form.format(word).capitalize()), rows(form.format(known).capitalize())), word
+
+def test_the_forms_of_a_word_share_their_letters(tokenizers):
+    """So that what is learnt of 'red' holds for 'RED': only the form's part of the embedding differs."""
+    from training.llm import Reader, forms
+
+    letters, form, count = forms(tokenizers[0])
+    ids = {text: tokenizers[0].convert_tokens_to_ids(text)
+           for text in ("red", "Red", "RED", "Ġred", "ĠRed", "ĠRED", "Ġblue")}
+    assert len({int(letters[ids[text]]) for text in list(ids)[:-1]}) == 1
+    assert [int(form[ids[text]]) for text in ids] == [0, 1, 2, 3, 4, 5, 3]
+    assert letters.max() + 1 == count < len(letters)
+    reader = Reader(tokenizers[0])
+    table = reader.finished().embed_tokens.weight
+    assert torch.allclose(table[ids["RED"]] - table[ids["red"]], reader.of_forms[2] - reader.of_forms[0], atol=1e-6)
+    scores = reader(torch.tensor([[ids["Red"], ids["Ġblue"]]]))
+    states = reader.llama(input_ids=torch.tensor([[ids["Red"], ids["Ġblue"]]])).last_hidden_state
+    torch.testing.assert_close(scores, states @ table.T)  # the finished matrix is what training embedded by
+
+
+def test_lessons_are_written_as_the_pipeline_tokenises_them(tokenizers):
+    """Prompt, then answer; where nothing is spelt in pieces the tokens are those of the whole text."""
+    from training import llm
+
+    class Straight(random.Random):
+        def random(self):
+            return .999  # no word in pieces, no empty prompt
+
+    llm.begin(tokenizers[0])
+    tokens = tokenizers[0](llm.TEMPLATES["describe"].format(" red  car\n!") + llm.ANSWER_HEAD).input_ids
+    before, after = llm.scribe.frames["describe"]
+    assert before + llm.scribe.caption(" red  car\n!", Straight(0)) + after + llm.scribe.head == tokens
+    for table, start in llm.written((40, 3, tokenizers[0].pad_token_id)):
+        for row, begins in zip(table, start):
+            whole = tokenizers[0].decode([i for i in row if i != tokenizers[0].pad_token_id])
+            assert whole.count("<|begin_of_text|>") == 1 and whole.endswith("<|eot_id|>")
+            assert tokenizers[0].decode(row[:begins]).endswith(("<|eot_id|>", llm.ANSWER_HEAD))
 
 
 def test_answers_depend_on_the_captions_words_only():
     """Which of two subjects is the scene's main one a caption cannot say; so neither may an answer."""
+    from t2v_kit.toyland.captions import Telling
     from training.lessons import answer, read_facts
 
     scene = Scene("dog", "red", "beach", "night", "left", "slow", companion=("balloon", "blue"))
     turned = replace(scene, subject="balloon", colour="blue", companion=("dog", "red"))
-    for seed in range(20):
-        text = caption(scene, seed)
-        assert read_facts(scene, text, ()) == read_facts(turned, text, ())
-    facts = read_facts(scene, "a blue hot air balloon and a red puppy", ("sky",))
+    actors = (("balloon", "blue"), ("dog", "red"))
+    said = Telling("", "a blue hot air balloon and a red puppy", actors, frozenset({"sky"}))
+    assert read_facts(scene, said) == read_facts(turned, said)
+    facts = read_facts(scene, said)
     assert answer("who", facts) == "blue balloon and red dog"
     assert answer("where", facts) == "place: beach. sky: unknown."
+    assert answer("plain", facts) == "blue balloon and red dog, left, slow, beach."
+    partly = read_facts(scene, replace(said, unsaid=frozenset({"companion_colour"})))
+    assert answer("who", partly) == "unknown balloon and red dog"
+
+
+def test_an_answer_says_what_its_caption_says():
+    """Of a caption that is written as it should be, every fact has its words; what is unknown has none."""
+    from t2v_kit.toyland.lexicon import NOUNS, SHADES
+    from training.lessons import draw_lesson
+
+    rng = random.Random(0)
+    for _ in range(200):
+        lesson = draw_lesson(rng, "correct", rough=0, careless=False)
+        assert lesson.answer == lesson.caption
+        text, facts = lesson.caption.lower(), lesson.facts
+        assert any(noun in text or plural(noun) in text for noun in NOUNS[facts["subject"]])
+        assert facts["colour"] is None or any(shade in text for shade in (facts["colour"], *SHADES[facts["colour"]]))
+        assert (facts["direction"] or "") in text
 
 
 @torch.no_grad()

@@ -34,7 +34,7 @@ def small_transformer():
 @torch.no_grad()
 def test_a_mask_as_a_channel_is_the_same_mask(small_transformer, monkeypatch):
     """The trick that keeps training on fast attention gives what diffusers' masked attention gives."""
-    inputs = {"noisy": torch.randn(2, 16, 2, 4, 6), "sigma": torch.tensor([.5, .9]), "embeds": torch.randn(2, 12, 192),
+    inputs = {"noisy": torch.randn(2, 16, 2, 4, 6), "sigma": torch.tensor([.5, .9]), "embeds": torch.randn(2, 12, 256),
               "lengths": torch.tensor([12, 7]), "pooled": torch.randn(2, 128), "guidance": torch.ones(2)}
     expected = transformer.velocity(small_transformer, **inputs)
     monkeypatch.setattr(hunyuan, "dispatch_attention_fn", transformer.mask_by_a_channel)
@@ -53,7 +53,7 @@ def test_left_and_right_can_be_told_apart_and_nothing_else_changes():
     model = pocket.transformer()  # as it begins: what is shipped has been through this already
     said = ["a red car driving left on the beach.", "a red car driving right on the beach.",
             "a blue car driving left on the beach."]  # fmt: skip
-    states = text(said)[0].float()
+    states = text(said).embeds.float()
 
     def apart():
         with torch.no_grad():
@@ -70,7 +70,7 @@ def test_the_transformer_starts_at_zero():
     """Zero-initialised output: the first prediction is 0, whatever goes in."""
     model = pocket.transformer()
     with torch.no_grad():
-        out = transformer.velocity(model, torch.randn(1, 16, 1, 4, 4), torch.ones(1), torch.randn(1, 3, 192),
+        out = transformer.velocity(model, torch.randn(1, 16, 1, 4, 4), torch.ones(1), torch.randn(1, 3, 256),
                                    torch.tensor([3]), torch.randn(1, 128), torch.ones(1))
     assert not out.any()
 
@@ -217,8 +217,8 @@ def test_a_clock_without_time_is_refused():
 def prompts():
     """Two prompts, and the empty one: embeds, lengths, pooled."""
     torch.manual_seed(1)
-    return [torch.randn(2, 12, 192), torch.tensor([12, 7]), torch.randn(2, 128)], [
-        torch.randn(1, 12, 192), torch.tensor([3]), torch.randn(1, 128)]
+    return [torch.randn(2, 12, 256), torch.tensor([12, 7]), torch.randn(2, 128)], [
+        torch.randn(1, 12, 256), torch.tensor([3]), torch.randn(1, 128)]
 
 
 def test_the_target_of_distillation_is_diffusers_true_guidance(small_transformer, prompts):

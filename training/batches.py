@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageDraw
 
 import t2v_kit
@@ -63,13 +64,27 @@ def make(models, text: dict, seeds: list[int], guidance: float | None = None) ->
     return (torch.cat(parts).float() / 2 + .5).clamp(0, 1)
 
 
+def edges(video: torch.Tensor) -> torch.Tensor:
+    """Mean gradient of what moves, (B,) in [0, 1] a pixel; video (B, 3, T, H, W) in [0, 1].
+
+    What moves is what differs from its pixel's median over time, and the two pixels around it: for want of a mask, the
+    same for a generated clip and a drawn one. NaN where that is less than a thousandth of the clip."""
+    moved = (video - video.median(2, keepdim=True).values).abs().amax(1) > .1
+    moved = F.max_pool2d(moved.float(), 5, 1, 2)
+    right, down = (F.pad(video.diff(dim=d), pad) for d, pad in ((4, (0, 1)), (3, (0, 0, 0, 1))))
+    steep = torch.hypot(right, down).mean(1)
+    share = moved.mean((1, 2, 3))
+    return ((steep * moved).mean((1, 2, 3)) / share).masked_fill(share < .001, float("nan"))
+
+
 @dataclass
 class Judged:
-    """What the probes say (`probe.answers` of all clips), the clips as they see them, (B, 17, 3, 56, 96) uint8, and
-    the first few at full size, (n, 3, T, H, W) in [0, 1]."""
+    """What the probes say (`probe.answers` of all clips), the clips as they see them, (B, 17, 3, 56, 96) uint8, their
+    `edges`, and the first few at full size, (n, 3, T, H, W) in [0, 1]."""
 
     said: list[list[torch.Tensor]]
     seen: torch.Tensor
+    sharp: torch.Tensor
     videos: torch.Tensor
 
     def scores(self, wishes: list[dict]) -> list[dict[str, torch.Tensor]]:
@@ -83,7 +98,7 @@ def judge(models, probes: list[Probe], prompts: list[str], *, batch: int = 64, g
 
     pooled_from: other prompts, which give the pooled vectors. deadline: no new batch begins after this
     time.monotonic(), so there may be fewer videos than prompts. keep: how many to return at full size."""
-    said, seen, videos = [], [], []
+    said, seen, sharp, videos = [], [], [], []
     for start in range(0, len(prompts), batch):
         if start and time.monotonic() > deadline:
             break
@@ -94,10 +109,11 @@ def judge(models, probes: list[Probe], prompts: list[str], *, batch: int = 64, g
         video = make(models, text, list(range(len(prompts)))[part], guidance)
         said.append(answers(probes, video))
         seen.append((shrink(video) * 255).round().to(torch.uint8).cpu())
+        sharp.append(edges(video).cpu())
         videos.append(video[:max(0, keep - start)].cpu())
         print(f"  {part.stop} of {len(prompts)} videos", flush=True)
     said = [[torch.cat(parts) for parts in zip(*one)] for one in zip(*said)]
-    return Judged(said, torch.cat(seen), torch.cat(videos))
+    return Judged(said, torch.cat(seen), torch.cat(sharp), torch.cat(videos))
 
 
 # ---- pictures --------------------------------------------------------------------------------------------

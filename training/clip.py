@@ -24,7 +24,7 @@ from .lessons import ATTRIBUTES, write
 from .llm import autocast, linear_probe
 
 TOKENIZER = Path(__file__).resolve().parent.parent / "t2v_kit" / "pocket" / "tokenizer_2"
-LENGTH = 48  # tokens a caption in training: one shape, so that a step can be recorded
+LENGTH = 77  # tokens a caption in training, as in the pipeline: one shape, so that a step can be recorded
 FRAMES, HEIGHT, WIDTH = 5, 56, 96  # five looks at a clip, spread over the two seconds of its 33 frames
 
 
@@ -131,7 +131,7 @@ def evaluate(pair: Pair, tokenizer: CLIPTokenizer, device: str, batch: int, prob
     rng = random.Random(1)
     scenes = [random_scene(rng, unseen=True) for _ in range(max(batch, probed))]
     written = [write(scene, rng, silent=0, rough=0) for scene in scenes]
-    ids = tokenize(tokenizer, [text for text, _ in written], device)
+    ids = tokenize(tokenizer, [text for text, *_ in written], device, LENGTH)
     similar = pair(ids[:batch], look(scenes[:batch], device).float() / 255)
     targets = torch.arange(batch, device=device)
     pooled = torch.cat([pair.text(input_ids=part).pooler_output for part in ids.split(256)]).float().cpu()
@@ -139,7 +139,7 @@ def evaluate(pair: Pair, tokenizer: CLIPTokenizer, device: str, batch: int, prob
         batch=batch, clip_for_caption=(similar.argmax(1) == targets).float().mean().item(),
         caption_for_clip=(similar.argmax(0) == targets).float().mean().item(),
         pooled_rms=pooled.square().mean().sqrt().item(),
-        probes={name: linear_probe(pooled, [facts[name] for _, facts in written]) for name in ATTRIBUTES})
+        probes={name: linear_probe(pooled, [facts[name] for _, facts, _ in written]) for name in ATTRIBUTES})
 
 
 def main():

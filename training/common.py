@@ -31,7 +31,7 @@ def options(description: str, **extra) -> argparse.Namespace:
     if args.device != "cpu":
         torch.cuda.set_device(args.device)
     if args.world > 1:
-        dist.init_process_group("nccl" if args.device != "cpu" else "gloo")
+        dist.init_process_group("cpu:gloo,cuda:nccl" if args.device != "cpu" else "gloo")
     torch.manual_seed(args.seed * 1000 + args.rank)
     torch.set_float32_matmul_precision("high")
     return args
@@ -40,7 +40,8 @@ def options(description: str, **extra) -> argparse.Namespace:
 class Clock:
     """Walks from 0 to 1 in `seconds`; `for step in clock:` runs until time is up.
 
-    On several GPUs all ranks share rank 0's time, or one would wait for a step that never comes.
+    On several GPUs all ranks share rank 0's time, or one would wait for a step that never comes. It is told from
+    processor to processor: read off a GPU, it would keep the next step from being queued.
     """
 
     def __init__(self, seconds: float, log_every: float = 10.0, rank: int = 0):
@@ -53,7 +54,6 @@ class Clock:
         while True:
             now = torch.tensor([min(1.0, (time.monotonic() - self.start) / self.seconds)])
             if dist.is_initialized():
-                now = now.to("cuda") if torch.cuda.is_available() else now
                 dist.broadcast(now, 0)
             self.progress = float(now)
             if self.progress >= 1:
@@ -103,6 +103,14 @@ class Muon(torch.optim.Optimizer):
                                         fused=parameters[0].is_cuda)
         self.param_groups += self.others.param_groups
 
+    def state_dict(self):
+        return {"matrices": super().state_dict(), "others": self.others.state_dict()}
+
+    def load_state_dict(self, state):
+        super().load_state_dict(state["matrices"])
+        self.others.load_state_dict(state["others"])
+        self.param_groups[1:] = self.others.param_groups
+
     @torch.no_grad()
     def step(self):
         self.others.step()
@@ -140,6 +148,13 @@ class Average:
     def __init__(self, model: torch.nn.Module, decay: float):
         self.model, self.decay, self.steps = copy.deepcopy(model).requires_grad_(False), decay, 0
 
+    def state_dict(self):
+        return {"model": self.model.state_dict(), "steps": self.steps}
+
+    def load_state_dict(self, state):
+        self.model.load_state_dict(state["model"])
+        self.steps = state["steps"]
+
     @torch.no_grad()
     def update(self, model: torch.nn.Module):
         self.steps += 1
@@ -156,6 +171,7 @@ class Recorder:
 
     def __init__(self, model: torch.nn.Module, graphs: bool):
         self.parameters, self.graphs, self.kept = list(model.parameters()), graphs, {}
+        self.memory = torch.cuda.graph_pool_handle() if graphs else None  # one for all recordings: they never overlap
 
     def run(self, step, tensors):
         for p in self.parameters:
@@ -175,7 +191,7 @@ class Recorder:
         for p in self.parameters:
             p.grad = None
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, pool=self.memory):
             loss, *more = step(**still)
             loss.backward()
         return graph, still, [loss.detach(), *more], [p.grad for p in self.parameters]
@@ -212,6 +228,22 @@ def average_gradients(model: torch.nn.Module):
         flat /= dist.get_world_size()
         for g, f in zip(grads, flat.split([g.numel() for g in grads])):
             g.copy_(f.view_as(g))
+
+
+def keep(file: Path, **parts):
+    """Write the state of each part (model, average, optimizer: whatever has a `state_dict`) in full precision, from
+    rank 0 only, so that `recall` goes on as if nothing had happened."""
+    if int(os.environ.get("RANK", 0)):
+        return
+    torch.save({name: part.state_dict() for name, part in parts.items()}, file.with_suffix(".part"))
+    file.with_suffix(".part").replace(file)
+
+
+def recall(file: Path, **parts):
+    """Load what `keep` wrote into the same parts."""
+    states = torch.load(file, map_location="cpu", weights_only=True)
+    for name, part in parts.items():
+        part.load_state_dict(states[name])
 
 
 def save(model, folder: Path, dtype: torch.dtype = torch.float16):

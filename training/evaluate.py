@@ -2,7 +2,7 @@
 
     python -m training.evaluate --what all --teacher training/out/teacher/transformer --out training/out
 
-What is measured: vae, adherence, guidance, text, or all of them. Everything runs on the saved weights in float32
+What is measured: vae, adherence, by_hand, typing, underspecified, guidance, text, or all of them. Everything runs on the saved weights in float32
 with the pipeline's defaults; the judge is `training.judge`. Scenes are held out from training and follow from
 --seed: select checkpoints with another seed than the one reported. Pictures to look at are written to --out.
 """
@@ -12,7 +12,7 @@ import hashlib
 import json
 import random
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 
@@ -23,9 +23,9 @@ from diffusers import HunyuanVideoTransformer3DModel
 import t2v_kit
 from t2v_kit.hunyuan.files import NETWORKS
 from t2v_kit.toyland import Scene, caption, random_scene, render_batch, truth
-from training.batches import Judged, compare, contact_sheet, encode, judge, size, trajectory, velocity
+from training.batches import Judged, compare, contact_sheet, edges, encode, judge, size, trajectory, velocity
 from training.common import options
-from training.judge import ATTRIBUTES, KINDS, Probe, answers, load_probes, score, table, wish
+from training.judge import ATTRIBUTES, KINDS, Probe, answers, load_probes, score, shrink, table, wish
 from training.probe import through
 
 BY_HAND = Path(__file__).with_name("prompts_by_hand.json")
@@ -96,11 +96,18 @@ def measure_adherence(bench: Bench) -> dict:
     judged = bench.judge(prompts, keep=24)
     both, a, b = judged.scores(wishes)
     done = len(judged.seen)
-    ceiling = []
+    ceiling, seen, sharp, again = [], [], [], []
     for start in range(0, done, bench.batch):
         part = slice(start, min(done, start + bench.batch))
         true = through(bench.models.pipe.vae, bench.draw(scenes[part]))
         ceiling.append(score(answers(bench.probes, true)[0], wishes[part]))
+        seen.append((shrink(true) * 255).round().to(torch.uint8).cpu())
+        sharp.append(edges(true).cpu())
+        other = bench.draw([replace(s, seed=s.seed ^ 1) for s in scenes[part]])  # the same in words
+        again.append((shrink(through(bench.models.pipe.vae, other)) * 255).round().to(torch.uint8).cpu())
+    # what falls or flickers moves too, so only where nothing but the subject does
+    clear = torch.tensor([s.speed == "high" and s.sky in ("sunny", "night") for s in scenes[:done]])
+    generated, drawn, others = (features(bench, clips) for clips in (judged.seen, torch.cat(seen), torch.cat(again)))
     contact_sheet(prompts, judged.videos, bench.out / "adherence.png")
     words = {name: [getattr(s, name) for s in scenes[:done]] for name in ATTRIBUTES}
     alone = [s.companion is None for s in scenes[:done]]
@@ -111,6 +118,15 @@ def measure_adherence(bench: Bench) -> dict:
         "each_probe": {name: table(s) for name, s in zip(KINDS, (a, b))},
         "probes_agree": {k: round((a[k] == b[k])[~a[k].isnan()].float().mean().item(), 4) for k in both},
         "rejected": rounded(1 - both["clean"].mean()),
+        "realism": rounded({
+            "how": "Frechet distance between the 160 features of probe A of the generated clips and of the same scenes "
+                   "drawn and through the VAE; floor: between the latter and the same drawn with other seeds",
+            "frechet": frechet(generated, drawn), "floor": frechet(others, drawn)}, 2),
+        "sharpness": rounded({
+            "how": "mean gradient of what moves (`batches.edges`) at high speed, sunny or at night",
+            "clips": int(clear.sum()), "generated": judged.sharp[clear].nanmean(),
+            "drawn": torch.cat(sharp)[clear].nanmean(),
+            "ratio": judged.sharp[clear].nanmean() / torch.cat(sharp)[clear].nanmean()}),
         "one_subject": only(both, alone),
         "two_subjects": only(both, [not x for x in alone]),
         "by_word": {name: {word: only(both, [w == word for w in said])[name] for word in sorted(set(said))}
@@ -118,9 +134,25 @@ def measure_adherence(bench: Bench) -> dict:
     }
 
 
+@torch.no_grad()
+def features(bench: Bench, seen: torch.Tensor) -> torch.Tensor:
+    """Probe A's, (B, 160) float64 on the CPU, of clips as the probes see them."""
+    parts = [bench.probes[0].features(part.to(bench.models.device) / 255.) for part in seen.split(bench.batch)]
+    return torch.cat(parts).double().cpu()
+
+
+def frechet(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Frechet distance of two sets of features, (N, D), as if both were normal (Heusel et al. 2017)."""
+    a, b = torch.cov(x.T), torch.cov(y.T)
+    values, vectors = torch.linalg.eigh(a)
+    root = vectors * values.clamp(min=0).sqrt() @ vectors.T
+    both = torch.linalg.eigvalsh(root @ b @ root).clamp(min=0).sqrt().sum()
+    return (x.mean(0) - y.mean(0)).square().sum() + a.trace() + b.trace() - 2 * both
+
+
 def measure_by_hand(bench: Bench) -> dict:
     """The prompts of prompts_by_hand.json by kind, and what went wrong with which."""
-    rows = json.loads(BY_HAND.read_text("utf-8"))[::max(1, 100 // bench.count)]  # small trials take some of each kind
+    rows = by_hand(bench)
     judged = bench.judge([r["prompt"] for r in rows], keep=len(rows))
     rows = rows[:len(judged.seen)]
     both = judged.scores(rows)[0]
@@ -132,6 +164,47 @@ def measure_by_hand(bench: Bench) -> dict:
     return {"all but the project's own": {"prompts": sum(ours)} | only(both, ours),
             "by_kind": {kind: {"prompts": sum(which)} | only(both, which) for kind, which in kinds.items()},
             "wrong": {prompt: names for prompt, names in wrong.items() if names}}
+
+
+def by_hand(bench: Bench) -> list[dict]:
+    """The rows of prompts_by_hand.json; of each kind some, if fewer are wanted."""
+    rows = json.loads(BY_HAND.read_text("utf-8"))
+    return rows[::max(1, len(rows) // bench.count)]
+
+
+def measure_typing(bench: Bench) -> dict:
+    """Prompts by hand as typed and with their first letter large or small, with a full stop or none, from the same
+    noise. same: share of prompts on which the verdict, everything right or not, is one and the same."""
+    rows = by_hand(bench)
+    rows = rows[::max(1, 2 * len(rows) // max(2, bench.count // 3))]
+    bare = [row["prompt"].rstrip(".") for row in rows]
+    verdicts = []
+    for stop in ("", "."):
+        for first in (str.upper, str.lower):
+            judged = bench.judge([first(text[0]) + text[1:] + stop for text in bare])
+            verdicts.append(judged.scores(rows)[0]["all"])
+    many = min(map(len, verdicts))
+    verdicts = torch.stack([v[:many] for v in verdicts])
+    return rounded({"prompts": many, "same": (verdicts == verdicts[0]).all(0).float().mean(),
+                    "all": {name: rate for name, rate in zip(
+                        ("Large.", "small.", "Large", "small"), verdicts[[2, 3, 0, 1]].mean(1))}})
+
+
+def measure_underspecified(bench: Bench) -> dict:
+    """Held-out captions of one subject that leave two to five of the other attributes open. clean_subject: the subject
+    asked for and no other, in a clip of the world, facing where it moves."""
+    rng = random.Random(bench.seed + 6)
+    scenes = [random_scene(rng, pair=0, unseen=True) for _ in range(max(4, bench.count // 6))]
+    open_to_choice = ("colour", "place", "sky", "direction", "speed")
+    omitted = [tuple(rng.sample(open_to_choice, rng.randint(2, 5))) for _ in scenes]
+    prompts = [caption(s, omit=omit) for s, omit in zip(scenes, omitted)]
+    wishes = [{name: value for name, value in wish(s).items() if name not in omit}
+              | {"subjects": {s.subject: None if "colour" in omit else s.colour}} for s, omit in zip(scenes, omitted)]
+    judged = bench.judge(prompts, keep=24)
+    both = judged.scores(wishes)[0]
+    contact_sheet(prompts, judged.videos, bench.out / "underspecified.png")
+    good = (both["subject"] == 1) & (both["clean"] == 1) & (both["facing"] != 0)
+    return rounded({"prompts": len(good), "clean_subject": good.float().mean()} | table(both))
 
 
 def measure_guidance(bench: Bench) -> dict:
@@ -214,9 +287,10 @@ def rounded(value, digits: int = 4):
 
 
 #: the parts of the bundle that a measurement depends on; the others are free to change without it
-PARTS = {"vae": ("vae",)} | dict.fromkeys(("adherence", "by_hand", "guidance", "text"), NETWORKS)
-MEASUREMENTS = dict(vae=measure_vae, adherence=measure_adherence, by_hand=measure_by_hand, guidance=measure_guidance,
-                    text=measure_text)
+PARTS = {"vae": ("vae",)} | dict.fromkeys(("adherence", "by_hand", "typing", "underspecified", "guidance",
+                                               "text"), NETWORKS)
+MEASUREMENTS = dict(vae=measure_vae, adherence=measure_adherence, by_hand=measure_by_hand, typing=measure_typing,
+                    underspecified=measure_underspecified, guidance=measure_guidance, text=measure_text)
 
 
 def show(result: dict, indent: str = "  "):
@@ -234,6 +308,7 @@ def show(result: dict, indent: str = "  "):
 def main():
     args = options(__doc__.splitlines()[0], what="all", model="pocket", teacher="", probes=Path("training/weights"),
                    batch=64, count=600, seconds=1200.0)
+    torch.set_float32_matmul_precision("highest")
     models = t2v_kit.load(args.model, dtype="float32")
     teacher = None
     if args.teacher:
@@ -246,7 +321,7 @@ def main():
                  "diffusers": diffusers.__version__, "date": date.today().isoformat(), "seed": args.seed,
                  "settings": models.defaults}
     file = models.folder / "evaluation.json"
-    wanted = {"all": list(MEASUREMENTS), "adherence": ["adherence", "by_hand"]}.get(args.what, [args.what])
+    wanted = list(MEASUREMENTS) if args.what == "all" else args.what.split(",")
     for name in wanted:
         start = time.monotonic()
         result = MEASUREMENTS[name](bench)

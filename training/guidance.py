@@ -22,9 +22,11 @@ from diffusers import HunyuanVideoTransformer3DModel
 from diffusers.models.transformers import transformer_hunyuan_video as hunyuan
 
 from . import common, pocket
-from .transformer import Maker, draw_sigmas, mask_by_a_channel, velocity
+from .transformer import Maker, draw_sigmas, mask_by_a_channel, padded, velocity
 
 GATE = (6, .05)  #: at this guidance, the largest relative error of the velocity that will do
+USUAL = 9, False  #: frames of the latents, and whether with long captions
+RARE = {(9, True): 2, (5, False): 1, (1, False): 1}  #: what else its teacher knows, and how often
 PROMPT = ("embeds", "lengths", "pooled")
 
 # A state is what `velocity` takes: noisy (B, 16, T, H, W) float32, sigma and guidance (B,), and the prompt's
@@ -36,7 +38,8 @@ PROMPT = ("embeds", "lengths", "pooled")
 def ask(teacher, empty, state) -> dict[str, torch.Tensor]:
     """The state with the teacher's velocity for its prompt and for none, both at guidance 1, in float32."""
     one = torch.ones_like(state["guidance"])
-    prompts = [state[name] for name in PROMPT], [e.expand(len(one), *e.shape[1:]) for e in empty]
+    nothing = padded(empty[0], state["embeds"]), *empty[1:]
+    prompts = [state[name] for name in PROMPT], [e.expand(len(one), *e.shape[1:]) for e in nothing]
     told, untold = (velocity(teacher, state["noisy"], state["sigma"], *prompt, one).float() for prompt in prompts)
     return state | {"told": told, "untold": untold}
 
@@ -70,9 +73,9 @@ def some_guidance(like: torch.Tensor) -> torch.Tensor:
     return 1 + 7 * torch.rand_like(like)
 
 
-def draw(pool, batch: int, frames: int = 9) -> dict[str, torch.Tensor]:
+def draw(pool, batch: int, frames: int = 9, long: bool = False) -> dict[str, torch.Tensor]:
     """Clips with prompts and guidance; a quarter of the pooled vectors is another's, as the teacher knows it."""
-    drawn, chance = pool.sample(batch), torch.rand(batch, device=pool.latents.device)
+    drawn, chance = pool.sample(batch, long), torch.rand(batch, device=pool.latents.device)
     pooled = torch.where(chance[:, None] < .25, drawn["pooled"].roll(1, 0), drawn["pooled"])
     clean = drawn["clean"][:, :, :frames].float()
     return {**drawn, "clean": clean, "guidance": some_guidance(chance), "pooled": pooled}
@@ -81,7 +84,7 @@ def draw(pool, batch: int, frames: int = 9) -> dict[str, torch.Tensor]:
 def with_empty(state, empty, share: float = .10) -> dict[str, torch.Tensor]:
     """The state with a share of its prompts empty, at guidance 1."""
     drop = torch.rand_like(state["sigma"]) < share
-    instead = dict(zip(PROMPT, empty), told=state["untold"])
+    instead = dict(zip(PROMPT, (padded(empty[0], state["embeds"]), *empty[1:])), told=state["untold"])
     instead = {name: torch.where(drop.view(-1, *[1] * (value.ndim - 1)), value, state[name])
                for name, value in instead.items()}
     return state | instead | {"guidance": state["guidance"].masked_fill(drop, 1)}
@@ -121,7 +124,7 @@ def evaluate(student, teacher, empty, pool) -> dict[str, dict[str, float]]:
 def main():
     args = common.options(__doc__, seconds=150.0, batch=128, rate=5e-4, bundle=str(pocket.POCKET), student="",
                           pool=16_384, pool_seconds=20.0, renew_every=8, kept=48, compile=True, graphs=True, decay=.5,
-                          pair=.5)
+                          pair=.5, workers=0)
     start, cuda, load = time.monotonic(), args.device != "cpu", HunyuanVideoTransformer3DModel.from_pretrained
     autocast = torch.autocast(args.device.split(":")[0], torch.bfloat16, enabled=cuda, cache_enabled=False)
     hunyuan.dispatch_attention_fn = mask_by_a_channel
@@ -129,21 +132,22 @@ def main():
     teacher, student = (load(path).to(args.device, torch.float32) for path in (whole, args.student or whole))
     teacher.requires_grad_(False)
     average = common.Average(student, .999)
-    maker = Maker(Path(args.bundle), args.device, args.seed * 1000 + args.rank, chunk=64 if cuda else 4, pair=args.pair)
-    pool, empty = maker.fill(args.pool_seconds, args.pool // args.world), maker.empty
+    maker = Maker(Path(args.bundle), args.device, args.seed * 1000 + args.rank, 64 if cuda else 4, args.pair,
+                  args.workers)
+    pool, empty = maker.fill(args.pool_seconds, args.pool // args.world), tuple(vars(maker.empty).values())
     if cuda and args.compile:
         for m in (teacher, student, average.model):  # the first and the last share what is compiled
             for block in [*m.transformer_blocks, *m.single_transformer_blocks]:
                 block.compile(dynamic=False)
     optimizer = torch.optim.AdamW(student.parameters(), lr=args.rate, betas=(.9, .99), weight_decay=.01, fused=cuda)
     recorder, step = common.Recorder(student, cuda and args.graphs), make_step(student, autocast)
-    rng, kept = random.Random(args.seed), {frames: deque(maxlen=args.kept) for frames in (9, 5, 1)}
+    rng, kept = random.Random(args.seed), {kind: deque(maxlen=args.kept) for kind in (USUAL, *RARE)}
     clock = common.Clock(args.seconds - (time.monotonic() - start), args.log_every, args.rank)
     for i in clock:
-        frames = 9 if i < 20 or rng.random() < .92 else rng.choice((5, 1))  # shorter videos, as its teacher knows them
-        usual, states = frames == 9, kept[frames]
+        kind = USUAL if i < 20 or rng.random() < .85 else rng.choices(list(RARE), RARE.values())[0]
+        usual, states, (frames, long) = kind == USUAL, kept[kind], kind
         if len(states) < 4 or rng.random() < 1 / args.renew_every:
-            state, own = draw(pool, args.batch, frames), usual and rng.random() < .5
+            state, own = draw(pool, args.batch if usual else args.batch // 2, frames, long), usual and rng.random() < .5
             with autocast, torch.compiler.set_stance("default" if usual else "force_eager"):
                 # paths of the average, for that is what will be used
                 state = rolled_out(average.model, rng.randint(4, 8), **state) if own else noised(**state)

@@ -68,7 +68,7 @@ class Block(nn.Module):
 
 
 class Probe(nn.Module):
-    """(B, 3, T, H, W) in [0, 1] -> a list of logits, one for each question: 10 subjects (absent or a colour), then
+    """(B, 3, T, H, W) in [0, 1] -> a list of logits, one for each question: all subjects (absent or a colour), then
     those of CHOICES. `features` is the same way without its last layer, (B, 160)."""
 
     width = 160
@@ -149,10 +149,10 @@ def score(answer: list[torch.Tensor], wishes: list[dict]) -> dict[str, torch.Ten
     for at once. facing: no subject moves backwards. clean: not rejected.
     """
     rows = []
-    ten, rest = answer[:len(SUBJECTS)], dict(zip(CHOICES, answer[len(SUBJECTS):]))
+    actors, rest = answer[:len(SUBJECTS)], dict(zip(CHOICES, answer[len(SUBJECTS):]))
     for i, asked in enumerate(wishes):
-        seen = {s for s, p in zip(SUBJECTS, ten) if p[i].argmax() > 0}
-        colours = {s: COLOURS[ten[SUBJECTS.index(s)][i, 1:].argmax()] == c for s, c in asked["subjects"].items() if c}
+        seen = {s for s, p in zip(SUBJECTS, actors) if p[i].argmax() > 0}
+        colours = {s: COLOURS[actors[SUBJECTS.index(s)][i, 1:].argmax()] == c for s, c in asked["subjects"].items() if c}
         row = dict(subject=seen == set(asked["subjects"]), colour=all(colours.values()) if colours else None)
         said = {name: CHOICES[name][p[i].argmax()] for name, p in rest.items()}
         row |= {name: said[name] == asked[name] if asked.get(name) else None for name in ATTRIBUTES[2:]}

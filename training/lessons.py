@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import DEFAULT_PROMPT_TEMPLATE
 
-from t2v_kit.toyland import Scene, caption, random_scene
+from t2v_kit.toyland import Scene, random_scene
+from t2v_kit.toyland.captions import Telling, draw_omit, tell
+from t2v_kit.toyland.lexicon import NOUNS
 
 ATTRIBUTES = ("subject", "colour", "companion", "companion_colour", "place", "sky", "direction", "speed")
-SAYABLE = ("colour", "place", "sky", "direction", "speed")  #: what a caption may leave unsaid
 
 
 def template(instruction: str) -> str:
@@ -30,15 +31,25 @@ TEMPLATES = {
     "where": template("Say where the video takes place and under what sky."),
     "motion": template("Say which way the subject moves and how fast."),
     "retell": template("Say the same in other words."),
+    "plain": template("Repeat it plainly."),
+    "correct": template("Write it again without mistakes."),
 }
+SHARES = {"describe": 8, "who": 2, "where": 1, "motion": 1, "retell": 1, "plain": 3, "correct": 2}  #: of the lessons
 ANSWER_HEAD = "<|start_header_id|>assistant<|end_header_id|>\n\n"
 END = "<|eot_id|>"
 
-KEYWORDS = {  # what names a subject in a caption; the order of mention is read off these
-    "motorcycle": "motorcycle|motorbike|biker", "car": "car|automobile", "bus": "bus", "dog": "dog|puppy",
-    "cat": "cat|kitten", "bird": "bird|songbird", "balloon": "balloon", "plane": "plane|airplane|aeroplane",
-    "ball": "ball", "robot": "robot",
-}
+#: what names a subject in a caption, the longer names first
+KEYWORDS = {subject: "|".join(sorted(map(re.escape, nouns), key=len, reverse=True)) for subject, nouns in NOUNS.items()}
+#: words that people type and Toyland lacks
+STRANGERS = tuple(re.findall(r"\w+", """
+    black brown pink orange grey gray silver bronze turquoise beige elephant lion tiger spaceship rocket train tree
+    house castle dragon unicorn princess dinosaur fish shark whale flower butterfly bee cow pig sheep chicken rabbit
+    bear monkey fox wolf helicopter tractor bicycle tank submarine ambulance rollercoaster laptop guitar piano pizza
+    coffee apple banana cake forest desert space moonbase kitchen office river waterfall island volcano jungle
+    underwater castle bridge station fog clouds dancing eating sleeping singing cooking fighting swimming talking
+    laughing crying jumping reading explosion fire smoke magic el la un une der die das rojo rouge rot auto chat hund
+    playa strand straße noche avec und con in 3 42 2024 omg lol wow
+"""))
 
 
 @dataclass(frozen=True)
@@ -55,61 +66,64 @@ class Lesson:
         return TEMPLATES[self.name].format(self.caption)
 
 
-def read_facts(scene: Scene, text: str, omit: tuple[str, ...]) -> dict:
-    """What `text`, a caption of `scene`, says. Which of two subjects is the main one it cannot say, so they are
-    'subject' and 'companion' in the order of mention."""
-    def mention(actor):
-        return re.search(rf"\b({KEYWORDS[actor[0]]})\b", text.lower()).start()
-
-    actors = sorted(scene.actors, key=mention)
-    facts = {field: getattr(scene, field) for field in ("place", "sky", "direction", "speed")}
+def read_facts(scene: Scene, said: Telling) -> dict:
+    """What a caption of `scene` says. Which of two subjects is the main one it cannot say, so they are 'subject' and
+    'companion' in the order of mention."""
+    facts = {field: None if field in said.unsaid else getattr(scene, field)
+             for field in ("place", "sky", "direction", "speed")}
+    silent = set(said.actors) if "colour" in said.unsaid else {scene.companion} & {
+        actor for actor in said.actors if "companion_colour" in said.unsaid}
+    actors = [(subject, None if (subject, colour) in silent else colour) for subject, colour in said.actors]
     facts["subject"], facts["colour"] = actors[0]
     facts["companion"], facts["companion_colour"] = actors[1] if len(actors) > 1 else ("none", "none")
-    unsaid = set(omit) | ({"companion_colour"} if "colour" in omit and len(actors) > 1 else set())
-    return {field: None if field in unsaid else value for field, value in facts.items()}
+    return facts
 
 
 def answer(name: str, facts: dict) -> str:
-    """The answer to a lesson's instruction, in fixed words (all but "retell", which is told by a new caption)."""
+    """The answer to a lesson's instruction, in fixed words ("retell" and "correct" are told by captions)."""
     said = {field: value or "unknown" for field, value in facts.items()}
+    names = [(said["colour"], said["subject"]), (said["companion_colour"], said["companion"])]
+    who = " and ".join(f"{colour} {subject}" for colour, subject in names if subject != "none")
     if name == "who":
-        names = [(said["colour"], said["subject"]), (said["companion_colour"], said["companion"])]
-        return " and ".join(f"{colour} {subject}" for colour, subject in names if subject != "none")
+        return who
     if name == "where":
         return "place: {place}. sky: {sky}.".format(**said)
     if name == "motion":
         return "direction: {direction}. speed: {speed}.".format(**said)
+    if name == "plain":
+        parts = [who.replace("unknown ", ""), *(facts[field] for field in ("direction", "speed", "place", "sky"))]
+        return ", ".join(part for part in parts if part) + "."
     return ("subject: {colour} {subject}. companion: {companion_colour} {companion}. place: {place}. sky: {sky}. "
             "direction: {direction}. speed: {speed}.").format(**said).replace("none none", "none")
 
 
 def roughen(text: str, rng: random.Random) -> str:
-    """A caption as people type: in small letters without a full stop, or with a word that nobody knows in it."""
-    if rng.random() < 0.5:
-        return text.lower().rstrip(".")
+    """A caption with a word or two that Toyland does not know: one that exists, or letters in a row."""
     words = text.split(" ")
-    stranger = "".join(rng.choices("etaoinshrdlcumwfgypbvk", k=rng.randint(2, 9)))
-    words.insert(rng.randrange(1, len(words) + 1), stranger)
+    for _ in range(rng.choice((1, 1, 2))):
+        stranger = rng.choice(STRANGERS) if rng.random() < 0.6 else \
+            "".join(rng.choices("etaoinshrdlcumwfgypbvk", k=rng.randint(2, 9)))
+        stranger = stranger.upper() if text.isupper() else stranger.capitalize() if text.istitle() else stranger
+        words.insert(rng.randrange(len(words) + 1), stranger)
     return " ".join(words)
 
 
-def write(scene: Scene, rng: random.Random, silent: float = 0.25, rough: float = 0.2) -> tuple[str, dict]:
-    """A caption as someone might write it, and what it says. `silent` is the share of captions that leave one or
-    more attributes unsaid, `rough` that of carelessly written ones."""
-    omit = tuple(rng.sample(SAYABLE, rng.randint(1, len(SAYABLE)))) if rng.random() < silent else ()
-    text = caption(scene, rng.getrandbits(31), omit)
-    facts = read_facts(scene, text, omit)
-    return (roughen(text, rng) if rng.random() < rough else text), facts
+def write(scene: Scene, rng: random.Random, silent: float = 0.35, rough: float = 0.1,
+          careless: bool = True) -> tuple[str, dict, Telling]:
+    """A caption as someone might write it, what it says, and how it was told. `silent` is the share of captions that
+    leave one or more attributes unsaid, `rough` that with unknown words."""
+    said = tell(scene, rng, draw_omit(rng, silent), careless)
+    text = said.text.strip("\n") or said.plain
+    return (roughen(text, rng) if rng.random() < rough else text), read_facts(scene, said), said
 
 
-def draw_lesson(rng: random.Random, name: str | None = None, unseen: bool = False, silent: float = 0.25,
-                rough: float = 0.2, pair: float = 0.4) -> Lesson:
+def draw_lesson(rng: random.Random, name: str | None = None, unseen: bool = False, silent: float = 0.35,
+                rough: float = 0.1, pair: float = 0.4, careless: bool = True) -> Lesson:
     """A random lesson; `pair` is the share of captions with two subjects. `unseen` takes only scenes that training
-    never sees, otherwise only the others; for `silent` and `rough` see `write`."""
-    name = name or rng.choice(list(TEMPLATES))
+    never sees, otherwise only the others; for `silent`, `rough` and `careless` see `write`."""
+    name = name or rng.choices(list(SHARES), SHARES.values())[0]
     scene = random_scene(rng, pair=pair, unseen=unseen)
-    text, facts = write(scene, rng, silent, rough)
+    text, facts, said = write(scene, rng, silent, rough if name != "correct" else 0, careless)
     if name == "retell":
-        unsaid = tuple(field for field in SAYABLE if facts[field] is None)
-        return Lesson(name, text, caption(scene, rng.getrandbits(31), unsaid), facts)
-    return Lesson(name, text, answer(name, facts), facts)
+        return Lesson(name, text, tell(scene, rng, tuple(said.unsaid), careless=False).plain, facts)
+    return Lesson(name, text, said.plain if name == "correct" else answer(name, facts), facts)

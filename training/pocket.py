@@ -30,7 +30,7 @@ def transformer() -> HunyuanVideoTransformer3DModel:
     model = HunyuanVideoTransformer3DModel(
         in_channels=16, out_channels=16, num_attention_heads=3, attention_head_dim=64, num_layers=4,
         num_single_layers=7, num_refiner_layers=2, mlp_ratio=4.0, patch_size=2, patch_size_t=1,
-        guidance_embeds=True, text_embed_dim=192, pooled_projection_dim=128, rope_axes_dim=(8, 28, 28))
+        guidance_embeds=True, text_embed_dim=256, pooled_projection_dim=128, rope_axes_dim=(8, 28, 28))
     modulations = [m for name, m in model.named_modules()
                    if name.endswith(("norm1.linear", "norm1_context.linear", "norm.linear", "norm_out.linear"))]
     for linear in [*modulations, model.proj_out]:
@@ -40,7 +40,7 @@ def transformer() -> HunyuanVideoTransformer3DModel:
 
 
 DATA = {
-    "defaults": {"height": 112, "width": 192, "num_frames": 33, "num_inference_steps": 20, "guidance_scale": 1.0,
+    "defaults": {"height": 112, "width": 192, "num_frames": 33, "num_inference_steps": 20, "guidance_scale": 3.0,
                  "flow_shift": FLOW_SHIFT, "fps": 16},
     "crop_start": 95,
     "dtype": "float32",

@@ -18,7 +18,19 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 import t2v_kit  # noqa: F401  before diffusers: makes torchvision importable
-from t2v_kit.toyland import COLOURS, DIRECTIONS, FPS, PLACES, SKIES, SPEEDS, SUBJECTS, Scene, random_scene, render_batch
+from t2v_kit.toyland import (
+    COLOURS,
+    DIRECTIONS,
+    FPS,
+    ONLY_AT,
+    PLACES,
+    SKIES,
+    SPEEDS,
+    SUBJECTS,
+    Scene,
+    random_scene,
+    render_batch,
+)
 from t2v_kit.toyland.picture import draw
 from training.common import Clock, Muon, learning_rate, options
 from training.judge import (
@@ -43,7 +55,7 @@ UNKNOWN = -100  #: a label that does not count (cross_entropy's ignore_index)
 # ---- what they learn from --------------------------------------------------------------------------------
 
 def labels(scenes: list[Scene]) -> torch.Tensor:
-    """(B, 16) classes, in the order of SIZES."""
+    """(B, questions) classes, in the order of SIZES."""
     rows = []
     for s in scenes:
         actors = dict(s.actors)
@@ -104,11 +116,13 @@ SPOILT = {  # to be rejected; `twin` is the same scene with another main subject
 
 
 def twins(scenes: list[Scene], rng: random.Random) -> list[Scene]:
-    return [replace(s, subject=rng.choice([x for x in SUBJECTS if x not in dict(s.actors)])) for s in scenes]
+    """Each scene with another main subject that can be where it is."""
+    return [replace(s, subject=rng.choice([x for x in SUBJECTS if x not in dict(s.actors)
+                                           and ONLY_AT.get(x, s.place) == s.place])) for s in scenes]
 
 
 def fresh(rng: random.Random, count: int, device, vae=None) -> tuple[torch.Tensor, torch.Tensor]:
-    """New clips as the probes see them, (B, 17, 3, 56, 96) uint8, and labels (B, 16): a third as drawn, a third
+    """New clips as the probes see them, (B, 17, 3, 56, 96) uint8, and labels (B, questions): a third as drawn, a third
     played backwards, a third spoilt; all decoded if a VAE is given."""
     scenes = [random_scene(rng, pair=.5) for _ in range(count)]  # two at once are what is hard
     spoil = max(2, count // 3 // len(SPOILT))  # clips of each spoilt kind

@@ -1,16 +1,19 @@
 """Train pocket's diffusion transformer: flow matching on the frozen VAE's latents and the frozen encoders' prompts.
 
-Clips are drawn, encoded and kept on the GPU with their captions, of which a tenth is partly wrong and a quarter
-leaves something unsaid (or guidance would have nothing to do), and a tenth is empty. Half of the pooled vectors
-belong to another caption, so that the tokens must be read. The guidance input stays at 1: distilling guidance into
-it is `training.guidance`. Latents of other lengths are cut from the first ones of a clip, as causality allows.
+Clips are drawn, encoded and kept on the GPU with several captions each, of which a tenth is partly wrong and a quarter
+leaves something unsaid (or guidance would have nothing to do); a tenth of the prompts is empty. Half of the pooled
+vectors belong to another caption, so that the tokens must be read. At first (`--images`) it learns from single frames,
+of which it sees many times as many a second: what words mean shows in one. The guidance input stays at 1: distilling
+guidance into it is `training.guidance`. Latents of 17 frames are cut from the first ones of a clip, as causality allows.
 """
 from __future__ import annotations
 
+import json
 import math
+import os
 import random
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -20,35 +23,68 @@ from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import DEFAULT_PRO
 from transformers import CLIPTextModel, LlamaModel, PreTrainedTokenizerFast
 
 from t2v_kit import toyland
+from t2v_kit.toyland.captions import draw_omit
 
 from . import common, pocket
 
-LENGTH = 48  #: text tokens kept in training; Toyland's captions are shorter
+SHORT, LONG = 48, 128  #: text tokens kept in training: of most captions, and of those that are longer
 CROP = DEFAULT_PROMPT_TEMPLATE["crop_start"]
 SIDES = ((96, 96), (64, 96))  #: other frame sizes, a small part of the training
+WORDINGS = 8  #: captions kept with each clip, beside a long one
 
 
 # ---- text ------------------------------------------------------------------------------------------------
 
+@dataclass
+class Said:
+    """Prompts as the transformer takes them: embeds (B, L, 192) float16, lengths (B,), pooled (B, 128) float16."""
+
+    embeds: torch.Tensor
+    lengths: torch.Tensor
+    pooled: torch.Tensor
+
+    def __getitem__(self, index) -> Said:
+        return Said(self.embeds[index], self.lengths[index], self.pooled[index])
+
+
 class Text:
-    """The frozen prompt encoders. `texts` -> embeds (B, 48, 192) float16, lengths (B,), pooled (B, 128) float16."""
+    """The frozen prompt encoders. `texts` -> Said, of `length` tokens."""
 
     def __init__(self, bundle: Path, device: str):
         self.device = device
-        self.tokenizer = PreTrainedTokenizerFast.from_pretrained(bundle / "tokenizer")
-        self.tokenizer_2 = PreTrainedTokenizerFast.from_pretrained(bundle / "tokenizer_2")
+        self.words = Tokens(bundle)
         self.llm = LlamaModel.from_pretrained(bundle / "text_encoder", dtype=torch.float32).to(device).eval()
+        self.llm.layers = self.llm.layers[:-2]  # what is read lies two layers below the last
+        self.llm.norm = torch.nn.Identity()
         self.clip = CLIPTextModel.from_pretrained(bundle / "text_encoder_2", dtype=torch.float32).to(device).eval()
 
+    def __call__(self, texts: list[str], length: int = SHORT) -> Said:
+        return self.encode(*self.words(texts, length))
+
     @torch.no_grad()
-    def __call__(self, texts: list[str]):
+    def encode(self, ids: torch.Tensor, lengths: torch.Tensor, short: torch.Tensor, part: int = 1024) -> Said:
+        """From tokens, as `Tokens` gives them. Right-padded rows need no mask: attention is causal."""
+        done = []
+        for i, n, s in zip(*(x.to(self.device).split(part) for x in (ids, lengths, short)), strict=True):
+            states = self.llm(input_ids=i.long(), use_cache=False).last_hidden_state[:, CROP:].half()
+            done.append((states, n, self.clip(input_ids=s.long()).pooler_output.half()))
+        return Said(*map(torch.cat, zip(*done, strict=True)))
+
+
+class Tokens:
+    """Both tokenizers: `texts` -> ids (B, 95 + length) and lengths (B,) of the caption's part, for the LLM in its
+    template; ids (B, 77) for CLIP. int32, on the CPU."""
+
+    def __init__(self, bundle: Path):
+        self.llm = PreTrainedTokenizerFast.from_pretrained(bundle / "tokenizer")
+        self.clip = PreTrainedTokenizerFast.from_pretrained(bundle / "tokenizer_2")
+
+    def __call__(self, texts: list[str], length: int = SHORT):
         full = [DEFAULT_PROMPT_TEMPLATE["template"].format(text) for text in texts]
-        tokens = self.tokenizer(full, max_length=CROP + LENGTH, padding="max_length", truncation=True,
-                                return_tensors="pt").to(self.device)
-        states = self.llm(tokens.input_ids, tokens.attention_mask, output_hidden_states=True).hidden_states[-3]
-        short = self.tokenizer_2(texts, max_length=77, padding="max_length", truncation=True, return_tensors="pt")
-        pooled = self.clip(short.input_ids.to(self.device)).pooler_output
-        return states[:, CROP:].half(), tokens.attention_mask[:, CROP:].sum(1), pooled.half()
+        tokens = self.llm(full, max_length=CROP + length, padding="max_length", truncation=True, return_tensors="pt")
+        short = self.clip(texts, max_length=77, padding="max_length", truncation=True, return_tensors="pt")
+        lengths = tokens.attention_mask[:, CROP:].sum(1)
+        return tokens.input_ids.int(), lengths.int(), short.input_ids.int()
 
 
 @torch.no_grad()
@@ -62,10 +98,9 @@ def tell_apart(model, text: Text, times: float, count: int = 256):
     """
     rng = random.Random(0)
     scenes = [(toyland.random_scene(rng, pair=.3, unseen=False), rng.getrandbits(30)) for _ in range(count)]
-    (left, long, _), (right, _, _) = (
-        text([toyland.caption(replace(scene, direction=way), seed) for scene, seed in scenes]) for way in
-        ("left", "right"))
-    left, right = left.float(), right.float()
+    left, right = (text([toyland.caption(replace(scene, direction=way), seed) for scene, seed in scenes])
+                   for way in ("left", "right"))
+    left, right, long = left.embeds.float(), right.embeds.float(), left.lengths
     states = torch.cat([sentence[:n] for sentence, n in zip(left, long)])
     differ = left - right  # zero before the word, for the model reads from left to right
     first = (differ.norm(dim=-1) > 1e-3).int().argmax(1)
@@ -83,64 +118,95 @@ def noisy_caption(scene: toyland.Scene, rng: random.Random) -> str:
     fields = {"colour": toyland.COLOURS, "place": toyland.PLACES, "sky": toyland.SKIES,
               "direction": toyland.DIRECTIONS, "speed": toyland.SPEEDS}
     if rng.random() < .10:
-        wrong = rng.choice(list(fields))
-        scene = toyland.Scene(**{**vars(scene), wrong: rng.choice(fields[wrong])})
-    omit = tuple(rng.sample(list(fields), rng.randint(1, 3))) if rng.random() < .25 else ()
-    return toyland.caption(scene, rng.getrandbits(30), omit)
+        bound = any(subject in toyland.ONLY_AT for subject, _ in scene.actors)
+        wrong = rng.choice([name for name in fields if name != "place" or not bound])
+        scene = replace(scene, **{wrong: rng.choice(fields[wrong])})
+    return toyland.caption(scene, rng.getrandbits(30), draw_omit(rng, .25))
 
 
 # ---- clips -----------------------------------------------------------------------------------------------
 
+class Captions(torch.utils.data.IterableDataset):
+    """Scenes by the `chunk`, with tokens of WORDINGS captions of at most SHORT tokens for each, and of a longer one:
+    written in processes of their own, for a caption takes longer to write than to read."""
+
+    def __init__(self, bundle: Path, chunk: int, pair: float, seed: int):
+        self.bundle, self.chunk, self.pair, self.seed = bundle, chunk, pair, seed
+
+    def __iter__(self):
+        worker = torch.utils.data.get_worker_info()
+        rng, tokens = random.Random(self.seed * 1000 + (worker.id if worker else 0)), Tokens(self.bundle)
+        while True:
+            scenes = [toyland.random_scene(rng, pair=self.pair, unseen=False) for _ in range(self.chunk)]
+            texts = [noisy_caption(scene, rng) for scene in scenes for _ in range(WORDINGS + 2)]
+            ids, lengths, pooled = (x.unflatten(0, (self.chunk, -1)) for x in tokens(texts, LONG))
+            # the shortest first, the longest last: rarely are the former too long, or the latter short
+            order = lengths.argsort(1)
+            ids, lengths, pooled = (torch.stack([row[o] for row, o in zip(x, order)]) for x in (ids, lengths, pooled))
+            brief = [x[:, :WORDINGS].flatten(0, 1) for x in (ids[..., : CROP + SHORT], lengths, pooled)]
+            brief[1] = brief[1].clamp(max=SHORT)
+            yield scenes, brief, [x[:, -1] for x in (ids, lengths, pooled)]
+
+
 @dataclass
 class Pool:
-    """Encoded clips with `wordings` captions each: latents (N, 16, 9, h, w) float16 of unit variance."""
+    """Encoded clips: latents (N, 16, T, h, w) float16 of unit variance; WORDINGS captions for each, one after the
+    other, and a long one for each."""
 
     latents: torch.Tensor
-    embeds: torch.Tensor
-    lengths: torch.Tensor
-    pooled: torch.Tensor
-    wordings: int
+    brief: Said
+    long: Said
 
-    def sample(self, batch: int) -> dict[str, torch.Tensor]:
+    def sample(self, batch: int, long: bool = False) -> dict[str, torch.Tensor]:
         pick = torch.randint(len(self.latents), (batch,), device=self.latents.device)
-        said = pick * self.wordings + torch.randint_like(pick, self.wordings)
-        return {"clean": self.latents[pick], "embeds": self.embeds[said], "lengths": self.lengths[said],
-                "pooled": self.pooled[said]}
+        said = self.long[pick] if long else self.brief[pick * WORDINGS + torch.randint_like(pick, WORDINGS)]
+        return {"clean": self.latents[pick], **vars(said)}
 
     def put(self, at: int, other: Pool):
-        n, k = len(other.latents), self.wordings
+        n = len(other.latents)
         self.latents[at : at + n] = other.latents
-        for name in ("embeds", "lengths", "pooled"):
-            getattr(self, name)[at * k : (at + n) * k] = getattr(other, name)
+        for mine, new, k in ((self.brief, other.brief, WORDINGS), (self.long, other.long, 1)):
+            for name, value in vars(new).items():
+                getattr(mine, name)[at * k : (at + n) * k] = value
 
 
 class Maker:
-    """Draws scenes and encodes them, 64 at a time; a share of `pair` has two subjects."""
+    """Draws scenes and encodes them, a chunk at a time; a share of `pair` has two subjects."""
 
-    def __init__(self, bundle: Path, device: str, seed: int, chunk: int = 64, wordings: int = 2, pair: float = .3):
-        self.text, self.device, self.rng = Text(bundle, device), device, random.Random(seed)
-        self.chunk, self.wordings, self.pair = chunk, wordings, pair
+    def __init__(self, bundle: Path, device: str, seed: int, chunk: int = 64, pair: float = .5, workers: int = 0):
+        self.text, self.device, self.chunk = Text(bundle, device), device, chunk
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # many processes do what many threads would
+        self.captions = iter(torch.utils.data.DataLoader(Captions(bundle, chunk, pair, seed), None, num_workers=workers,
+                                                         prefetch_factor=8 if workers else None))
         self.vae = AutoencoderKLHunyuanVideo.from_pretrained(bundle / "vae").to(device).eval()
         self.empty = self.text([""])
 
+    def make(self, chunks: int = 1, **size) -> Pool:
+        """New clips of render_batch's `size`, of several chunks of captions drawn at once."""
+        scenes, brief, long = zip(*(next(self.captions) for _ in range(chunks)), strict=True)
+        brief, long = ([torch.cat(parts) for parts in zip(*kind, strict=True)] for kind in (brief, long))
+        return Pool(self.encode(sum(scenes, []), **size), self.text.encode(*brief), self.text.encode(*long))
+
     @torch.no_grad()
-    def make(self, height: int = 112, width: int = 192) -> Pool:
-        scenes = [toyland.random_scene(self.rng, pair=self.pair, unseen=False) for _ in range(self.chunk)]
-        video = toyland.render_batch(scenes, height, width, device=self.device)
+    def encode(self, scenes: list[toyland.Scene], height: int = 112, width: int = 192, num_frames: int = 33):
+        """Latents (B, 16, T, h, w) float16 of unit variance."""
+        video = toyland.render_batch(scenes, height, width, num_frames, self.device)
         with torch.autocast(self.device.split(":")[0], torch.bfloat16, enabled=self.device != "cpu"):
             latents = self.vae.encode(video * 2 - 1).latent_dist.mode()
-        words = [noisy_caption(s, self.rng) for s in scenes for _ in range(self.wordings)]
-        return Pool((latents.float() * self.vae.config.scaling_factor).half(), *self.text(words), self.wordings)
+        return (latents.float() * self.vae.config.scaling_factor).half()
 
-    def fill(self, seconds: float, most: int, **size) -> Pool:
+    def fill(self, seconds: float, most: int, chunks: int = 1, **size) -> Pool:
         """As many clips as `seconds` allow, up to `most`."""
         clock, parts = common.Clock(seconds), []
         for step in clock:
-            if step * self.chunk >= most:
+            if step * self.chunk * chunks >= most:
                 break
-            parts.append(self.make(**size))
-        columns = [torch.cat([getattr(p, name) for p in parts]) for name in ("latents", "embeds", "lengths", "pooled")]
-        return Pool(*columns, self.wordings)
+            parts.append(self.make(chunks, **size))
+        if not parts:
+            raise ValueError(f"no clips in {seconds:.1f} seconds")
+        brief, long = (Said(*(torch.cat([getattr(said, f.name) for said in kind]) for f in fields(Said)))
+                       for kind in zip(*((p.brief, p.long) for p in parts), strict=True))
+        return Pool(torch.cat([p.latents for p in parts]), brief, long)
 
 
 # ---- training --------------------------------------------------------------------------------------------
@@ -165,6 +231,11 @@ def mask_by_a_channel(query, key, value, attn_mask=None, **_):
     return out if attn_mask is None else out[..., :-8]
 
 
+def padded(embeds: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """`embeds` (1, L, C) with as many tokens as `like`."""
+    return torch.nn.functional.pad(embeds, (0, 0, 0, like.shape[1] - embeds.shape[1]))
+
+
 def draw_sigmas(batch: int, device: str, shift: float, early: float = .2) -> torch.Tensor:
     """A share of `early` in [0.9, 1], 10 % uniform, the rest logit-normal (Esser et al. 2024), shifted as in sampling.
 
@@ -186,10 +257,32 @@ def velocity(model, noisy, sigma, embeds, lengths, pooled, guidance):
                  return_dict=False)[0]
 
 
+@torch.no_grad()
+def examine(model, maker: Maker, autocast, count: int = 128) -> dict[str, float]:
+    """The loss on held-out clips with true captions, by noise level; the noise is the same every time."""
+    rng = random.Random(40_000)
+    scenes = [toyland.random_scene(rng, pair=.5, unseen=True) for _ in range(count)]
+    said = maker.text([toyland.caption(scene) for scene in scenes])
+    clean = torch.cat([maker.encode(scenes[i : i + 32]) for i in range(0, count, 32)]).float()
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0)).to(clean)
+    one, losses = torch.ones(count, device=clean.device), {}
+    for sigma in (.2, .5, .7, .8, .9, .95, .98, 1.):
+        with autocast:
+            v = velocity(model, (1 - sigma) * clean + sigma * noise, sigma * one, **vars(said), guidance=one)
+        losses[str(sigma)] = round((v.float() - (noise - clean)).square().mean().item(), 5)
+    return losses
+
+
+#: by kind of step: frames of the latents, whether with long captions, share of the steps, clips for each of `--batch`.
+#: Only the first and the pictures are compiled; the others come too rarely to be worth it.
+KINDS = {"clips": (9, False, 0., 1), "pictures": (1, False, .04, 4), "short clips": (5, False, .04, 1),
+         "long captions": (9, True, .08, .5), "sides": (9, False, .01, 1)}
+
+
 def main():
-    args = common.options(__doc__, batch=128, rate=6e-4, bundle=str(pocket.POCKET), pool=40_000, pool_seconds=80.0,
-                          renew_every=60, compile=True, graphs=True, decay=.2, save_every=150.0,
-                          tell_apart=1.0, pair=.3, early=.2)
+    args = common.options(__doc__, batch=128, rate=1e-3, bundle=str(pocket.POCKET), pool=60_000, pool_seconds=40.0,
+                          workers=0, renew_every=60, compile=True, graphs=True, muon=True, images=.15, decay=.3,
+                          ema=.9995, save_every=100.0, tell_apart=1.0, pair=.55, early=.25)
     cuda = args.device != "cpu"
     autocast = torch.autocast(args.device.split(":")[0], torch.bfloat16, enabled=cuda, cache_enabled=False)
     hunyuan.dispatch_attention_fn = mask_by_a_channel
@@ -198,60 +291,83 @@ def main():
     model = HunyuanVideoTransformer3DModel.from_pretrained(args.resume) if args.resume else pocket.transformer()
     torch.manual_seed(args.seed * 1000 + args.rank)
     model.to(args.device, torch.float32).train()
-    maker = Maker(Path(args.bundle), args.device, args.seed * 1000 + args.rank, chunk=64 if cuda else 4, pair=args.pair)
+    maker = Maker(Path(args.bundle), args.device, args.seed * 1000 + args.rank, 64 if cuda else 4, args.pair,
+                  args.workers)
     if args.tell_apart != 1:
         tell_apart(model, maker.text, args.tell_apart)
-    average = common.Average(model, .9995)
-    pool = maker.fill(args.pool_seconds, args.pool // args.world)
-    others = [maker.fill(args.pool_seconds / 20, 1024, height=h, width=w) for h, w in SIDES]
+    average = common.Average(model, args.ema)
+    if args.muon:
+        optimizer = common.Muon(model.parameters(), args.rate)
+    else:
+        optimizer = torch.optim.AdamW(model.parameters(), lr=args.rate, betas=(.9, .99), weight_decay=.01, fused=cuda)
+    state = args.out / "transformer.state"
+    if args.resume and (before := Path(args.resume).with_suffix(".state")).is_file():
+        common.recall(before, model=model, average=average, optimizer=optimizer)
+    most, seconds = args.pool // args.world, args.pool_seconds
+    pools = {"clips": maker.fill(.7 * seconds, most), "pictures": maker.fill(.3 * seconds, most, 8, num_frames=1)}
+    others = [maker.fill(seconds / 40, 512, height=h, width=w) for h, w in SIDES]
     if args.rank == 0:
-        z = pool.latents.float()
-        print(f"{len(z)} clips encoded; latents' mean {z.mean():.3f}, deviation {z.std():.3f}", flush=True)
+        z = pools["clips"].latents.float()
+        print(f"{time.monotonic() - start:.0f} s: {len(z)} clips and {len(pools['pictures'].latents)} pictures encoded; "
+              f"latents' mean {z.mean():.3f}, deviation {z.std():.3f}", flush=True)
     if cuda and args.compile:
         for block in [*model.transformer_blocks, *model.single_transformer_blocks]:
             block.compile(dynamic=False)
-    one = torch.ones(args.batch, device=args.device)
-    empty_embeds, empty_length, empty_pooled = maker.empty
+    empty = maker.empty
 
     def step(clean, noisy, sigma, noise, embeds, lengths, pooled):
         with autocast:
-            v = velocity(model, noisy, sigma, embeds, lengths, pooled, one[: len(noisy)])
+            v = velocity(model, noisy, sigma, embeds, lengths, pooled, torch.ones_like(sigma))
         return ((v.float() - (noise - clean)).square().mean(),)
 
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.rate, betas=(.9, .99), weight_decay=.01, fused=cuda)
     recorder, rng = common.Recorder(model, cuda and args.graphs), random.Random(args.seed)
-    turn = 0
+    turn, seen, rare = 0, 0, list(KINDS)[1:]
     clock = common.Clock(args.seconds - (time.monotonic() - start), args.log_every, args.rank)
     for i in clock:
-        kind = rng.random() if i > 20 else 0
-        batch = (pool if kind < .99 else others[i % 2]).sample(args.batch)
-        frames = 9 if kind < .92 or kind >= .99 else (5 if kind < .96 else 1)
-        clean = batch["clean"][:, :, :frames].float()
+        if clock.progress < args.images:
+            kind = "pictures"
+        else:
+            kind = rng.choices([*rare, "clips"], [*(s := [KINDS[k][2] for k in rare]), 1 - sum(s)])[0]
+        frames, long, _, times = KINDS[kind]
+        pool = others[i % 2] if kind == "sides" else pools["pictures" if frames == 1 else "clips"]
+        batch = pool.sample(int(times * args.batch), long)
+        clean = batch.pop("clean")[:, :, :frames].float()
+        n = len(clean)
         tokens = clean[0, 0].numel() / 4
         shift = max(1.0, pocket.FLOW_SHIFT * math.sqrt(tokens / 756))
-        sigma = draw_sigmas(args.batch, args.device, shift, args.early)
+        sigma = draw_sigmas(n, args.device, shift, args.early)
         noise = torch.randn_like(clean)
         at = sigma.view(-1, 1, 1, 1, 1)
-        drop = torch.rand(args.batch, device=args.device) < .10
-        swap = torch.rand(args.batch, device=args.device) < .50
+        drop = torch.rand(n, device=args.device) < .10
+        swap = torch.rand(n, device=args.device) < .50
         pooled = torch.where(swap[:, None], batch["pooled"].roll(1, 0), batch["pooled"])
+        nothing = padded(empty.embeds, batch["embeds"])
         (loss,) = recorder(
-            step, kind < .92, clean=clean, noisy=(1 - at) * clean + at * noise, sigma=sigma, noise=noise,
-            embeds=torch.where(drop[:, None, None], empty_embeds, batch["embeds"]),
-            lengths=torch.where(drop, empty_length, batch["lengths"]),
-            pooled=torch.where(drop[:, None], empty_pooled, pooled))
+            step, kind in ("clips", "pictures"), clean=clean, noisy=(1 - at) * clean + at * noise, sigma=sigma,
+            noise=noise, embeds=torch.where(drop[:, None, None], nothing, batch["embeds"]),
+            lengths=torch.where(drop, empty.lengths, batch["lengths"]),
+            pooled=torch.where(drop[:, None], empty.pooled, pooled))
         common.average_gradients(model)
         common.learning_rate(optimizer, args.rate * min(1, (i + 1) / 300), clock.progress, warmup=0, decay=args.decay)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         average.update(model)
-        clock.log(loss=loss, norm=norm, frames=frames)
+        seen += n * args.world
+        clock.log(loss=loss, norm=norm, frames=frames, seen=seen)
         if i % args.renew_every == args.renew_every - 1:
-            pool.put(turn, maker.make())
-            turn = (turn + maker.chunk) % (len(pool.latents) - maker.chunk + 1)
+            pools["clips"].put(turn, maker.make())
+            turn = (turn + maker.chunk) % (len(pools["clips"].latents) - maker.chunk + 1)
         if clock.due(args.save_every):
             common.save(average.model, args.out / "transformer")
+            common.keep(state, model=model, average=average, optimizer=optimizer)
     common.save(average.model, args.out / "transformer")
+    common.keep(state, model=model, average=average, optimizer=optimizer)
+    if args.rank == 0:
+        with torch.compiler.set_stance("force_eager"):
+            losses = examine(average.model, maker, autocast, 128 if cuda else 2)
+        numbers = {"loss": losses, "steps": clock.step, "seen": seen, "seconds": args.seconds, "gpus": args.world}
+        (args.out / "transformer.json").write_text(json.dumps(numbers, indent=1))
+        print(json.dumps(numbers), flush=True)
 
 
 if __name__ == "__main__":

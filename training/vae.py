@@ -1,8 +1,8 @@
 """Train pocket's causal 3D VAE on Toyland.
 
 Joint part: small crops first, then whole frames in clips of 17 (the length of the pipeline's own time tile), then
-33 frames through diffusers' time tiles, as it will be used. At last the loss is what is measured: each clip's PSNR,
-and that of its subjects' pixels (`--subject`: how much of the loss the latter are). Then the latents' mean and
+33 frames through diffusers' time tiles, as it will be used. After a share of `--robust` of the time the loss is what
+is measured: each clip's PSNR, and that of its subjects' pixels (`--subject`: how much of the loss the latter are). Then the latents' mean and
 deviation are folded into the 1 x 1 x 1 convolutions around them, so that HunyuanVideo's scaling factor makes them
 unit variance. With `--stay` training goes on around a transformer that knows the latents: they may hardly move, and a
 quarter of the clips is decoded from the latents as they were.
@@ -40,7 +40,7 @@ class Clips:
         self.video = torch.cat([self.draw() for _ in range(size // chunk)])
 
     def draw(self) -> torch.Tensor:
-        scenes = [toyland.random_scene(self.rng, pair=.35, unseen=False) for _ in range(self.chunk)]
+        scenes = [toyland.random_scene(self.rng, pair=.4, unseen=False) for _ in range(self.chunk)]
         canvas = draw(scenes, *SIZE, toyland.FPS, self.device, with_truth=True)
         video = (canvas.image * 255).round().to(torch.uint8)
         return torch.cat([video, (canvas.owner > 0).to(torch.uint8)[:, None]], 1)
@@ -118,7 +118,7 @@ def evaluate(vae: AutoencoderKLHunyuanVideo, device: str, count: int = 48) -> di
 
 
 def main():
-    args = common.options(__doc__, batch=0, rate=8e-4, stay=0.0, subject=.75, pool=1024, chunk=64,
+    args = common.options(__doc__, batch=0, rate=8e-4, stay=0.0, subject=.75, robust=.7, pool=1024, chunk=64,
                           save_every=120.0, kl=3e-6, noise=.05, count=48, graphs=True, kernels=True)
     cuda = args.device != "cpu"
     torch.backends.cudnn.benchmark, torch.backends.cudnn.benchmark_limit = True, 4
@@ -172,7 +172,7 @@ def main():
             clips.renew()
         common.learning_rate(optimizer, args.rate, clock.progress, warmup=.01, decay=.5)
         x, mask = clips.sample(batch, frames, height, width)
-        late = args.stay or clock.progress > (.3 if args.resume else .7)
+        late = args.stay or clock.progress >= args.robust
         loss, error, moved = recorder(exact if late else robust, True, x=x, mask=mask)
         common.average_gradients(vae)
         norm = torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)

@@ -13,7 +13,7 @@ from .canvas import box, capsule, circle, ellipse, triangle
 
 DARK, GREY, PALE, SKIN, GLASS = (.13, .13, .16), (.55, .56, .60), (.82, .83, .86), (.95, .77, .60), (.76, .89, .96)
 SIZE = {"motorcycle": .44, "car": .48, "bus": .42, "dog": .40, "cat": .40, "bird": .42, "balloon": .42,
-        "plane": .42, "ball": .46, "robot": .38}  # world heights a unit of the actor's frame
+        "plane": .42, "ball": .46, "robot": .38, "person": .38, "horse": .44, "truck": .44, "boat": .36}  # world heights a unit of the actor's frame
 
 
 class Pen:
@@ -160,12 +160,91 @@ def robot(pen, colour, phase):
     pen(circle, (.45, .95, .95), .045, at=(.13, .95))
 
 
+def person(pen, colour, phase):
+    shade, swing = colour * .72, torch.sin(phase)
+    pen(capsule, shade, -.02, .74, -.02 - .20 * swing, .46, .058)     # far arm
+    pen(circle, (.86, .69, .54), .062, at=(-.02 - .21 * swing, .43))
+    for reach, dark in ((.17 * swing, .75), (-.17 * swing, 1.)):
+        pen(capsule, (.24 * dark, .28 * dark, .46 * dark), 0., .42, reach, .08, .085)
+        pen(capsule, DARK, reach - .02, .05, reach + .09, .05, .05)
+    pen(capsule, colour, 0., .48, 0., .72, .175)                      # shirt
+    pen(box, DARK, .172, .028, at=(0., .40))
+    pen(capsule, shade, .0, .74, .20 * swing, .47, .062)              # near arm
+    pen(circle, SKIN, .066, at=(.21 * swing, .44))
+    pen(circle, SKIN, .175, at=(.02, 1.03))
+    pen(circle, SKIN, .042, at=(.19, 1.0))                            # nose
+    pen(ellipse, (.36, .20, .10), .12, .13, at=(-.08, 1.0))           # hair
+    pen(circle, DARK, .028, at=(.11, 1.05))
+    pen(cap, colour, .185, at=(.01, 1.07))
+    pen(capsule, shade, .02, 1.10, .29, 1.09, .03)                    # its peak
+
+
+def horse(pen, colour, phase):
+    shade, dark = colour * .72, colour * .42
+    wave = .06 * torch.sin(phase)
+    pen(capsule, dark, -.42, .74, -.58, .58 + .3 * wave, .075)        # tail
+    pen(capsule, dark, -.58, .58 + .3 * wave, -.62 + wave, .30, .06)
+    for i, place in enumerate((-.34, -.22, .20, .30)):
+        reach = place + .16 * torch.sin(phase + i * math.pi * (.5 + (i > 1)))
+        pen(capsule, shade if i % 2 == 0 else colour, place, .52, reach, .08, .062)
+        pen(box, DARK, .07, .045, .02, at=(reach, .045))              # hoof
+    pen(capsule, colour, -.30, .62, .22, .62, .19)
+    pen(capsule, colour, .26, .68, .48, 1.06, .12)                    # neck
+    pen(capsule, colour, .46, 1.10, .45, 1.26, .05)                   # ear
+    pen(capsule, dark, .12, .84, .36, 1.16, .075)                     # mane
+    pen(capsule, colour, .50, 1.08, .74, .90, .105)                   # head
+    pen(capsule, shade, .74, .90, .76, .88, .10)
+    pen(circle, DARK, .03, at=(.56, 1.09))
+    pen(circle, DARK, .02, at=(.80, .89))
+
+
+def truck(pen, colour, phase):
+    shade = colour * .72
+    pen(box, DARK, .86, .06, .02, at=(0., .22))
+    pen(box, colour, .54, .37, .03, at=(-.36, .64))
+    for u in (-.66, -.36, -.06):
+        pen(box, shade, .016, .30, at=(u, .64))                       # ribs of the load
+    pen(box, shade, .54, .035, at=(-.36, .30))
+    pen(box, colour, .27, .28, .09, at=(.54, .46))                    # cab
+    pen(box, colour, .32, .13, .05, at=(.56, .31))
+    pen(box, GLASS, .17, .11, .04, at=(.60, .57))
+    pen(box, GREY, .03, .10, .02, at=(.88, .22))
+    pen(circle, (1., .95, .70), .05, at=(.83, .34))
+    for u in (-.66, -.28, .54):
+        wheel(pen, u, .17, .17, phase)
+
+
+def boat(pen, colour, phase):
+    shade = colour * .72
+    pen(capsule, (.45, .32, .22), -.02, .10, -.02, 1.02, .022)        # mast
+    pen(triangle, colour, (-.60, .26), (-.07, .26), (-.07, 1.0))
+    pen(triangle, PALE, (.05, .26), (.48, .26), (.05, .86))
+    pen(triangle, colour, (-.01, .96), (-.01, 1.08), (-.20, 1.02))
+    pen(hull, shade, .66, .21)
+    pen(hull, colour, .66, .21, at=(0., .045))
+    pen(box, PALE, .62, .02, at=(.02, .165))
+    for u in (-.25, .0, .25):
+        pen(circle, GLASS, .035, at=(u, .08))
+
+
+def cap(u, v, r):
+    """The upper half of a disc."""
+    return torch.maximum(circle(u, v, r), -v)
+
+
+def hull(u, v, half, tall):
+    """A boat's side: flat above, its bow leaning forward."""
+    low = triangle(u, v, (-half, tall), (-half * .72, -tall * .6), (half * .60, -tall * .6), (half * 1.12, tall))
+    return low
+
+
 ACTORS = dict(motorcycle=motorcycle, car=car, bus=bus, dog=dog, cat=cat, bird=bird, balloon=balloon, plane=plane,
-              ball=ball, robot=robot)
+              ball=ball, robot=robot, person=person, horse=horse, truck=truck, boat=boat)
 AERIAL = {"bird": .30, "balloon": .36, "plane": .28}  # height of the middle, from the top
 STRIDE = {"motorcycle": 1 / .21, "car": 1 / .16, "bus": 1 / .16, "ball": 1 / .18, "bird": 7., "balloon": 3.,
           "plane": 1.}  # radians of phase a unit of way
 GROUND = {"street": .84, "beach": .84, "meadow": .82, "mountains": .84}
+AFLOAT = {"boat": .615}  # height of the waterline
 
 
 def act(canvas, name, colour, number, cx, cy, speed, facing, phase, scale, fps):
@@ -180,15 +259,22 @@ def act(canvas, name, colour, number, cx, cy, speed, facing, phase, scale, fps):
         rise = .02 * torch.sin(phase).abs()
     elif name in ("bird", "balloon"):
         rise = .03 * torch.sin(phase * .25 + start)
+    elif name in AFLOAT:
+        rise = .008 * torch.sin(phase * .4 + start)
     middle = cy - rise
     canvas.actor = number
     if canvas.owner is not None:
         dy = torch.diff(middle, dim=1, append=2 * middle[:, -1:] - middle[:, -2:-1]) if cx.shape[1] > 1 else 0 * cx
         canvas.motion = torch.cat([(speed * facing / fps).expand(cx.shape), dy.expand(cx.shape)], 1).view(
             cx.shape[0], 2, cx.shape[1], 1, 1) / canvas.pixel
-    if name not in AERIAL:  # a soft shadow, which moves with its actor but is not it
+    if name not in AERIAL and name not in AFLOAT:  # a soft shadow, which moves with its actor but is not it
         canvas.actor = 0
         canvas.paint(ellipse(canvas.x - cx, canvas.y - cy, size * .55, .022), (0., 0., 0.), .28, soft=.01)
         canvas.actor = number
     ACTORS[name](Pen(canvas, cx, middle, size, facing), colour, phase)
+    if name in AFLOAT:  # the water it moves in hides its keel
+        canvas.actor = 0
+        canvas.paint(ellipse(canvas.x - cx + facing * size * .12, canvas.y - cy - .028, size * .86, .022), (.30, .70, .84))
+        canvas.paint(ellipse(canvas.x - cx + facing * size * .14, canvas.y - cy - .012, size * .80, .010), (.95, .97, 1.),
+                     .9, soft=.006)
     canvas.actor, canvas.motion = 0, None

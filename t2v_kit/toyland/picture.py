@@ -4,13 +4,16 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from .actors import AERIAL, GROUND, act
+from .actors import AERIAL, AFLOAT, GROUND, act
 from .canvas import Canvas
-from .scenery import PLACES, SKIES, clouds, col, flakes
+from .scenery import PLACES, SKIES, clouds, col, drops, flakes, palm, puddles
 
 RGB = {"red": (.88, .15, .15), "yellow": (.98, .82, .12), "green": (.13, .62, .28), "blue": (.14, .36, .90),
        "purple": (.58, .23, .75), "white": (.96, .96, .97)}
-LIGHT = {"sunny": (1., 1., 1.), "sunset": (1., .84, .74), "night": (.50, .55, .74), "snow": (.93, .95, 1.)}
+LIGHT = {"sunny": (1., 1., 1.), "sunset": (1., .84, .74), "night": (.50, .55, .74), "snow": (.93, .95, 1.),
+         "rain": (.74, .79, .86)}
+CLOUDS = {"sunny": (.98, .98, 1.), "sunset": (.98, .98, 1.), "rain": (.70, .73, .78)}  # colour, where there are any
+FALLING = {"snow": flakes, "rain": drops}
 
 
 def groups(words, device):
@@ -30,13 +33,13 @@ def draw(scenes, height, width, num_frames, fps, device, with_truth=False) -> Ca
     seconds = ((torch.arange(num_frames, device=device) - (num_frames - 1) / 2) / fps).view(1, -1, 1, 1)
     skies = dict(groups([s.sky for s in scenes], device))
     for sky, index in skies.items():
-        if sky in ("sunny", "sunset"):
+        if sky in CLOUDS:
             with canvas.part(index) as part:
-                clouds(part, scenery[index], aspect, seconds)
-    _actors(canvas, scenes, own, aspect, seconds, fps)
-    if "snow" in skies:
-        with canvas.part(skies["snow"]) as part:
-            flakes(part, scenery[skies["snow"]], seconds)
+                clouds(part, scenery[index], aspect, seconds, CLOUDS[sky])
+    _actors(canvas, scenes, scenery, own, aspect, seconds, fps)
+    for sky in FALLING.keys() & skies.keys():
+        with canvas.part(skies[sky]) as part:
+            FALLING[sky](part, scenery[skies[sky]], seconds)
     canvas.image.clamp_(0, 1)
     return canvas
 
@@ -53,11 +56,15 @@ def _background(scenes, r, height, width, device) -> Canvas:
         if sky == "snow":  # it has settled
             with still.part(index) as part:
                 part.paint(.655 - part.y, (.95, .97, 1.), .55, soft=.01)
+        elif sky == "rain":
+            with still.part(index) as part:
+                puddles(part, r[index], width / height)
     return still
 
 
-def _actors(canvas, scenes, own, aspect, seconds, fps):
-    """The companions, then the main subjects in front of them. A clip's middle is the middle of their way."""
+def _actors(canvas, scenes, scenery, own, aspect, seconds, fps):
+    """What is afloat, which is farthest away; then the companions, and the main subjects in front of them. A clip's
+    middle is the middle of their way."""
     device = own.device
     facing = torch.tensor([1. if s.direction == "right" else -1. for s in scenes], device=device).view(-1, 1, 1, 1)
     fast = torch.tensor([s.speed == "high" for s in scenes], device=device).view(-1, 1, 1, 1)
@@ -66,20 +73,34 @@ def _actors(canvas, scenes, own, aspect, seconds, fps):
     # Frame widths a second, so that a clip shows as much of the way at any shape of frame.
     speed = aspect * torch.where(fast, .28 + .06 * col(own, 0), .06 + .04 * col(own, 0))
     side = torch.where(col(own, 1) > .5, 1., -1.)
-    for number in (2, 1):
-        actors = [s.actors[number - 1] if len(s.actors) >= number else None for s in scenes]
-        colours = torch.tensor([RGB[a[1]] if a else (0., 0., 0.) for a in actors], device=device)
+
+    def act_all(number, afloat):
+        names = [s.actors[number - 1][0] if len(s.actors) >= number else None for s in scenes]
+        colours = torch.tensor([RGB[s.actors[number - 1][1]] if name else (0., 0., 0.)
+                                for s, name in zip(scenes, names)], device=device)
         apart = side * (1.5 - number) * (.36 + .08 * col(own, 2))
         place = .5 + torch.where(paired, apart, .14 * (col(own, 2) - .5))
         base = 4 + 4 * number
-        for name, index in groups([a[0] if a else None for a in actors], device):
-            if name is None:
+        for name, index in groups(names, device):
+            if name is None or (name in AFLOAT) != afloat:
                 continue
             mine = own[index]
             scale = (.90 + .25 * col(mine, base)) * torch.where(paired[index], .82, 1.)
             cx = aspect * place[index] + facing[index] * speed[index] * seconds
-            cy = (AERIAL[name] + .10 * (col(mine, base + 1) - .5) if name in AERIAL
-                  else ground[index] + .05 * (col(mine, base + 1) - .5) + .05 * (number == 1) * paired[index])
+            if name in AERIAL:
+                cy = AERIAL[name] + .10 * (col(mine, base + 1) - .5)
+            elif afloat:
+                cy = AFLOAT[name] + .03 * (col(mine, base + 1) - .5)
+            else:
+                cy = ground[index] + .05 * (col(mine, base + 1) - .5) + .05 * (number == 1) * paired[index]
             phase = 6.28 * col(mine, base + 2)
             with canvas.part(index) as part:
                 act(part, name, colours[index], number, cx, cy, speed[index], facing[index], phase, scale, fps)
+                if afloat:  # the palm stands before it
+                    part.motion = torch.zeros(2, 1, 1, 1, device=device)
+                    palm(part, scenery[index], aspect, lowest=.655)
+
+    act_all(2, afloat=True)
+    act_all(1, afloat=True)
+    act_all(2, afloat=False)
+    act_all(1, afloat=False)

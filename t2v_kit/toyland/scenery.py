@@ -1,4 +1,4 @@
-"""Where it happens: skies, places, clouds and snow.
+"""Where it happens: skies, places, clouds, snow and rain.
 
 Skies and places take (canvas, r, aspect): r (N, 32) are the scene's own random numbers in [0, 1), aspect is
 width / height.
@@ -6,6 +6,7 @@ width / height.
 from __future__ import annotations
 
 import math
+from contextlib import contextmanager
 
 import torch
 
@@ -49,6 +50,10 @@ def snow(canvas, r, aspect):
     shade_sky(canvas, (.62, .68, .76), (.84, .88, .92))
 
 
+def rain(canvas, r, aspect):
+    shade_sky(canvas, (.34, .39, .47), (.60, .65, .70))
+
+
 def street(canvas, r, aspect):
     wide = .30
     number = ((canvas.x + wide * col(r, 2)) / wide).floor()
@@ -76,13 +81,18 @@ def beach(canvas, r, aspect):
     shore = .67 + .012 * torch.sin(canvas.x * 5 + 6.28 * col(r, 2))
     canvas.paint(shore - canvas.y, (.97, .97, .94))
     canvas.paint(shore + .022 - canvas.y, (.94, .83, .60))
-    x = canvas.x - aspect * (.08 + .84 * col(r, 3))
-    lean = .10 * (col(r, 4) - .5)
-    canvas.paint(capsule(x, canvas.y, 0., .78, lean, .36, .018), (.56, .38, .22))
+    palm(canvas, r, aspect)
+
+
+def palm(canvas, r, aspect, lowest=1.):
+    """Near one side, for what happens is in the middle. `lowest`: the height down to which it is drawn."""
+    x = canvas.x - aspect * (.05 + .36 * col(r, 3) + .54 * (col(r, 3) > .5))
+    lean, cut = .10 * (col(r, 4) - .5), canvas.y - lowest
+    canvas.paint(torch.maximum(capsule(x, canvas.y, 0., .78, lean, .36, .018), cut), (.56, .38, .22))
     for turn in (-2.7, -2.0, -1.1, -.4, .3):
         u, v = x - lean, canvas.y - .36
         c, s = math.cos(turn), math.sin(turn)
-        canvas.paint(ellipse(u * c + v * s - .09, v * c - u * s, .10, .026), (.16, .52, .26))
+        canvas.paint(torch.maximum(ellipse(u * c + v * s - .09, v * c - u * s, .10, .026), cut), (.16, .52, .26))
 
 
 def meadow(canvas, r, aspect):
@@ -114,11 +124,19 @@ def mountains(canvas, r, aspect):
             canvas.paint((x.abs() * 1.8 - y - .05) / 2.06 + torch.relu(y - .07) * 4, (.13, .37, .27))
 
 
-SKIES = dict(sunny=sunny, sunset=sunset, night=night, snow=snow)
+SKIES = dict(sunny=sunny, sunset=sunset, night=night, snow=snow, rain=rain)
 PLACES = dict(street=street, beach=beach, meadow=meadow, mountains=mountains)
 
 
-def clouds(canvas, r, aspect, seconds):
+def puddles(canvas, r, aspect):
+    """Wet ground: darker, and the sky in a few puddles."""
+    canvas.paint(.70 - canvas.y, (.30, .35, .42), .22, lit=0, soft=.02)
+    for i in range(4):
+        x, y = canvas.x - aspect * (i + .15 + .7 * col(r, 16 + i)) / 4, canvas.y - .76 - .18 * col(r, 26 + i)
+        canvas.paint(ellipse(x, y, .10 + .05 * col(r, 11 + i), .016), (.66, .72, .78), .8, lit=0, soft=.004)
+
+
+def clouds(canvas, r, aspect, seconds, colour=(.98, .98, 1.)):
     for i in range(2):
         drift = .03 * (col(r, 20 + i) - .5)
         x = canvas.x - aspect * (.15 + .7 * ((i + col(r, 22 + i)) / 2)) - drift * seconds
@@ -127,22 +145,43 @@ def clouds(canvas, r, aspect, seconds):
                              circle(x + .08, y + .012, .046))
         if canvas.flow is not None:
             canvas.motion = torch.cat([drift, 0 * drift], 1).unsqueeze(-1) / canvas.pixel / 16
-        canvas.paint(torch.maximum(puff, y - .035), (.98, .98, 1.), .92, soft=.012)
+        canvas.paint(torch.maximum(puff, y - .035), colour, .92, soft=.012)
     canvas.motion = None
 
 
-def flakes(canvas, r, seconds):
-    """Snow: one flake in each cell of a falling grid, at a place of its own in the cell."""
-    cell, fall = .28, .15
-    x, y = canvas.x / cell, (canvas.y - fall * seconds + 8 * cell) / cell
+def falling(canvas, r, seconds, wide, tall, fall, slant=0.):
+    """A grid of cells that falls `fall` a second. Where each pixel is, in world units, from its cell's own place, and
+    a number in [0, 1) for the cell."""
+    x, y = (canvas.x + slant * canvas.y) / wide, (canvas.y - fall * seconds + 8 * tall) / tall
     column, row = x.floor(), y.floor()
     pick = (column * 5 + row * 3).long() % 32
     jitter = torch.gather(r.view(-1, 1, 32).expand(-1, pick.shape[1], -1),
                           2, pick.flatten(2)).view(pick.shape)
     px, py = column + .2 + .6 * jitter, row + .2 + .6 * torch.remainder(jitter * 7.3, 1.)
-    if canvas.flow is not None:
-        canvas.motion = torch.tensor([0., fall / 16 / canvas.pixel], device=canvas.flow.device).view(2, 1, 1, 1)
-        kept = canvas.owner.clone()  # a flake moves, but what it falls in front of stays that subject's
-    canvas.paint(circle((x - px) * cell, (y - py) * cell, .013 + .006 * jitter), (1., 1., 1.), .9, lit=0, soft=.006)
-    if canvas.flow is not None:
-        canvas.owner, canvas.motion = kept, None
+    return (x - px) * wide, (y - py) * tall, jitter
+
+
+@contextmanager
+def in_front(canvas, motion):
+    """What is painted moves by `motion` world units a frame, (x, y); what it falls in front of stays that subject's."""
+    if canvas.flow is None:
+        yield
+        return
+    canvas.motion = torch.tensor(motion, device=canvas.flow.device).view(2, 1, 1, 1) / canvas.pixel
+    kept = canvas.owner.clone()
+    yield
+    canvas.owner, canvas.motion = kept, None
+
+
+def flakes(canvas, r, seconds):
+    """Snow: one flake in each cell of a falling grid, at a place of its own in the cell."""
+    x, y, own = falling(canvas, r, seconds, .28, .28, .15)
+    with in_front(canvas, (0., .15 / 16)):
+        canvas.paint(circle(x, y, .013 + .006 * own), (1., 1., 1.), .9, lit=0, soft=.006)
+
+
+def drops(canvas, r, seconds):
+    """Rain: slanting streaks, which fall four times as fast as snow."""
+    x, y, _ = falling(canvas, r, seconds, .22, .40, .60, slant=.18)
+    with in_front(canvas, (-.18 * .60 / 16, .60 / 16)):
+        canvas.paint(box(x, y, .006, .038, .005), (.84, .89, .95), .75, lit=0, soft=.003)
