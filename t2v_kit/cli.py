@@ -1,9 +1,9 @@
-"""The command line `t2v`, also `python -m t2v_kit`: makes videos, enlarges files, resumes runs, plans memory, lists runs.
+"""The command line `t2v`, also `python -m t2v_kit`: videos, enlarged files, resumed runs, memory plans, lists of runs.
 
-It stands on cyclopts: an option is a parameter, so the options of a video are written from `KNOBS`, where each setting's
-help and range are said, instead of being listed again. Of the three libraries that read annotations, cyclopts lets a
-prompt and subcommands stand side by side and imports in a tenth of a second; tyro takes five times as long, and typer
-has no place for a command of the program itself beside its subcommands' names.
+It stands on cyclopts: an option is a parameter, so the options of a video are written from `KNOBS`, where each
+setting's help and range are said, instead of being listed again. Of the three libraries that read annotations,
+cyclopts accepts a prompt where a subcommand's name could stand and imports in a tenth of a second; tyro takes five
+times as long, and typer has no place for a command of the program itself next to its subcommands.
 
 Nothing heavy is imported before everything that can be checked without a model is checked.
 """

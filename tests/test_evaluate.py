@@ -1,4 +1,5 @@
 """The judge and the evaluation measure what they say they measure."""
+
 from __future__ import annotations
 
 import json
@@ -13,7 +14,7 @@ from safetensors.torch import save_file
 import t2v_kit
 from benchmarks import shortcuts
 from t2v_kit import toyland
-from t2v_kit.toyland import FPS, Scene, caption, random_scene
+from t2v_kit.toyland import FPS, Scene, random_scene
 from t2v_kit.toyland.picture import draw
 from training import batches, evaluate, judge, probe
 
@@ -34,23 +35,34 @@ def probes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("probes")
     torch.manual_seed(0)
     for name, kind in judge.KINDS.items():
-        save_file({k: v.half() if v.is_floating_point() else v for k, v in kind().state_dict().items()},
-                  folder / f"{name}.safetensors")
+        save_file(
+            {k: v.half() if v.is_floating_point() else v for k, v in kind().state_dict().items()},
+            folder / f"{name}.safetensors",
+        )
     return judge.load_probes(folder), folder
 
 
 # ---- the score sheet -------------------------------------------------------------------------------------
+
 
 def test_a_perfect_answer_scores_one_everywhere():
     scores = judge.score(answer_for(SCENE), [judge.wish(SCENE)])
     assert {name: value.item() for name, value in scores.items()} == dict.fromkeys(scores, 1.0)
 
 
-@pytest.mark.parametrize("changed, name", [
-    (dict(subject="cat"), "subject"), (dict(companion=None), "subject"), (dict(colour="white"), "colour"),
-    (dict(companion=("ball", "green")), "colour"), (dict(place="street"), "place"), (dict(sky="snow"), "sky"),
-    (dict(direction="right"), "direction"), (dict(speed="slow"), "speed"),
-])
+@pytest.mark.parametrize(
+    "changed, name",
+    [
+        (dict(subject="cat"), "subject"),
+        (dict(companion=None), "subject"),
+        (dict(colour="white"), "colour"),
+        (dict(companion=("ball", "green")), "colour"),
+        (dict(place="street"), "place"),
+        (dict(sky="snow"), "sky"),
+        (dict(direction="right"), "direction"),
+        (dict(speed="slow"), "speed"),
+    ],
+)
 def test_each_mistake_costs_its_own_attribute_and_all(changed, name):
     scores = judge.score(answer_for(replace(SCENE, **changed)), [judge.wish(SCENE)])
     wrong = {k for k, v in scores.items() if v.item() == 0}
@@ -77,12 +89,13 @@ def test_moving_backwards_and_garbage_are_told_apart():
 
 # ---- the probes' lessons ---------------------------------------------------------------------------------
 
+
 def test_the_probes_lessons_are_labelled_right():
     """Backwards clips move the other way, spoilt ones have no attributes, the same seed gives the same lesson."""
     torch.manual_seed(0)
     clips, label = probe.fresh(random.Random(1), 20, "cpu")
     rng = random.Random(1)
-    truth = probe.labels([random_scene(rng, pair=.5) for _ in range(20)])
+    truth = probe.labels([random_scene(rng, pair=0.5) for _ in range(20)])
     assert clips.shape == (20, judge.FRAMES, 3, judge.HEIGHT, judge.WIDTH) and clips.dtype == torch.uint8
     assert (label[:4, -4] == 1 - truth[:4, -4]).all() and (label[:4, :-4] == truth[:4, :-4]).all()
     assert (label[4:8] == truth[4:8]).all()
@@ -113,6 +126,7 @@ def test_the_probes_are_small_and_answer_every_question(probes):
 
 # ---- the batches and the evaluation ----------------------------------------------------------------------
 
+
 def test_batches_are_the_same_mathematics_as_the_stages(tiny32):
     """Two prompts of different length at once, against encode_prompt, denoise and decode one by one."""
     prompts = ["A red dog.", "Sunny day, a blue balloon over the mountains, slow motion, to the left."]
@@ -127,13 +141,13 @@ def test_batches_are_the_same_mathematics_as_the_stages(tiny32):
 
 
 def test_psnr_is_right():
-    assert evaluate.psnr(torch.tensor(255. ** 2)).item() == pytest.approx(0)
-    assert evaluate.psnr(torch.tensor(255. ** 2 / 1000)).item() == pytest.approx(30)
+    assert evaluate.psnr(torch.tensor(255.0**2)).item() == pytest.approx(0)
+    assert evaluate.psnr(torch.tensor(255.0**2 / 1000)).item() == pytest.approx(30)
 
 
 def test_spread_is_the_mean_distance_within_groups_of_four():
-    square = torch.tensor([[0., 0.], [0., 1.], [1., 0.], [1., 1.]])
-    expected = (4 + 2 * 2 ** .5) / 6
+    square = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
+    expected = (4 + 2 * 2**0.5) / 6
     assert evaluate.spread(torch.cat([square, square + 9])).item() == pytest.approx(expected)
 
 
@@ -141,7 +155,7 @@ def test_the_frechet_distance_is_that_of_two_normals():
     """Of means two apart and deviations 1 and 3 in each of two dimensions: 8 + 2 (3 - 1)^2; of a set and itself, 0."""
     torch.manual_seed(0)
     x, y = torch.randn(2, 40_000, 2, dtype=torch.float64)
-    assert evaluate.frechet(x, 2 + 3 * y).item() == pytest.approx(16, rel=.02)
+    assert evaluate.frechet(x, 2 + 3 * y).item() == pytest.approx(16, rel=0.02)
     assert evaluate.frechet(x, x).item() == pytest.approx(0, abs=1e-9)
 
 
@@ -150,14 +164,20 @@ def test_edges_are_those_of_what_moves():
     scenes = [replace(SCENE, companion=None, sky="sunny", place=place) for place in ("street", "meadow")]
     sharp = draw(scenes, 56, 96, 9, FPS, "cpu").image
     soft = torch.nn.functional.avg_pool3d(sharp, (1, 5, 5), 1, (0, 2, 2))
-    assert (batches.edges(soft) < .7 * batches.edges(sharp)).all()
+    assert (batches.edges(soft) < 0.7 * batches.edges(sharp)).all()
     assert batches.edges(sharp[:, :, :1].repeat(1, 1, 9, 1, 1)).isnan().all()
 
 
 def test_every_measurement_runs_and_is_written(tiny_folder, probes, tmp_path, monkeypatch):
     """All of it on the tiny random model: numbers in range beside the weights, pictures in --out."""
-    options = {"model": tiny_folder, "probes": probes[1], "count": 4, "batch": 2, "out": tmp_path,
-               "teacher": tiny_folder / "transformer"}
+    options = {
+        "model": tiny_folder,
+        "probes": probes[1],
+        "count": 4,
+        "batch": 2,
+        "out": tmp_path,
+        "teacher": tiny_folder / "transformer",
+    }
     monkeypatch.setattr("sys.argv", ["evaluate", *(f"--{name}={value}" for name, value in options.items())])
     evaluate.main()
     file = tiny_folder / "evaluation.json"

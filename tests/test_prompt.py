@@ -92,16 +92,22 @@ def test_over_clips_limit_is_told_once(tiny32, caplog):
     assert "truncated" not in caplog.text
 
 
-def test_words_never_seen_are_told_once(tiny32):
-    knowing = replace(tiny32, vocabulary=frozenset(["a", "man", "with", "beard"]))
-    with pytest.warns(UserWarning, match=r"never seen: xylophone, it's. .*vocabulary.txt") as caught:
-        encode_prompt(knowing, "A man with a Xylophone; it's a xylophone!")
-        encode_prompt(knowing, "A man with a Xylophone; it's a xylophone!")
+def test_words_that_toyland_lacks_are_named_once(tiny32):
+    knowing = replace(tiny32, world="toyland")
+    with pytest.warns(UserWarning, match=r"ignores what it does not know: xylophone; .*toyland.words") as caught:
+        encode_prompt(knowing, "A man with a beard and a Xylophone; it's a xylophone!")
+        encode_prompt(knowing, "A man with a beard and a Xylophone; it's a xylophone!")
     assert len(caught) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         encode_prompt(knowing, "A man with a Beard.")
-        encode_prompt(tiny32, "A model without a list knows every word.")
+        encode_prompt(tiny32, "A xylophone: a model of another world may know every word.")
+
+
+def test_a_prompt_without_a_subject_gets_three_that_would_work(tiny32):
+    knowing = replace(tiny32, world="toyland")
+    with pytest.warns(UserWarning, match=r"names no subject .* these would work: 'a red car on the street at night'"):
+        encode_prompt(knowing, "A spaceship at night")
 
 
 def test_a_saved_prompt_comes_back_whole(tiny, tmp_path):
@@ -123,7 +129,7 @@ def test_what_is_no_saved_prompt_is_named(tmp_path, tiny_folder):
 
 
 def test_pocket_names_the_words_it_never_saw(pocket):
-    with pytest.warns(UserWarning, match=r"pocket has never seen: xylophone.*vocabulary.txt"):
+    with pytest.warns(UserWarning, match=r"pocket ignores what it does not know: xylophone"):
         encode_prompt(pocket, "A man with a beard riding a xylophone on the street.")
 
 

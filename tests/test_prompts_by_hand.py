@@ -1,4 +1,5 @@
 """The prompts that a model is judged by: written by hand, each with what it asks for."""
+
 from __future__ import annotations
 
 import json
@@ -25,9 +26,24 @@ def test_two_hundred_prompts_and_the_projects_own():
     kinds = Counter(row["kind"] for row in ROWS)
     assert kinds["project"] == 1 and sum(kinds.values()) == 201
     assert len({row["prompt"] for row in ROWS}) == 201
-    assert set(kinds) == {"project", "plain", "underspecified", "reordered", "synonyms", "two_subjects", "binding",
-                          "unknown_words", "keywords", "bare_nouns", "capitals", "lower_case", "typos", "long",
-                          "tenses", "requests"}
+    assert set(kinds) == {
+        "project",
+        "plain",
+        "underspecified",
+        "reordered",
+        "synonyms",
+        "two_subjects",
+        "binding",
+        "unknown_words",
+        "keywords",
+        "bare_nouns",
+        "capitals",
+        "lower_case",
+        "typos",
+        "long",
+        "tenses",
+        "requests",
+    }
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row["prompt"][:40])
@@ -53,6 +69,6 @@ def test_binding_prompts_come_in_swapped_pairs():
 def test_prompts_by_hand_are_not_captions():
     """A stranger's 'red car' may be one. Of more than four words none is among many thousand captions."""
     rng = random.Random(0)
-    said = {words(tell(random_scene(rng), rng, draw_omit(rng, .6)).plain) for _ in range(20_000)}
+    said = {words(tell(random_scene(rng), rng, draw_omit(rng, 0.6)).plain) for _ in range(20_000)}
     assert said & {words(row["prompt"]) for row in ROWS if row["kind"] == "bare_nouns"}
     assert not {text for text in (words(row["prompt"]) for row in ROWS) if len(text.split()) > 4} & said

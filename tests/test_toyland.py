@@ -1,4 +1,5 @@
 """Toyland is the same everywhere, says what it draws, and draws what it says."""
+
 from __future__ import annotations
 
 import doctest
@@ -34,13 +35,24 @@ SIZE = dict(height=56, width=96, num_frames=9)
 SCENE = Scene("car", "red", "street", "sunny", "right", "high", seed=7)
 PAIR = Scene("dog", "red", "meadow", "sunset", "left", "high", ("balloon", "blue"), seed=11)
 PROJECT_PROMPT = "Sunny day, freedom and adventure, high motion. A man with a beard riding a motorcycle on the street."
-GOLDEN = [("motorcycle", "red", "street", "sunset", "left"), ("motorcycle", "red", "street", "night", "left"),
-          ("motorcycle", "red", "street", "night", "right"), ("motorcycle", "red", "beach", "sunny", "left")]
-ATTRIBUTES = dict(subject=toyland.SUBJECTS, colour=toyland.COLOURS, place=toyland.PLACES, sky=toyland.SKIES,
-                  direction=toyland.DIRECTIONS, speed=toyland.SPEEDS)
+GOLDEN = [
+    ("motorcycle", "red", "street", "sunset", "left"),
+    ("motorcycle", "red", "street", "night", "left"),
+    ("motorcycle", "red", "street", "night", "right"),
+    ("motorcycle", "red", "beach", "sunny", "left"),
+]
+ATTRIBUTES = dict(
+    subject=toyland.SUBJECTS,
+    colour=toyland.COLOURS,
+    place=toyland.PLACES,
+    sky=toyland.SKIES,
+    direction=toyland.DIRECTIONS,
+    speed=toyland.SPEEDS,
+)
 
 
 # ---- scenes ----------------------------------------------------------------------------------------------
+
 
 def test_a_seed_gives_the_same_scene_words_and_picture():
     one, two = random_scene(5), random_scene(5)
@@ -55,12 +67,20 @@ def test_scenes_cover_the_world():
     for field, words in ATTRIBUTES.items():
         assert {getattr(s, field) for s in scenes} == set(words)
     pairs = [s for s in scenes if s.companion]
-    assert .2 < len(pairs) / len(scenes) < .3
+    assert 0.2 < len(pairs) / len(scenes) < 0.3
     assert all(s.companion[0] != s.subject and s.companion[1] != s.colour for s in pairs)
 
 
-@pytest.mark.parametrize("wrong", [dict(subject="dragon"), dict(colour="pink"), dict(sky="hail"), dict(speed="fast"),
-                                   dict(companion=("dragon", "red"))])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        dict(subject="dragon"),
+        dict(colour="pink"),
+        dict(sky="hail"),
+        dict(speed="fast"),
+        dict(companion=("dragon", "red")),
+    ],
+)
 def test_words_outside_the_world_are_refused(wrong):
     with pytest.raises(ValueError, match="Toyland"):
         replace(SCENE, **wrong)
@@ -71,18 +91,24 @@ def test_a_boat_is_on_the_water_alone(wrong):
     with pytest.raises(ValueError, match="place='street' is not where a boat of Toyland can be; choose beach"):
         replace(SCENE, **wrong)
     assert replace(SCENE, **wrong, place="beach")
-    scenes = [random_scene(seed, pair=.5) for seed in range(300)]
+    scenes = [random_scene(seed, pair=0.5) for seed in range(300)]
     assert {s.place for s in scenes if "boat" in dict(s.actors)} == {"beach"}
 
 
 def test_the_held_out_tenth_is_fixed():
     """About a tenth of the combinations, independent of speed and seed, and these ones for ever: pocket's training
     depends on it."""
-    combinations = [Scene(s, c, p, k, d, "slow") for s in toyland.SUBJECTS for c in toyland.COLOURS
-                    for p in toyland.PLACES for k in toyland.SKIES for d in toyland.DIRECTIONS
-                    if p == toyland.ONLY_AT.get(s, p)]
+    combinations = [
+        Scene(s, c, p, k, d, "slow")
+        for s in toyland.SUBJECTS
+        for c in toyland.COLOURS
+        for p in toyland.PLACES
+        for k in toyland.SKIES
+        for d in toyland.DIRECTIONS
+        if p == toyland.ONLY_AT.get(s, p)
+    ]
     out = [s for s in combinations if held_out(s)]
-    assert len(combinations) == 3180 and .08 < len(out) / len(combinations) < .12
+    assert len(combinations) == 3180 and 0.08 < len(out) / len(combinations) < 0.12
     assert [(s.subject, s.colour, s.place, s.sky, s.direction) for s in out[:4]] == GOLDEN
     assert all(held_out(replace(s, speed="high", seed=99)) for s in out[:20])
 
@@ -115,13 +141,25 @@ def forms(texts) -> list[str]:
 
 
 PHRASES = {
-    "place": lambda s: [*lexicon.PLACE_WORDS[s.place], *lexicon.ABOVE[s.place], *lexicon.AFLOAT,
-                        *lexicon.SPOTS[s.place]],
+    "place": lambda s: [
+        *lexicon.PLACE_WORDS[s.place],
+        *lexicon.ABOVE[s.place],
+        *lexicon.AFLOAT,
+        *lexicon.SPOTS[s.place],
+    ],
     "sky": lambda s: [*lexicon.SKY_WORDS[s.sky], *lexicon.SKY_LEADS[s.sky], *lexicon.SKY_CLAUSES[s.sky]],
     "direction": lambda s: [s.direction],
-    "speed": lambda s: [*lexicon.SPEED_WORDS[s.speed], *lexicon.SPEED_TAGS[s.speed], *lexicon.SPEED_CLAUSES[s.speed],
-                        *(form for verbs in (lexicon.QUICK_VERBS if s.speed == "high" else lexicon.SLOW_VERBS).values()
-                          for verb in verbs for form in grammar.conjugate(verb))],
+    "speed": lambda s: [
+        *lexicon.SPEED_WORDS[s.speed],
+        *lexicon.SPEED_TAGS[s.speed],
+        *lexicon.SPEED_CLAUSES[s.speed],
+        *(
+            form
+            for verbs in (lexicon.QUICK_VERBS if s.speed == "high" else lexicon.SLOW_VERBS).values()
+            for verb in verbs
+            for form in grammar.conjugate(verb)
+        ),
+    ],
 }
 
 
@@ -157,12 +195,12 @@ def test_examples_are_true(module):
 
 def test_captions_are_typed_as_people_type():
     texts = [caption(random_scene(seed)) for seed in range(1000)]
-    assert .15 < sum(text == text.lower() for text in texts) / 1000 < .4
-    assert .03 < sum(text == text.upper() for text in texts) / 1000 < .12
-    assert .02 < sum(text == text.title() for text in texts) / 1000 < .12
-    assert .02 < sum("  " in text or text != text.strip() for text in texts) / 1000 < .15
+    assert 0.15 < sum(text == text.lower() for text in texts) / 1000 < 0.4
+    assert 0.03 < sum(text == text.upper() for text in texts) / 1000 < 0.12
+    assert 0.02 < sum(text == text.title() for text in texts) / 1000 < 0.12
+    assert 0.02 < sum("  " in text or text != text.strip() for text in texts) / 1000 < 0.15
     slips = [set(re.findall("[a-z]+", text.lower())) - grammar.known_words() for text in texts]
-    assert .05 < sum(map(bool, slips)) / 1000 < .2
+    assert 0.05 < sum(map(bool, slips)) / 1000 < 0.2
 
 
 @pytest.mark.parametrize("pattern", grammar.PATTERNS)
@@ -172,7 +210,7 @@ def test_a_pattern_can_say_everything(pattern):
 
 @pytest.mark.parametrize("seed", range(60))
 def test_a_caption_says_everything(seed):
-    scene = random_scene(seed, pair=.4)
+    scene = random_scene(seed, pair=0.4)
     said = captions.tell(scene, random.Random(seed), careless=False)
     text = said.plain.lower()
     assert sorted(said.actors) == sorted(scene.actors) and not said.unsaid
@@ -190,11 +228,13 @@ def test_what_is_omitted_is_not_in_the_words(attribute):
     kind = "skies" if attribute == "sky" else attribute + "s"
     telling = {word for word, (of, _) in reading.meanings().items() if of == kind}
     assert telling
-    innocent = re.compile(r"dark (red|green|blue|purple)|grass green|city bus(es)?|beach balls?|blue sk(y|ies)|"
-                          r"(sky is )?clear and blue|sky is blue|green (grass|field|meadow)|blue sea|"
-                          r"(golden|white|orange) (hour|sunset|evening|sand|snow|winter)|rocky")
+    innocent = re.compile(
+        r"dark (red|green|blue|purple)|grass green|city bus(es)?|beach balls?|blue sk(y|ies)|"
+        r"(sky is )?clear and blue|sky is blue|green (grass|field|meadow)|blue sea|"
+        r"(golden|white|orange) (hour|sunset|evening|sand|snow|winter)|rocky"
+    )
     for seed in range(300):
-        scene, rng = random_scene(seed, pair=.3), random.Random(seed)
+        scene, rng = random_scene(seed, pair=0.3), random.Random(seed)
         omit = (attribute, *rng.sample(SAYABLE, rng.randint(0, 4)))
         text = innocent.sub("", plain(scene, seed, omit).lower())
         assert not telling & set(re.findall("[a-z]+", text)), text
@@ -210,7 +250,7 @@ def test_a_colour_can_be_left_to_the_companion_or_to_the_main_subject():
 def test_punctuation_is_mended_and_every_word_is_known():
     rng = random.Random(0)
     for _ in range(3000):
-        text = captions.tell(random_scene(rng, pair=.4), rng, captions.draw_omit(rng, .6), careless=False).plain
+        text = captions.tell(random_scene(rng, pair=0.4), rng, captions.draw_omit(rng, 0.6), careless=False).plain
         assert not re.search(r",,|\s[,.!?]|\.\.|,\.|  |[{}]|^\W|:\.|,\s*$", text), text
         assert set(re.findall("[a-z]+", text.lower())) <= grammar.known_words(), text
 
@@ -219,38 +259,71 @@ def test_no_word_settles_two_things():
     """And those that settle a value of a scene are no fillers."""
     nouns = [{noun for noun in nouns} for nouns in lexicon.NOUNS.values()]
     shades = [{colour, *shades} for colour, shades in lexicon.SHADES.items()]
-    for tables in (nouns, shades, *([set(phrases) for phrases in table.values()] for table in (
-            lexicon.PLACE_WORDS, lexicon.SPOTS, lexicon.SKY_WORDS, lexicon.SKY_LEADS, lexicon.SPEED_WORDS,
-            lexicon.SPEED_TAGS))):
+    for tables in (
+        nouns,
+        shades,
+        *(
+            [set(phrases) for phrases in table.values()]
+            for table in (
+                lexicon.PLACE_WORDS,
+                lexicon.SPOTS,
+                lexicon.SKY_WORDS,
+                lexicon.SKY_LEADS,
+                lexicon.SPEED_WORDS,
+                lexicon.SPEED_TAGS,
+            )
+        ),
+    ):
         for i, one in enumerate(tables):
             assert not any(one & other for other in tables[:i])
 
 
 def test_half_of_what_is_underspecified_says_nearly_nothing():
     rng = random.Random(0)
-    drawn = [captions.draw_omit(rng, .25) for _ in range(4000)]
-    assert .22 < sum(map(bool, drawn)) / 4000 < .28
-    assert .1 < sum(len(set(omit) & set(SAYABLE)) >= 3 for omit in drawn) / 4000 < .2
+    drawn = [captions.draw_omit(rng, 0.25) for _ in range(4000)]
+    assert 0.22 < sum(map(bool, drawn)) / 4000 < 0.28
+    assert 0.1 < sum(len(set(omit) & set(SAYABLE)) >= 3 for omit in drawn) / 4000 < 0.2
 
 
 # ---- what a prompt's words are to Toyland ----------------------------------------------------------------
 
+
 def test_words_lists_what_toyland_knows_by_kind():
     known = toyland.words()
     assert set(known) == {"subjects", "colours", "places", "skies", "directions", "speeds", "verbs", "fillers"}
-    for kind, values in (("subjects", toyland.SUBJECTS), ("colours", toyland.COLOURS), ("places", toyland.PLACES),
-                         ("skies", toyland.SKIES), ("directions", toyland.DIRECTIONS), ("speeds", toyland.SPEEDS)):
+    for kind, values in (
+        ("subjects", toyland.SUBJECTS),
+        ("colours", toyland.COLOURS),
+        ("places", toyland.PLACES),
+        ("skies", toyland.SKIES),
+        ("directions", toyland.DIRECTIONS),
+        ("speeds", toyland.SPEEDS),
+    ):
         assert set(known[kind]) == set(values)
     assert all(subject == nouns[0] for subject, nouns in known["subjects"].items())
-    said = {word for values in known.values() for texts in values.values() for text in texts
-            for word in re.findall("[a-z]+", text.lower())}
+    said = {
+        word
+        for values in known.values()
+        for texts in values.values()
+        for text in texts
+        for word in re.findall("[a-z]+", text.lower())
+    }
     assert said - {"it", "its", "is"} <= grammar.known_words() | {"goes", "moves", "takes", "heads", "faces"}
 
 
-@pytest.mark.parametrize("prompt, subjects", [
-    ("red car", ["car"]), ("RED CAR!", ["car"]), ("Dogs on the beach", ["dog"]),
-    ("two ponies and a lorry", ["horse", "truck"]),
-    ("A bearded biker", ["motorcycle"]), ("a puppy's ball", ["dog", "ball"]), ("a spaceship", []), ("", [])])
+@pytest.mark.parametrize(
+    "prompt, subjects",
+    [
+        ("red car", ["car"]),
+        ("RED CAR!", ["car"]),
+        ("Dogs on the beach", ["dog"]),
+        ("two ponies and a lorry", ["horse", "truck"]),
+        ("A bearded biker", ["motorcycle"]),
+        ("a puppy's ball", ["dog", "ball"]),
+        ("a spaceship", []),
+        ("", []),
+    ],
+)
 def test_subjects_are_found_in_any_case_and_number(prompt, subjects):
     found = toyland.read_prompt(prompt)
     assert list(found.subjects) == subjects
@@ -294,13 +367,21 @@ print(importlib.import_module("toyland.reading").read_prompt("a yelow car").near
 
 # ---- pictures --------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("scene", [SCENE, PAIR, replace(SCENE, sky="snow", place="mountains", subject="robot"),
-                                   replace(SCENE, sky="rain", place="beach", subject="boat")])
+
+@pytest.mark.parametrize(
+    "scene",
+    [
+        SCENE,
+        PAIR,
+        replace(SCENE, sky="snow", place="mountains", subject="robot"),
+        replace(SCENE, sky="rain", place="beach", subject="boat"),
+    ],
+)
 def test_any_resolution_shows_the_same_picture(scene):
     """Drawn four times as large and averaged down, it is the small picture but for antialiasing."""
     small = render_batch([scene], 56, 96, 5)
     large = torch.nn.functional.avg_pool3d(render_batch([scene], 224, 384, 5), (1, 4, 4))
-    assert (small - large).abs().mean() < .01
+    assert (small - large).abs().mean() < 0.01
     shifted = torch.nn.functional.pad(large, (2, 0))[..., :-2]  # two pixels aside would be seen at once
     assert (small - shifted).abs().mean() > 2 * (small - large).abs().mean()
 
@@ -315,8 +396,8 @@ def test_render_keeps_its_contract():
 
 
 def test_everything_is_drawn_on_the_device_asked_for():
-    """"meta" stands for a GPU: it mixes with the CPU's tensors as little."""
-    canvas = draw([random_scene(seed, pair=.5) for seed in range(60)], 16, 24, 5, FPS, "meta", with_truth=True)
+    """ "meta" stands for a GPU: it mixes with the CPU's tensors as little."""
+    canvas = draw([random_scene(seed, pair=0.5) for seed in range(60)], 16, 24, 5, FPS, "meta", with_truth=True)
     assert {x.device.type for x in (canvas.image, canvas.owner, canvas.flow)} == {"meta"}
 
 
@@ -335,11 +416,12 @@ def test_every_attribute_shows(field):
     videos = render_batch([replace(scene, **{field: value}) for value in values], **SIZE)
     for i in range(len(videos)):
         for j in range(i):
-            changed = (videos[i] - videos[j]).abs().amax(0) > .1
-            assert changed.float().mean() > .004, (values[i], values[j])
+            changed = (videos[i] - videos[j]).abs().amax(0) > 0.1
+            assert changed.float().mean() > 0.004, (values[i], values[j])
 
 
 # ---- the truth behind them -------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("subject", toyland.SUBJECTS)
 def test_the_mask_is_where_the_subject_is(subject):
@@ -349,7 +431,7 @@ def test_the_mask_is_where_the_subject_is(subject):
     mask = truth(scene, **size).masks[0]
     assert truth(scene, **size).masks.shape == (1, 3, 112, 192) and mask.any((1, 2)).all()
     assert (changed & ~grown(mask)).sum() == 0
-    assert (changed & mask).sum() > .12 * mask.sum()
+    assert (changed & mask).sum() > 0.12 * mask.sum()
 
 
 def grown(mask: np.ndarray) -> np.ndarray:
@@ -367,9 +449,17 @@ def test_two_subjects_have_two_masks_that_do_not_overlap():
     assert changed.any() and not (changed & ~grown(masks[1])).any()  # the masks are in the order of scene.actors
 
 
-@pytest.mark.parametrize("scene", [SCENE, replace(SCENE, direction="left"), replace(SCENE, speed="slow"),
-                                   replace(SCENE, subject="ball", seed=4), replace(SCENE, subject="balloon", seed=5)],
-                         ids=lambda s: f"{s.subject}-{s.direction}-{s.speed}")
+@pytest.mark.parametrize(
+    "scene",
+    [
+        SCENE,
+        replace(SCENE, direction="left"),
+        replace(SCENE, speed="slow"),
+        replace(SCENE, subject="ball", seed=4),
+        replace(SCENE, subject="balloon", seed=5),
+    ],
+    ids=lambda s: f"{s.subject}-{s.direction}-{s.speed}",
+)
 def test_the_flow_is_the_motion_of_the_mask(scene):
     """The mask's centre goes, from frame to frame, where the flow says; nothing else moves on a clear street but
     the clouds."""
@@ -380,7 +470,7 @@ def test_the_flow_is_the_motion_of_the_mask(scene):
     ys, xs = np.mgrid[:112, :192]
     centre = np.array([[(m * xs).sum(), (m * ys).sum()] for m in mask]) / mask.sum((1, 2))[:, None]
     flow = np.array([f[m].mean(0) for f, m in zip(true.flow, mask)])
-    assert np.abs(np.diff(centre, axis=0) - flow[:-1]).max() < .6  # a wheel's edge, a spark of rounding
+    assert np.abs(np.diff(centre, axis=0) - flow[:-1]).max() < 0.6  # a wheel's edge, a spark of rounding
     assert np.abs(centre[-1] - centre[0] - flow[:-1].sum(0)).max() < 1.2
     assert (np.sign(flow[:, 0]) == (1 if scene.direction == "right" else -1)).all()
     ground = true.flow[:, 80:][~mask[:, 80:]]
@@ -394,7 +484,7 @@ def test_what_falls_moves_but_hides_no_subject(sky, clear, down):
     clear, true = (truth(replace(SCENE, sky=weather, place="mountains"), **size) for weather in (clear, sky))
     assert np.array_equal(true.masks, clear.masks)
     falling = (true.flow != clear.flow).any(-1)
-    assert .002 < falling.mean() < .1 and np.allclose(true.flow[falling][:, 1], down, atol=1e-3)
+    assert 0.002 < falling.mean() < 0.1 and np.allclose(true.flow[falling][:, 1], down, atol=1e-3)
 
 
 def test_high_motion_is_faster_than_slow_motion():

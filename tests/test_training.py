@@ -1,4 +1,5 @@
 """What the training scripts rely on: shortcuts that must not change the mathematics, and a clock that must."""
+
 import copy
 import itertools
 import json
@@ -27,15 +28,21 @@ def small_transformer():
     model = pocket.transformer()
     for p in model.parameters():
         if not p.any():  # what starts at zero would hide everything behind it
-            torch.nn.init.normal_(p, std=.02)
+            torch.nn.init.normal_(p, std=0.02)
     return model
 
 
 @torch.no_grad()
 def test_a_mask_as_a_channel_is_the_same_mask(small_transformer, monkeypatch):
     """The trick that keeps training on fast attention gives what diffusers' masked attention gives."""
-    inputs = {"noisy": torch.randn(2, 16, 2, 4, 6), "sigma": torch.tensor([.5, .9]), "embeds": torch.randn(2, 12, 256),
-              "lengths": torch.tensor([12, 7]), "pooled": torch.randn(2, 128), "guidance": torch.ones(2)}
+    inputs = {
+        "noisy": torch.randn(2, 16, 2, 4, 6),
+        "sigma": torch.tensor([0.5, 0.9]),
+        "embeds": torch.randn(2, 12, 256),
+        "lengths": torch.tensor([12, 7]),
+        "pooled": torch.randn(2, 128),
+        "guidance": torch.ones(2),
+    }
     expected = transformer.velocity(small_transformer, **inputs)
     monkeypatch.setattr(hunyuan, "dispatch_attention_fn", transformer.mask_by_a_channel)
     got = transformer.velocity(small_transformer, **inputs)
@@ -63,15 +70,22 @@ def test_left_and_right_can_be_told_apart_and_nothing_else_changes():
     before = apart()
     transformer.tell_apart(model, text, times=8, count=64)
     side, colour = (apart() / before).tolist()
-    assert side > 3 and abs(colour - 1) < .05
+    assert side > 3 and abs(colour - 1) < 0.05
 
 
 def test_the_transformer_starts_at_zero():
     """Zero-initialised output: the first prediction is 0, whatever goes in."""
     model = pocket.transformer()
     with torch.no_grad():
-        out = transformer.velocity(model, torch.randn(1, 16, 1, 4, 4), torch.ones(1), torch.randn(1, 3, 256),
-                                   torch.tensor([3]), torch.randn(1, 128), torch.ones(1))
+        out = transformer.velocity(
+            model,
+            torch.randn(1, 16, 1, 4, 4),
+            torch.ones(1),
+            torch.randn(1, 3, 256),
+            torch.tensor([3]),
+            torch.randn(1, 128),
+            torch.ones(1),
+        )
     assert not out.any()
 
 
@@ -115,7 +129,7 @@ def test_a_clips_mask_is_its_subjects():
     """Drawn on their own, the subjects' pixels are those that the truth names."""
     clips = vae.Clips(2, 2, "cpu", 0)
     rng = random.Random(0)
-    scenes = [toyland.random_scene(rng, pair=.35, unseen=False) for _ in range(2)]
+    scenes = [toyland.random_scene(rng, pair=0.35, unseen=False) for _ in range(2)]
     for scene, (*video, mask) in zip(scenes, clips.video.numpy()):
         assert (mask == toyland.truth(scene).masks.any(0)).all()
         assert (np.stack(video, -1) == toyland.render(scene)).all()
@@ -129,18 +143,18 @@ def test_the_log_error_is_what_psnr_measures():
     def size(error, mask=mask, share=0.0):
         return 1e3 * vae.log_error(error, mask, share)
 
-    scale = torch.tensor([.01, 1.]).view(2, 1, 1, 1)
+    scale = torch.tensor([0.01, 1.0]).view(2, 1, 1, 1)
     assert size(error) - size(error / 2) == pytest.approx(math.log(2), abs=1e-3)
     assert size(error * scale) - size(error * scale / 2) == pytest.approx(math.log(2), abs=5e-3)
     still = error.clone()
     still[:, :, :3] = 0  # what lies outside the mask and its edge
-    assert size(still, share=1.) == pytest.approx(size(error, share=1.)) and size(still) < size(error) - .1
-    assert size(error, 0 * mask, 1.) == pytest.approx(math.log(vae.FINEST))
+    assert size(still, share=1.0) == pytest.approx(size(error, share=1.0)) and size(still) < size(error) - 0.1
+    assert size(error, 0 * mask, 1.0) == pytest.approx(math.log(vae.FINEST))
 
 
 def test_latents_stay_where_the_transformer_knows_them(small_clips, monkeypatch, tmp_path):
     """The more `--stay` weighs, the less training on moves the latents. 40 steps see single frames, new clips too."""
-    monkeypatch.setattr(vae, "JOINT", ((.5, 5, 0, 0, 2), (1.0, 5, 0, 0, 2)))
+    monkeypatch.setattr(vae, "JOINT", ((0.5, 5, 0, 0, 2), (1.0, 5, 0, 0, 2)))
     start = vae.AutoencoderKLHunyuanVideo.from_pretrained(pocket.POCKET / "vae")
     x = vae.toyland.render_batch([toyland.random_scene(i) for i in range(4)]) * 2 - 1
 
@@ -156,7 +170,7 @@ def test_latents_stay_where_the_transformer_knows_them(small_clips, monkeypatch,
             old, new = (model.encode(x).latent_dist.mode() for model in (start, after))
         return ((new - old).norm() / old.norm()).item()
 
-    assert 0 < moved(10) < .5 * moved(1e-9)
+    assert 0 < moved(10) < 0.5 * moved(1e-9)
 
 
 @pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
@@ -169,8 +183,8 @@ def test_muon_takes_a_convolution_as_a_matrix(order):
     weights, biases = zip(*((layer.weight, layer.bias) for layer in model))
     flat = [torch.nn.Parameter(weight.detach().flatten(1).clone()) for weight in weights]
     before = [bias.detach().clone() for bias in biases]
-    plain = torch.optim.Muon(flat, lr=.02, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
-    ours = common.Muon(model.parameters(), .02)
+    plain = torch.optim.Muon(flat, lr=0.02, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+    ours = common.Muon(model.parameters(), 0.02)
     for _ in range(3):
         for weight, bias, matrix in zip(weights, biases, flat):
             weight.grad, bias.grad = torch.randn(weight.shape), torch.ones_like(bias)
@@ -179,7 +193,7 @@ def test_muon_takes_a_convolution_as_a_matrix(order):
             optimizer.step()
     for weight, bias, matrix, start in zip(weights, biases, flat, before):
         torch.testing.assert_close(weight.flatten(1), matrix, atol=5e-5, rtol=0)  # products are in bfloat16
-        torch.testing.assert_close(bias, start - .06, atol=1e-5, rtol=0)  # AdamW's
+        torch.testing.assert_close(bias, start - 0.06, atol=1e-5, rtol=0)  # AdamW's
 
 
 def test_moving_pixels_weigh_three_times():
@@ -203,9 +217,9 @@ def test_noisy_captions_are_mostly_true():
 def test_sigmas_reach_the_ends():
     torch.manual_seed(0)
     sigma = transformer.draw_sigmas(20_000, "cpu", 3.0)
-    assert 0 <= sigma.min() < .01 and .999 < sigma.max() <= 1
-    assert .25 < (sigma > .9).float().mean() < .36  # where pocket decides what is to be seen
-    assert sigma.median() > transformer.draw_sigmas(20_000, "cpu", 1.0).median() + .1
+    assert 0 <= sigma.min() < 0.01 and 0.999 < sigma.max() <= 1
+    assert 0.25 < (sigma > 0.9).float().mean() < 0.36  # where pocket decides what is to be seen
+    assert sigma.median() > transformer.draw_sigmas(20_000, "cpu", 1.0).median() + 0.1
 
 
 def test_a_clock_without_time_is_refused():
@@ -218,7 +232,10 @@ def prompts():
     """Two prompts, and the empty one: embeds, lengths, pooled."""
     torch.manual_seed(1)
     return [torch.randn(2, 12, 256), torch.tensor([12, 7]), torch.randn(2, 128)], [
-        torch.randn(1, 12, 256), torch.tensor([3]), torch.randn(1, 128)]
+        torch.randn(1, 12, 256),
+        torch.tensor([3]),
+        torch.randn(1, 128),
+    ]
 
 
 def test_the_target_of_distillation_is_diffusers_true_guidance(small_transformer, prompts):
@@ -227,16 +244,32 @@ def test_the_target_of_distillation_is_diffusers_true_guidance(small_transformer
     pipe.set_progress_bar_config(disable=True)
     (embeds, lengths, pooled), empty = prompts
     noise, scales = torch.randn(2, 16, 2, 4, 6), torch.tensor([1.5, 6.0])
-    state = {"noisy": noise, "sigma": torch.ones(2), "embeds": embeds, "lengths": lengths, "pooled": pooled,
-             "guidance": scales}
+    state = {
+        "noisy": noise,
+        "sigma": torch.ones(2),
+        "embeds": embeds,
+        "lengths": lengths,
+        "pooled": pooled,
+        "guidance": scales,
+    }
     target = guidance.guided(**guidance.ask(small_transformer, empty, state))
     for i, scale in enumerate(scales.tolist()):
         clean = pipe(
-            height=32, width=48, num_frames=5, num_inference_steps=1, guidance_scale=1.0, true_cfg_scale=scale,
-            latents=noise[i : i + 1], output_type="latent", return_dict=False,
-            prompt_embeds=embeds[i : i + 1], pooled_prompt_embeds=pooled[i : i + 1],
-            prompt_attention_mask=torch.arange(12)[None] < lengths[i], negative_prompt_embeds=empty[0],
-            negative_prompt_attention_mask=torch.arange(12)[None] < empty[1], negative_pooled_prompt_embeds=empty[2],
+            height=32,
+            width=48,
+            num_frames=5,
+            num_inference_steps=1,
+            guidance_scale=1.0,
+            true_cfg_scale=scale,
+            latents=noise[i : i + 1],
+            output_type="latent",
+            return_dict=False,
+            prompt_embeds=embeds[i : i + 1],
+            pooled_prompt_embeds=pooled[i : i + 1],
+            prompt_attention_mask=torch.arange(12)[None] < lengths[i],
+            negative_prompt_embeds=empty[0],
+            negative_prompt_attention_mask=torch.arange(12)[None] < empty[1],
+            negative_pooled_prompt_embeds=empty[2],
         )[0]
         torch.testing.assert_close(noise[i : i + 1] - clean, target[i : i + 1], atol=1e-4, rtol=1e-4)
 
@@ -250,7 +283,8 @@ def test_an_empty_prompt_keeps_the_teachers_own_answer(small_transformer, prompt
     given, target = guidance.split(guidance.with_empty(state, prompts[1], share=1))
     assert given["guidance"].tolist() == [1, 1]
     alone = transformer.velocity(
-        small_transformer, noisy, state["sigma"], *(e.expand(2, *e.shape[1:]) for e in prompts[1]), torch.ones(2))
+        small_transformer, noisy, state["sigma"], *(e.expand(2, *e.shape[1:]) for e in prompts[1]), torch.ones(2)
+    )
     torch.testing.assert_close(target, alone)
     torch.testing.assert_close(transformer.velocity(small_transformer, **given), alone)
 
@@ -263,6 +297,7 @@ def test_own_paths_follow_the_student(prompts):
         def student(hidden_states, timestep, guidance, **_):
             seen.append((timestep / 1000, guidance / 1000))
             return (torch.full_like(hidden_states, by),)
+
         return student
 
     asked = dict(zip(("embeds", "lengths", "pooled"), prompts[0]), guidance=torch.tensor([2.0, 8.0]))
@@ -293,7 +328,7 @@ def test_steps_of_distillation_reduce_the_loss(small_transformer, prompts):
     error = transformer.velocity(small_transformer, **state) - target
     weighted = (error.square().mean((1, 2, 3, 4)) / torch.tensor([2.0, 7.25])).mean().item()
     assert losses[0] == pytest.approx(weighted, rel=1e-4)  # 1 + (g - 1)^2 / 4 at guidance 3 and 6
-    assert losses[-1] < .5 * losses[0]
+    assert losses[-1] < 0.5 * losses[0]
 
 
 FUSED = """

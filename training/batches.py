@@ -2,6 +2,7 @@
 
 The same mathematics as `t2v_kit.denoise`, whose noise it uses; tests compare the two.
 """
+
 from __future__ import annotations
 
 import textwrap
@@ -23,14 +24,15 @@ def encode(models, texts: list[str]) -> dict[str, torch.Tensor]:
     """The transformer's text inputs for a batch; padding that no prompt of the batch needs is cut off."""
     embeds, pooled, mask = models.pipe.encode_prompt(texts, prompt_template=models.template, device=models.device)
     longest = int(mask.sum(1).max())
-    return dict(encoder_hidden_states=embeds[:, :longest], encoder_attention_mask=mask[:, :longest],
-                pooled_projections=pooled)
+    return dict(
+        encoder_hidden_states=embeds[:, :longest], encoder_attention_mask=mask[:, :longest], pooled_projections=pooled
+    )
 
 
 @torch.no_grad()
 def velocity(transformer, latents, timestep, text: dict, guidance: float) -> torch.Tensor:
     n = len(latents)
-    scale = torch.full((n,), guidance * 1000., device=latents.device, dtype=latents.dtype)
+    scale = torch.full((n,), guidance * 1000.0, device=latents.device, dtype=latents.dtype)
     return transformer(latents, timestep.expand(n).to(latents.dtype), guidance=scale, **text, return_dict=False)[0]
 
 
@@ -61,7 +63,7 @@ def make(models, text: dict, seeds: list[int], guidance: float | None = None) ->
         pass
     vae = models.pipe.vae
     parts = [vae.decode(z / vae.config.scaling_factor).sample for z in latents.to(vae.dtype).split(8)]
-    return (torch.cat(parts).float() / 2 + .5).clamp(0, 1)
+    return (torch.cat(parts).float() / 2 + 0.5).clamp(0, 1)
 
 
 def edges(video: torch.Tensor) -> torch.Tensor:
@@ -69,12 +71,12 @@ def edges(video: torch.Tensor) -> torch.Tensor:
 
     What moves is what differs from its pixel's median over time, and the two pixels around it: for want of a mask, the
     same for a generated clip and a drawn one. NaN where that is less than a thousandth of the clip."""
-    moved = (video - video.median(2, keepdim=True).values).abs().amax(1) > .1
+    moved = (video - video.median(2, keepdim=True).values).abs().amax(1) > 0.1
     moved = F.max_pool2d(moved.float(), 5, 1, 2)
     right, down = (F.pad(video.diff(dim=d), pad) for d, pad in ((4, (0, 1)), (3, (0, 0, 0, 1))))
     steep = torch.hypot(right, down).mean(1)
     share = moved.mean((1, 2, 3))
-    return ((steep * moved).mean((1, 2, 3)) / share).masked_fill(share < .001, float("nan"))
+    return ((steep * moved).mean((1, 2, 3)) / share).masked_fill(share < 0.001, float("nan"))
 
 
 @dataclass
@@ -89,11 +91,20 @@ class Judged:
 
     def scores(self, wishes: list[dict]) -> list[dict[str, torch.Tensor]]:
         """Of both probes together, then of each: see `probe.score`."""
-        return [score(answer, wishes[:len(self.seen)]) for answer in self.said]
+        return [score(answer, wishes[: len(self.seen)]) for answer in self.said]
 
 
-def judge(models, probes: list[Probe], prompts: list[str], *, batch: int = 64, guidance: float | None = None,
-          pooled_from: list[str] | None = None, deadline: float = float("inf"), keep: int = 0) -> Judged:
+def judge(
+    models,
+    probes: list[Probe],
+    prompts: list[str],
+    *,
+    batch: int = 64,
+    guidance: float | None = None,
+    pooled_from: list[str] | None = None,
+    deadline: float = float("inf"),
+    keep: int = 0,
+) -> Judged:
     """Make a video of each prompt, its number being the seed, and ask the probes.
 
     pooled_from: other prompts, which give the pooled vectors. deadline: no new batch begins after this
@@ -110,13 +121,14 @@ def judge(models, probes: list[Probe], prompts: list[str], *, batch: int = 64, g
         said.append(answers(probes, video))
         seen.append((shrink(video) * 255).round().to(torch.uint8).cpu())
         sharp.append(edges(video).cpu())
-        videos.append(video[:max(0, keep - start)].cpu())
+        videos.append(video[: max(0, keep - start)].cpu())
         print(f"  {part.stop} of {len(prompts)} videos", flush=True)
     said = [[torch.cat(parts) for parts in zip(*one)] for one in zip(*said)]
     return Judged(said, torch.cat(seen), torch.cat(sharp), torch.cat(videos))
 
 
 # ---- pictures --------------------------------------------------------------------------------------------
+
 
 def picture(frame: torch.Tensor) -> Image.Image:
     """(3, H, W) in [0, 1]."""

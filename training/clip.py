@@ -4,6 +4,7 @@ A small CLIPTextModel and a small video network learn to recognise which caption
 (Radford et al. 2021). Only the text half is kept: HunyuanVideo takes its pooled vector, the state of the end token.
 Weights go to OUT/text_encoder_2, the numbers to OUT/clip.json.
 """
+
 from __future__ import annotations
 
 import json
@@ -30,11 +31,20 @@ FRAMES, HEIGHT, WIDTH = 5, 56, 96  # five looks at a clip, spread over the two s
 
 def build(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     """CLIP's text transformer in small: 0.6 M parameters. It pools where its configured end token stands."""
-    return CLIPTextModel(CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=512, projection_dim=128, num_hidden_layers=2,
-        num_attention_heads=2, max_position_embeddings=tokenizer.model_max_length,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id))
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=128,
+            intermediate_size=512,
+            projection_dim=128,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=tokenizer.model_max_length,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
 
 
 class VideoNet(nn.Module):
@@ -43,9 +53,17 @@ class VideoNet(nn.Module):
     def __init__(self):
         super().__init__()
         widths = (3 * FRAMES, 64, 128, 192, 256)
-        blocks = [nn.Sequential(nn.Conv2d(a, b, 3, stride=2, padding=1), nn.GroupNorm(8, b), nn.SiLU(),
-                                nn.Conv2d(b, b, 3, padding=1), nn.GroupNorm(8, b), nn.SiLU())
-                  for a, b in pairwise(widths)]
+        blocks = [
+            nn.Sequential(
+                nn.Conv2d(a, b, 3, stride=2, padding=1),
+                nn.GroupNorm(8, b),
+                nn.SiLU(),
+                nn.Conv2d(b, b, 3, padding=1),
+                nn.GroupNorm(8, b),
+                nn.SiLU(),
+            )
+            for a, b in pairwise(widths)
+        ]
         self.layers = nn.Sequential(*blocks, nn.Flatten(), nn.LazyLinear(128))
 
     def forward(self, video):
@@ -80,7 +98,7 @@ class Clips:
     def __init__(self, size: int, part: int, device: str, seed: int):
         self.rng, self.part, self.device, self.next = random.Random(seed), part, device, 0
         self.scenes = [random_scene(self.rng, unseen=False) for _ in range(size)]
-        self.video = torch.cat([look(self.scenes[i:i + part], device) for i in range(0, size, part)])
+        self.video = torch.cat([look(self.scenes[i : i + part], device) for i in range(0, size, part)])
 
     def renew(self):
         where = slice(self.next, self.next + self.part)
@@ -95,8 +113,9 @@ class Clips:
 
 def tokenize(tokenizer, captions: list[str], device: str, length: int | None = None) -> torch.Tensor:
     """(B, L): L is `length`, or that of the longest caption."""
-    return tokenizer(captions, padding="max_length" if length else "longest", max_length=length, truncation=True,
-                     return_tensors="pt").input_ids.to(device)
+    return tokenizer(
+        captions, padding="max_length" if length else "longest", max_length=length, truncation=True, return_tensors="pt"
+    ).input_ids.to(device)
 
 
 def train(pair: Pair, tokenizer: CLIPTokenizer, clips: Clips, args):
@@ -136,15 +155,18 @@ def evaluate(pair: Pair, tokenizer: CLIPTokenizer, device: str, batch: int, prob
     targets = torch.arange(batch, device=device)
     pooled = torch.cat([pair.text(input_ids=part).pooler_output for part in ids.split(256)]).float().cpu()
     return dict(
-        batch=batch, clip_for_caption=(similar.argmax(1) == targets).float().mean().item(),
+        batch=batch,
+        clip_for_caption=(similar.argmax(1) == targets).float().mean().item(),
         caption_for_clip=(similar.argmax(0) == targets).float().mean().item(),
         pooled_rms=pooled.square().mean().sqrt().item(),
-        probes={name: linear_probe(pooled, [facts[name] for _, facts, _ in written]) for name in ATTRIBUTES})
+        probes={name: linear_probe(pooled, [facts[name] for _, facts, _ in written]) for name in ATTRIBUTES},
+    )
 
 
 def main():
-    args = common.options(__doc__, seconds=60.0, batch=256, peak=1e-3, clips=16384, part=512, renew_every=8,
-                          judged=256, probed=8000)
+    args = common.options(
+        __doc__, seconds=60.0, batch=256, peak=1e-3, clips=16384, part=512, renew_every=8, judged=256, probed=8000
+    )
     tokenizer = CLIPTokenizer.from_pretrained(TOKENIZER)
     pair = Pair(tokenizer).to(args.device)
     clips = Clips(args.clips, args.part, args.device, args.seed)
@@ -154,11 +176,16 @@ def main():
     pair.eval()
     common.save(pair.text, args.out / "text_encoder_2")
     pair.text = CLIPTextModel.from_pretrained(args.out / "text_encoder_2", dtype=torch.float32).to(args.device)
-    numbers = dict(seconds=args.seconds, parameters=pair.text.num_parameters(),
-                   **evaluate(pair, tokenizer, args.device, args.judged, args.probed))
+    numbers = dict(
+        seconds=args.seconds,
+        parameters=pair.text.num_parameters(),
+        **evaluate(pair, tokenizer, args.device, args.judged, args.probed),
+    )
     (args.out / "clip.json").write_text(json.dumps(numbers, indent=1) + "\n")
-    print("of {batch} held-out: clip for caption {clip_for_caption:.1%}, caption for clip {caption_for_clip:.1%}; "
-          "pooled rms {pooled_rms:.2f}".format(**numbers))
+    print(
+        "of {batch} held-out: clip for caption {clip_for_caption:.1%}, caption for clip {caption_for_clip:.1%}; "
+        "pooled rms {pooled_rms:.2f}".format(**numbers)
+    )
     for name, accuracy in numbers["probes"].items():
         print(f"probe {name:17s} pooled {accuracy:6.1%}")
 

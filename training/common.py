@@ -4,6 +4,7 @@ The scripts are time-boxed: `--seconds` is the whole budget, and the learning ra
 a step count, so that the same script makes a two-minute trial and the final run. Run them from the repository's
 root as `python -m training.NAME`, on several GPUs as `torchrun --nproc-per-node 2 -m training.NAME`.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -96,11 +97,12 @@ class Muon(torch.optim.Optimizer):
 
     NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  #: https://kellerjordan.github.io/posts/muon, as in PyTorch
 
-    def __init__(self, parameters, lr: float, momentum: float = .95):
+    def __init__(self, parameters, lr: float, momentum: float = 0.95):
         parameters = list(parameters)
         super().__init__([p for p in parameters if p.ndim > 1], dict(lr=lr, momentum=momentum))
-        self.others = torch.optim.AdamW([p for p in parameters if p.ndim < 2], lr, (.9, .99), weight_decay=0.0,
-                                        fused=parameters[0].is_cuda)
+        self.others = torch.optim.AdamW(
+            [p for p in parameters if p.ndim < 2], lr, (0.9, 0.99), weight_decay=0.0, fused=parameters[0].is_cuda
+        )
         self.param_groups += self.others.param_groups
 
     def state_dict(self):
@@ -128,7 +130,7 @@ class Muon(torch.optim.Optimizer):
             same, updates = zip(*several, strict=True)
             updates = self.orthogonal(torch.stack(updates)).to(same[0].dtype)
             updates = [update.view_as(p) for p, update in zip(same, updates, strict=True)]
-            torch._foreach_add_(same, updates, alpha=-.2 * max(size) ** .5 * group["lr"])
+            torch._foreach_add_(same, updates, alpha=-0.2 * max(size) ** 0.5 * group["lr"])
 
     def orthogonal(self, x: torch.Tensor) -> torch.Tensor:
         """(N, A, B) -> the same in bfloat16, with singular values near 1."""

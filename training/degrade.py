@@ -79,6 +79,7 @@ def _degrade(x: torch.Tensor, dice: Dice, noise: float) -> torch.Tensor:
 
 # ---- blur ------------------------------------------------------------------------------------------------
 
+
 def kernels(dice: Dice, low: float, high: float) -> torch.Tensor:
     """(B, 21, 21): Gaussian, generalised Gaussian and plateau, round or stretched, deviation `low` to `high`."""
     x, y = _grid(dice)
@@ -121,6 +122,7 @@ def blur(x: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
 
 # ---- size and noise --------------------------------------------------------------------------------------
 
+
 def rescale(x: torch.Tensor, factor: float, dice: Dice) -> torch.Tensor:
     return resize(x, (round(x.shape[2] * factor), round(x.shape[3] * factor)), dice)
 
@@ -141,6 +143,7 @@ def add_noise(x: torch.Tensor, dice: Dice, gauss: float, poisson: float) -> torc
 
 
 # ---- compression -----------------------------------------------------------------------------------------
+
 
 def jpeg(x: torch.Tensor, quality: torch.Tensor) -> torch.Tensor:
     """JPEG's loss, colour at half size: `(B, 3, H, W)` in [0, 1], quality `(B, 1, 1, 1)` from 1 to 100."""

@@ -2,10 +2,11 @@
 
     python -m training.evaluate --what all --teacher training/out/teacher/transformer --out training/out
 
-What is measured: vae, adherence, by_hand, typing, underspecified, guidance, text, or all of them. Everything runs on the saved weights in float32
-with the pipeline's defaults; the judge is `training.judge`. Scenes are held out from training and follow from
+What is measured: vae, adherence, by_hand, typing, underspecified, guidance, text, or all of them. Everything runs on
+the saved weights in float32 with the pipeline's defaults; the judge is `training.judge`. Scenes are held out from training and follow from
 --seed: select checkpoints with another seed than the one reported. Pictures to look at are written to --out.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -29,7 +30,7 @@ from training.judge import ATTRIBUTES, KINDS, Probe, answers, load_probes, score
 from training.probe import through
 
 BY_HAND = Path(__file__).with_name("prompts_by_hand.json")
-GUIDANCE = (1., 3., 6.)
+GUIDANCE = (1.0, 3.0, 6.0)
 
 
 @dataclass
@@ -58,7 +59,7 @@ class Bench:
 
 def psnr(error: torch.Tensor) -> torch.Tensor:
     """dB of a mean squared error of 8-bit values; no more than 78, for equal pictures."""
-    return 10 * torch.log10(255 ** 2 / error.clamp(min=1e-3))
+    return 10 * torch.log10(255**2 / error.clamp(min=1e-3))
 
 
 def measure_vae(bench: Bench) -> dict:
@@ -66,7 +67,7 @@ def measure_vae(bench: Bench) -> dict:
     vae, scenes = bench.models.pipe.vae, bench.scenes(min(64, bench.count), 1)
     clip, subject, by_frame, shown = [], [], [], []
     for start in range(0, len(scenes), 8):
-        part = scenes[start:start + 8]
+        part = scenes[start : start + 8]
         true = (bench.draw(part) * 255).round()
         decoded = (through(vae, true / 255) * 255).round()
         error = (true - decoded).square().mean(1).cpu()  # (B, T, H, W)
@@ -74,19 +75,22 @@ def measure_vae(bench: Bench) -> dict:
         clip.append(psnr(error.mean((1, 2, 3))))
         subject.append(psnr((error * masks).sum((1, 2, 3)) / masks.sum((1, 2, 3))))
         by_frame.append(psnr(error.mean((2, 3))))
-        shown += list(zip(true.cpu() / 255, decoded.cpu() / 255))[:max(0, 4 - len(shown))]
+        shown += list(zip(true.cpu() / 255, decoded.cpu() / 255))[: max(0, 4 - len(shown))]
     clip, subject, by_frame = torch.cat(clip), torch.cat(subject), torch.cat(by_frame).mean(0)
     compare(shown, bench.out / "vae.png")
-    return rounded({
-        "clips": len(scenes),
-        "how": "dB on uint8 frames from each clip's mean squared error over all its pixels, then the mean over clips; "
-               "subject: over the pixels of the subjects' masks; by frame: each clip's frame, then the mean over clips",
-        "psnr": clip.mean(),
-        "psnr_worst_tenth": clip.sort().values[:max(1, len(clip) // 10)].mean(),
-        "psnr_subject": subject.mean(),
-        "psnr_by_frame": by_frame.tolist(),
-        "largest_jump_between_frames": by_frame.diff().abs().max(),
-    }, 2)
+    return rounded(
+        {
+            "clips": len(scenes),
+            "how": "dB on uint8 frames from each clip's mean squared error over all its pixels, then the mean over "
+            "clips; subject: over the pixels of the subjects' masks; by frame: each clip's frame, then the mean over clips",
+            "psnr": clip.mean(),
+            "psnr_worst_tenth": clip.sort().values[: max(1, len(clip) // 10)].mean(),
+            "psnr_subject": subject.mean(),
+            "psnr_by_frame": by_frame.tolist(),
+            "largest_jump_between_frames": by_frame.diff().abs().max(),
+        },
+        2,
+    )
 
 
 def measure_adherence(bench: Bench) -> dict:
@@ -118,26 +122,37 @@ def measure_adherence(bench: Bench) -> dict:
         "each_probe": {name: table(s) for name, s in zip(KINDS, (a, b))},
         "probes_agree": {k: round((a[k] == b[k])[~a[k].isnan()].float().mean().item(), 4) for k in both},
         "rejected": rounded(1 - both["clean"].mean()),
-        "realism": rounded({
-            "how": "Frechet distance between the 160 features of probe A of the generated clips and of the same scenes "
-                   "drawn and through the VAE; floor: between the latter and the same drawn with other seeds",
-            "frechet": frechet(generated, drawn), "floor": frechet(others, drawn)}, 2),
-        "sharpness": rounded({
-            "how": "mean gradient of what moves (`batches.edges`) at high speed, sunny or at night",
-            "clips": int(clear.sum()), "generated": judged.sharp[clear].nanmean(),
-            "drawn": torch.cat(sharp)[clear].nanmean(),
-            "ratio": judged.sharp[clear].nanmean() / torch.cat(sharp)[clear].nanmean()}),
+        "realism": rounded(
+            {
+                "how": "Frechet distance between the 160 features of probe A of the generated clips and of the same "
+                "scenes drawn and through the VAE; floor: between the latter and the same drawn with other seeds",
+                "frechet": frechet(generated, drawn),
+                "floor": frechet(others, drawn),
+            },
+            2,
+        ),
+        "sharpness": rounded(
+            {
+                "how": "mean gradient of what moves (`batches.edges`) at high speed, sunny or at night",
+                "clips": int(clear.sum()),
+                "generated": judged.sharp[clear].nanmean(),
+                "drawn": torch.cat(sharp)[clear].nanmean(),
+                "ratio": judged.sharp[clear].nanmean() / torch.cat(sharp)[clear].nanmean(),
+            }
+        ),
         "one_subject": only(both, alone),
         "two_subjects": only(both, [not x for x in alone]),
-        "by_word": {name: {word: only(both, [w == word for w in said])[name] for word in sorted(set(said))}
-                    for name, said in words.items()},
+        "by_word": {
+            name: {word: only(both, [w == word for w in said])[name] for word in sorted(set(said))}
+            for name, said in words.items()
+        },
     }
 
 
 @torch.no_grad()
 def features(bench: Bench, seen: torch.Tensor) -> torch.Tensor:
     """Probe A's, (B, 160) float64 on the CPU, of clips as the probes see them."""
-    parts = [bench.probes[0].features(part.to(bench.models.device) / 255.) for part in seen.split(bench.batch)]
+    parts = [bench.probes[0].features(part.to(bench.models.device) / 255.0) for part in seen.split(bench.batch)]
     return torch.cat(parts).double().cpu()
 
 
@@ -154,29 +169,31 @@ def measure_by_hand(bench: Bench) -> dict:
     """The prompts of prompts_by_hand.json by kind, and what went wrong with which."""
     rows = by_hand(bench)
     judged = bench.judge([r["prompt"] for r in rows], keep=len(rows))
-    rows = rows[:len(judged.seen)]
+    rows = rows[: len(judged.seen)]
     both = judged.scores(rows)[0]
     some = range(0, len(rows), -(-len(rows) // 24))
     contact_sheet([rows[i]["prompt"] for i in some], judged.videos[some], bench.out / "by_hand.png")
     kinds = {kind: [r["kind"] == kind for r in rows] for kind in dict.fromkeys(r["kind"] for r in rows)}
     wrong = {r["prompt"]: [k for k in (*ATTRIBUTES, "clean") if both[k][i] == 0] for i, r in enumerate(rows)}
     ours = [r["kind"] != "project" for r in rows]
-    return {"all but the project's own": {"prompts": sum(ours)} | only(both, ours),
-            "by_kind": {kind: {"prompts": sum(which)} | only(both, which) for kind, which in kinds.items()},
-            "wrong": {prompt: names for prompt, names in wrong.items() if names}}
+    return {
+        "all but the project's own": {"prompts": sum(ours)} | only(both, ours),
+        "by_kind": {kind: {"prompts": sum(which)} | only(both, which) for kind, which in kinds.items()},
+        "wrong": {prompt: names for prompt, names in wrong.items() if names},
+    }
 
 
 def by_hand(bench: Bench) -> list[dict]:
     """The rows of prompts_by_hand.json; of each kind some, if fewer are wanted."""
     rows = json.loads(BY_HAND.read_text("utf-8"))
-    return rows[::max(1, len(rows) // bench.count)]
+    return rows[:: max(1, len(rows) // bench.count)]
 
 
 def measure_typing(bench: Bench) -> dict:
     """Prompts by hand as typed and with their first letter large or small, with a full stop or none, from the same
     noise. same: share of prompts on which the verdict, everything right or not, is one and the same."""
     rows = by_hand(bench)
-    rows = rows[::max(1, 2 * len(rows) // max(2, bench.count // 3))]
+    rows = rows[:: max(1, 2 * len(rows) // max(2, bench.count // 3))]
     bare = [row["prompt"].rstrip(".") for row in rows]
     verdicts = []
     for stop in ("", "."):
@@ -185,9 +202,15 @@ def measure_typing(bench: Bench) -> dict:
             verdicts.append(judged.scores(rows)[0]["all"])
     many = min(map(len, verdicts))
     verdicts = torch.stack([v[:many] for v in verdicts])
-    return rounded({"prompts": many, "same": (verdicts == verdicts[0]).all(0).float().mean(),
-                    "all": {name: rate for name, rate in zip(
-                        ("Large.", "small.", "Large", "small"), verdicts[[2, 3, 0, 1]].mean(1))}})
+    return rounded(
+        {
+            "prompts": many,
+            "same": (verdicts == verdicts[0]).all(0).float().mean(),
+            "all": {
+                name: rate for name, rate in zip(("Large.", "small.", "Large", "small"), verdicts[[2, 3, 0, 1]].mean(1))
+            },
+        }
+    )
 
 
 def measure_underspecified(bench: Bench) -> dict:
@@ -198,8 +221,11 @@ def measure_underspecified(bench: Bench) -> dict:
     open_to_choice = ("colour", "place", "sky", "direction", "speed")
     omitted = [tuple(rng.sample(open_to_choice, rng.randint(2, 5))) for _ in scenes]
     prompts = [caption(s, omit=omit) for s, omit in zip(scenes, omitted)]
-    wishes = [{name: value for name, value in wish(s).items() if name not in omit}
-              | {"subjects": {s.subject: None if "colour" in omit else s.colour}} for s, omit in zip(scenes, omitted)]
+    wishes = [
+        {name: value for name, value in wish(s).items() if name not in omit}
+        | {"subjects": {s.subject: None if "colour" in omit else s.colour}}
+        for s, omit in zip(scenes, omitted)
+    ]
     judged = bench.judge(prompts, keep=24)
     both = judged.scores(wishes)[0]
     contact_sheet(prompts, judged.videos, bench.out / "underspecified.png")
@@ -211,7 +237,7 @@ def measure_guidance(bench: Bench) -> dict:
     """What the knob does. diversity: mean distance between four videos of one prompt that leaves place and sky open
     (of probe A's features; of pixels, root mean square, 0 to 1). chroma: mean of max - min over RGB, 0 to 1."""
     scenes = bench.scenes(max(4, bench.count // 5), 3)
-    loose = [s for s in scenes[:max(2, bench.count // 25)] for _ in range(4)]
+    loose = [s for s in scenes[: max(2, bench.count // 25)] for _ in range(4)]
     texts, open_texts = [caption(s) for s in scenes], [caption(s, omit=("place", "sky")) for s in loose]
     result = {}
     for guidance in GUIDANCE:
@@ -220,9 +246,10 @@ def measure_guidance(bench: Bench) -> dict:
         with torch.no_grad():
             features = bench.probes[0].features(free.to(bench.models.device)).cpu()
         result[f"{guidance:g}"] = {
-            "prompts": len(seen), "adherence": table(judged.scores([wish(s) for s in scenes])[0]),
+            "prompts": len(seen),
+            "adherence": table(judged.scores([wish(s) for s in scenes])[0]),
             "diversity_features": spread(features),
-            "diversity_pixels": spread(free.flatten(1)) / free[0].numel() ** .5,
+            "diversity_pixels": spread(free.flatten(1)) / free[0].numel() ** 0.5,
             "chroma": (seen.amax(2) - seen.amin(2)).mean(),
         } | (teacher_distance(bench, texts[:16], guidance) if bench.teacher else {})
     return rounded(result)
@@ -230,7 +257,7 @@ def measure_guidance(bench: Bench) -> dict:
 
 def spread(x: torch.Tensor) -> torch.Tensor:
     """Mean distance between the members of each group of four, (4 n, D); an incomplete last group is left out."""
-    groups = x[:len(x) // 4 * 4].unflatten(0, (-1, 4))
+    groups = x[: len(x) // 4 * 4].unflatten(0, (-1, 4))
     return torch.stack([torch.pdist(group).mean() for group in groups]).mean()
 
 
@@ -238,10 +265,10 @@ def teacher_distance(bench: Bench, texts: list[str], guidance: float) -> dict:
     """How far one pass with distilled guidance is from the teacher's true classifier-free guidance, relative to the
     latter's size, along the student's own way; and how far it would be if the knob did nothing."""
     text, empty = encode(bench.models, texts), encode(bench.models, [""] * len(texts))
-    missed = idle = size = 0.
+    missed = idle = size = 0.0
     for latents, timestep, student in list(trajectory(bench.models, text, list(range(len(texts))), guidance))[:-1]:
-        with_text = velocity(bench.teacher, latents, timestep, text, 1.)
-        without = velocity(bench.teacher, latents, timestep, empty, 1.)
+        with_text = velocity(bench.teacher, latents, timestep, text, 1.0)
+        without = velocity(bench.teacher, latents, timestep, empty, 1.0)
         target = without + guidance * (with_text - without)
         missed, idle = missed + (student - target).square().sum(), idle + (with_text - target).square().sum()
         size = size + target.square().sum()
@@ -260,9 +287,12 @@ def measure_text(bench: Bench) -> dict:
         seen = judged.seen / 255
         plain = seen if plain is None else plain
         both = min(len(seen), len(plain))
-        result[name] = {"prompts": len(seen), "follows_a": table(judged.scores([wish(s) for s in scenes])[0]),
-                        "follows_b": table(judged.scores([wish(s) for s in others])[0]),
-                        "change": (seen[:both] - plain[:both]).abs().mean()}
+        result[name] = {
+            "prompts": len(seen),
+            "follows_a": table(judged.scores([wish(s) for s in scenes])[0]),
+            "follows_b": table(judged.scores([wish(s) for s in others])[0]),
+            "change": (seen[:both] - plain[:both]).abs().mean(),
+        }
     return rounded(result)
 
 
@@ -287,10 +317,18 @@ def rounded(value, digits: int = 4):
 
 
 #: the parts of the bundle that a measurement depends on; the others are free to change without it
-PARTS = {"vae": ("vae",)} | dict.fromkeys(("adherence", "by_hand", "typing", "underspecified", "guidance",
-                                               "text"), NETWORKS)
-MEASUREMENTS = dict(vae=measure_vae, adherence=measure_adherence, by_hand=measure_by_hand, typing=measure_typing,
-                    underspecified=measure_underspecified, guidance=measure_guidance, text=measure_text)
+PARTS = {"vae": ("vae",)} | dict.fromkeys(
+    ("adherence", "by_hand", "typing", "underspecified", "guidance", "text"), NETWORKS
+)
+MEASUREMENTS = dict(
+    vae=measure_vae,
+    adherence=measure_adherence,
+    by_hand=measure_by_hand,
+    typing=measure_typing,
+    underspecified=measure_underspecified,
+    guidance=measure_guidance,
+    text=measure_text,
+)
 
 
 def show(result: dict, indent: str = "  "):
@@ -306,20 +344,42 @@ def show(result: dict, indent: str = "  "):
 
 
 def main():
-    args = options(__doc__.splitlines()[0], what="all", model="pocket", teacher="", probes=Path("training/weights"),
-                   batch=64, count=600, seconds=1200.0)
+    args = options(
+        __doc__.splitlines()[0],
+        what="all",
+        model="pocket",
+        teacher="",
+        probes=Path("training/weights"),
+        batch=64,
+        count=600,
+        seconds=1200.0,
+    )
     torch.set_float32_matmul_precision("highest")
     models = t2v_kit.load(args.model, dtype="float32")
     teacher = None
     if args.teacher:
         teacher = HunyuanVideoTransformer3DModel.from_pretrained(args.teacher, torch_dtype=torch.float32)
         teacher = teacher.eval().to(models.device)
-    bench = Bench(models, load_probes(args.probes, models.device), args.batch, args.count, args.seed, args.out,
-                  time.monotonic() + args.seconds, teacher)
+    bench = Bench(
+        models,
+        load_probes(args.probes, models.device),
+        args.batch,
+        args.count,
+        args.seed,
+        args.out,
+        time.monotonic() + args.seconds,
+        teacher,
+    )
     on = torch.cuda.get_device_name(models.device) if models.device.type == "cuda" else "CPU"
-    made_with = {"dtype": "float32", "device": on, "torch": torch.__version__,
-                 "diffusers": diffusers.__version__, "date": date.today().isoformat(), "seed": args.seed,
-                 "settings": models.defaults}
+    made_with = {
+        "dtype": "float32",
+        "device": on,
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+        "date": date.today().isoformat(),
+        "seed": args.seed,
+        "settings": models.defaults,
+    }
     file = models.folder / "evaluation.json"
     wanted = list(MEASUREMENTS) if args.what == "all" else args.what.split(",")
     for name in wanted:

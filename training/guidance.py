@@ -7,6 +7,7 @@ student's own short paths from noise, for there it will be asked. The teacher's 
 times, for what they make together is known at every guidance. A tenth of the prompts is empty, at guidance 1, so that
 true guidance by two passes still works with the student.
 """
+
 from __future__ import annotations
 
 import json
@@ -24,7 +25,7 @@ from diffusers.models.transformers import transformer_hunyuan_video as hunyuan
 from . import common, pocket
 from .transformer import Maker, draw_sigmas, mask_by_a_channel, padded, velocity
 
-GATE = (6, .05)  #: at this guidance, the largest relative error of the velocity that will do
+GATE = (6, 0.05)  #: at this guidance, the largest relative error of the velocity that will do
 USUAL = 9, False  #: frames of the latents, and whether with long captions
 RARE = {(9, True): 2, (5, False): 1, (1, False): 1}  #: what else its teacher knows, and how often
 PROMPT = ("embeds", "lengths", "pooled")
@@ -76,17 +77,18 @@ def some_guidance(like: torch.Tensor) -> torch.Tensor:
 def draw(pool, batch: int, frames: int = 9, long: bool = False) -> dict[str, torch.Tensor]:
     """Clips with prompts and guidance; a quarter of the pooled vectors is another's, as the teacher knows it."""
     drawn, chance = pool.sample(batch, long), torch.rand(batch, device=pool.latents.device)
-    pooled = torch.where(chance[:, None] < .25, drawn["pooled"].roll(1, 0), drawn["pooled"])
+    pooled = torch.where(chance[:, None] < 0.25, drawn["pooled"].roll(1, 0), drawn["pooled"])
     clean = drawn["clean"][:, :, :frames].float()
     return {**drawn, "clean": clean, "guidance": some_guidance(chance), "pooled": pooled}
 
 
-def with_empty(state, empty, share: float = .10) -> dict[str, torch.Tensor]:
+def with_empty(state, empty, share: float = 0.10) -> dict[str, torch.Tensor]:
     """The state with a share of its prompts empty, at guidance 1."""
     drop = torch.rand_like(state["sigma"]) < share
     instead = dict(zip(PROMPT, (padded(empty[0], state["embeds"]), *empty[1:])), told=state["untold"])
-    instead = {name: torch.where(drop.view(-1, *[1] * (value.ndim - 1)), value, state[name])
-               for name, value in instead.items()}
+    instead = {
+        name: torch.where(drop.view(-1, *[1] * (value.ndim - 1)), value, state[name]) for name, value in instead.items()
+    }
     return state | instead | {"guidance": state["guidance"].masked_fill(drop, 1)}
 
 
@@ -97,11 +99,13 @@ def split(state) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
 
 def make_step(student, autocast):
     """`step(target=..., **state) -> (loss,)`: squared error, weighing less where guidance enlarges the target."""
+
     def step(target, **state):
         with autocast:
             v = velocity(student, **state)
         error = (v.float() - target).square().mean((1, 2, 3, 4))
         return ((error / (1 + (state["guidance"] - 1).square() / 4)).mean(),)
+
     return step
 
 
@@ -122,32 +126,50 @@ def evaluate(student, teacher, empty, pool) -> dict[str, dict[str, float]]:
 
 
 def main():
-    args = common.options(__doc__, seconds=150.0, batch=128, rate=5e-4, bundle=str(pocket.POCKET), student="",
-                          pool=16_384, pool_seconds=20.0, renew_every=8, kept=48, compile=True, graphs=True, decay=.5,
-                          pair=.5, workers=0)
+    args = common.options(
+        __doc__,
+        seconds=150.0,
+        batch=128,
+        rate=5e-4,
+        bundle=str(pocket.POCKET),
+        student="",
+        pool=16_384,
+        pool_seconds=20.0,
+        renew_every=8,
+        kept=48,
+        compile=True,
+        graphs=True,
+        decay=0.5,
+        pair=0.5,
+        workers=0,
+    )
     start, cuda, load = time.monotonic(), args.device != "cpu", HunyuanVideoTransformer3DModel.from_pretrained
     autocast = torch.autocast(args.device.split(":")[0], torch.bfloat16, enabled=cuda, cache_enabled=False)
     hunyuan.dispatch_attention_fn = mask_by_a_channel
     whole = args.resume or Path(args.bundle) / "transformer"
     teacher, student = (load(path).to(args.device, torch.float32) for path in (whole, args.student or whole))
     teacher.requires_grad_(False)
-    average = common.Average(student, .999)
-    maker = Maker(Path(args.bundle), args.device, args.seed * 1000 + args.rank, 64 if cuda else 4, args.pair,
-                  args.workers)
+    average = common.Average(student, 0.999)
+    maker = Maker(
+        Path(args.bundle), args.device, args.seed * 1000 + args.rank, 64 if cuda else 4, args.pair, args.workers
+    )
     pool, empty = maker.fill(args.pool_seconds, args.pool // args.world), tuple(vars(maker.empty).values())
     if cuda and args.compile:
         for m in (teacher, student, average.model):  # the first and the last share what is compiled
             for block in [*m.transformer_blocks, *m.single_transformer_blocks]:
                 block.compile(dynamic=False)
-    optimizer = torch.optim.AdamW(student.parameters(), lr=args.rate, betas=(.9, .99), weight_decay=.01, fused=cuda)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=args.rate, betas=(0.9, 0.99), weight_decay=0.01, fused=cuda)
     recorder, step = common.Recorder(student, cuda and args.graphs), make_step(student, autocast)
     rng, kept = random.Random(args.seed), {kind: deque(maxlen=args.kept) for kind in (USUAL, *RARE)}
     clock = common.Clock(args.seconds - (time.monotonic() - start), args.log_every, args.rank)
     for i in clock:
-        kind = USUAL if i < 20 or rng.random() < .85 else rng.choices(list(RARE), RARE.values())[0]
+        kind = USUAL if i < 20 or rng.random() < 0.85 else rng.choices(list(RARE), RARE.values())[0]
         usual, states, (frames, long) = kind == USUAL, kept[kind], kind
         if len(states) < 4 or rng.random() < 1 / args.renew_every:
-            state, own = draw(pool, args.batch if usual else args.batch // 2, frames, long), usual and rng.random() < .5
+            state, own = (
+                draw(pool, args.batch if usual else args.batch // 2, frames, long),
+                usual and rng.random() < 0.5,
+            )
             with autocast, torch.compiler.set_stance("default" if usual else "force_eager"):
                 # paths of the average, for that is what will be used
                 state = rolled_out(average.model, rng.randint(4, 8), **state) if own else noised(**state)

@@ -5,6 +5,7 @@ a transformer put them in order. They answer for every subject 'absent' or its c
 of motion, speed, the way the subject faces, and whether this is a clean clip of the world at all: without that last
 answer a closed list of classes would reward garbage. `training.probe` trains them.
 """
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -25,6 +26,7 @@ SIZES = [len(COLOURS) + 1] * len(SUBJECTS) + [len(c) for c in CHOICES.values()] 
 
 # ---- the two networks ------------------------------------------------------------------------------------
 
+
 def shrink(video: torch.Tensor) -> torch.Tensor:
     """(B, 3, T, H, W) in [0, 1], any size -> what the probes see, (B, 17, 3, 56, 96)."""
     index = torch.linspace(0, video.shape[2] - 1, FRAMES, device=video.device).round().long()
@@ -34,8 +36,9 @@ def shrink(video: torch.Tensor) -> torch.Tensor:
 
 def conv(c_in, c_out, kernel=3, stride=1):
     """2D convolution, norm, ReLU over (B * T, C, H, W)."""
-    return nn.Sequential(nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, bias=False),
-                         nn.BatchNorm2d(c_out), nn.ReLU())
+    return nn.Sequential(
+        nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(c_out), nn.ReLU()
+    )
 
 
 class OverTime(nn.Module):
@@ -90,7 +93,7 @@ class ProbeA(Probe):
 
     def features(self, clips):
         b, frames = clips.shape[:2]
-        x = self.stem_time(self.stem(clips.flatten(0, 1) - .5), frames)
+        x = self.stem_time(self.stem(clips.flatten(0, 1) - 0.5), frames)
         for block in self.blocks:
             x, frames = block(x, frames)
         x = x.reshape(b, frames, *x.shape[1:])
@@ -100,16 +103,17 @@ class ProbeA(Probe):
 class ProbeB(Probe):
     def __init__(self):
         super().__init__()
-        self.frame = nn.Sequential(conv(3, 32, 5, 2), conv(32, 48, stride=2), conv(48, 64), conv(64, 96, stride=2),
-                                   conv(96, 128, stride=2))
+        self.frame = nn.Sequential(
+            conv(3, 32, 5, 2), conv(32, 48, stride=2), conv(48, 64), conv(64, 96, stride=2), conv(96, 128, stride=2)
+        )
         self.where = nn.Conv2d(128, 24, 1)  # keeps the layout, which the largest values below forget
         self.token = nn.Linear(24 * 4 * 6 + 128, self.width)
-        self.position = nn.Parameter(torch.randn(FRAMES, self.width) * .02)
-        layer = nn.TransformerEncoderLayer(self.width, 4, 3 * self.width, 0., batch_first=True, norm_first=True)
+        self.position = nn.Parameter(torch.randn(FRAMES, self.width) * 0.02)
+        layer = nn.TransformerEncoderLayer(self.width, 4, 3 * self.width, 0.0, batch_first=True, norm_first=True)
         self.time = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
 
     def features(self, clips):
-        x = self.frame(clips.flatten(0, 1) - .5)
+        x = self.frame(clips.flatten(0, 1) - 0.5)
         x = self.token(torch.cat([self.where(x).flatten(1), x.amax((2, 3))], 1))
         x = self.time(x.unflatten(0, (-1, FRAMES)) + self.position)
         return torch.relu(x.mean(1) + x.amax(1))
@@ -130,6 +134,7 @@ def load_probes(folder: Path, device="cpu") -> list[Probe]:
 
 # ---- judging ---------------------------------------------------------------------------------------------
 
+
 def wish(scene: Scene) -> dict:
     """What a clip of `scene` should show, as prompts_by_hand.json spells it."""
     return dict(subjects=dict(scene.actors)) | {name: getattr(scene, name) for name in ATTRIBUTES[2:]}
@@ -149,10 +154,12 @@ def score(answer: list[torch.Tensor], wishes: list[dict]) -> dict[str, torch.Ten
     for at once. facing: no subject moves backwards. clean: not rejected.
     """
     rows = []
-    actors, rest = answer[:len(SUBJECTS)], dict(zip(CHOICES, answer[len(SUBJECTS):]))
+    actors, rest = answer[: len(SUBJECTS)], dict(zip(CHOICES, answer[len(SUBJECTS) :]))
     for i, asked in enumerate(wishes):
         seen = {s for s, p in zip(SUBJECTS, actors) if p[i].argmax() > 0}
-        colours = {s: COLOURS[actors[SUBJECTS.index(s)][i, 1:].argmax()] == c for s, c in asked["subjects"].items() if c}
+        colours = {
+            s: COLOURS[actors[SUBJECTS.index(s)][i, 1:].argmax()] == c for s, c in asked["subjects"].items() if c
+        }
         row = dict(subject=seen == set(asked["subjects"]), colour=all(colours.values()) if colours else None)
         said = {name: CHOICES[name][p[i].argmax()] for name, p in rest.items()}
         row |= {name: said[name] == asked[name] if asked.get(name) else None for name in ATTRIBUTES[2:]}

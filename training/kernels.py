@@ -5,6 +5,7 @@ copies between memory layouts, padding (H200, 8 clips of 17 x 112 x 192: 114 ms 
 it convolutions). `speed_up(vae)` replaces forward methods only: parameters, names and results stay, the results
 within rounding (float32: gradients 6.5e-6 apart). Needs a GPU; everything is kept in channels-last order.
 """
+
 from __future__ import annotations
 
 from types import MethodType
@@ -27,7 +28,7 @@ def sums_kernel(x, out, S, per_chunk, C: tl.constexpr, BC: tl.constexpr, BP: tl.
     for start in range(chunk * per_chunk, tl.minimum((chunk + 1) * per_chunk, S), BP):
         p = start + tl.arange(0, BP)
         keep = (p < tl.minimum((chunk + 1) * per_chunk, S))[:, None] & (c < C)[None]
-        v = tl.load(x + (n.to(tl.int64) * S + p)[:, None] * C + c[None], mask=keep, other=0.).to(tl.float32)
+        v = tl.load(x + (n.to(tl.int64) * S + p)[:, None] * C + c[None], mask=keep, other=0.0).to(tl.float32)
         first += v
         second += v * v
     at = out + (n * tl.num_programs(0) + chunk) * 2 * C + c
@@ -36,8 +37,24 @@ def sums_kernel(x, out, S, per_chunk, C: tl.constexpr, BC: tl.constexpr, BP: tl.
 
 
 @triton.jit(do_not_specialize=["T", "H", "W", "pt", "ph", "pw", "S", "So"])
-def forward_kernel(x, y, scale, shift, T, H, W, pt, ph, pw, S, So, C: tl.constexpr, BC: tl.constexpr,
-                   BP: tl.constexpr, ACT: tl.constexpr):
+def forward_kernel(
+    x,
+    y,
+    scale,
+    shift,
+    T,
+    H,
+    W,
+    pt,
+    ph,
+    pw,
+    S,
+    So,
+    C: tl.constexpr,
+    BC: tl.constexpr,
+    BP: tl.constexpr,
+    ACT: tl.constexpr,
+):
     """y = pad(silu(x * scale + shift)); pt frames in front, ph and pw on both sides, all by repeating the edge."""
     n = tl.program_id(1)
     p, c = tl.program_id(0) * BP + tl.arange(0, BP), tl.arange(0, BC)
@@ -47,17 +64,38 @@ def forward_kernel(x, y, scale, shift, T, H, W, pt, ph, pw, S, So, C: tl.constex
     h = tl.minimum(tl.maximum(h - ph, 0), H - 1)
     w = tl.minimum(tl.maximum(w - pw, 0), W - 1)
     keep = (p < So)[:, None] & (c < C)[None]
-    v = tl.load(x + (n.to(tl.int64) * S + (t * H + h) * W + w)[:, None] * C + c[None], mask=keep, other=0.)
+    v = tl.load(x + (n.to(tl.int64) * S + (t * H + h) * W + w)[:, None] * C + c[None], mask=keep, other=0.0)
     if ACT:
-        u = (v.to(tl.float32) * tl.load(scale + n * C + c, mask=c < C)[None]
-             + tl.load(shift + n * C + c, mask=c < C)[None])
+        u = (
+            v.to(tl.float32) * tl.load(scale + n * C + c, mask=c < C)[None]
+            + tl.load(shift + n * C + c, mask=c < C)[None]
+        )
         v = u * tl.sigmoid(u)
     tl.store(y + (n.to(tl.int64) * So + p)[:, None] * C + c[None], v.to(y.dtype.element_ty), mask=keep)
 
 
 @triton.jit(do_not_specialize=["T", "H", "W", "pt", "ph", "pw", "S", "So", "per_chunk"])
-def backward_kernel(g, x, du, out, scale, shift, T, H, W, pt, ph, pw, S, So, per_chunk, C: tl.constexpr,
-                    BC: tl.constexpr, BP: tl.constexpr, ACT: tl.constexpr):
+def backward_kernel(
+    g,
+    x,
+    du,
+    out,
+    scale,
+    shift,
+    T,
+    H,
+    W,
+    pt,
+    ph,
+    pw,
+    S,
+    So,
+    per_chunk,
+    C: tl.constexpr,
+    BC: tl.constexpr,
+    BP: tl.constexpr,
+    ACT: tl.constexpr,
+):
     """du, the gradient before SiLU and padding, and its sums by channel, alone and times x: out (N, CHUNKS, 2, C)."""
     chunk, n = tl.program_id(0), tl.program_id(1)
     c = tl.arange(0, BC)
@@ -81,13 +119,13 @@ def backward_kernel(g, x, du, out, scale, shift, T, H, W, pt, ph, pw, S, So, per
                     mine = mine & (to_t < T + pt) & (to_h < Hp) & (to_w < Wp)
                     at = n.to(tl.int64) * So + (to_t * Hp + to_h) * Wp + to_w
                     kept = mine[:, None] & (c < C)[None]
-                    total += tl.load(g + at[:, None] * C + c[None], mask=kept, other=0.).to(tl.float32)
+                    total += tl.load(g + at[:, None] * C + c[None], mask=kept, other=0.0).to(tl.float32)
         here = (n.to(tl.int64) * S + p)[:, None] * C + c[None]
         if ACT:
-            v = tl.load(x + here, mask=keep, other=0.).to(tl.float32)
+            v = tl.load(x + here, mask=keep, other=0.0).to(tl.float32)
             u = v * tl.load(scale + n * C + c, mask=c < C)[None] + tl.load(shift + n * C + c, mask=c < C)[None]
             s = tl.sigmoid(u)
-            total = tl.where(keep, total * s * (1 + u * (1 - s)), 0.)
+            total = tl.where(keep, total * s * (1 + u * (1 - s)), 0.0)
             first += total
             second += total * v
         tl.store(du + here, total.to(du.dtype.element_ty), mask=keep)
@@ -104,16 +142,20 @@ def combine_kernel(du, x, dx, a, b, d, S, C: tl.constexpr, BC: tl.constexpr, BP:
     p, c = tl.program_id(0) * BP + tl.arange(0, BP), tl.arange(0, BC)
     keep = (p < S)[:, None] & (c < C)[None]
     here = (n.to(tl.int64) * S + p)[:, None] * C + c[None]
-    u = tl.load(du + here, mask=keep, other=0.).to(tl.float32)
-    v = tl.load(x + here, mask=keep, other=0.).to(tl.float32)
-    r = (u * tl.load(a + n * C + c, mask=c < C)[None] + v * tl.load(b + n * C + c, mask=c < C)[None]
-         + tl.load(d + n * C + c, mask=c < C)[None])
+    u = tl.load(du + here, mask=keep, other=0.0).to(tl.float32)
+    v = tl.load(x + here, mask=keep, other=0.0).to(tl.float32)
+    r = (
+        u * tl.load(a + n * C + c, mask=c < C)[None]
+        + v * tl.load(b + n * C + c, mask=c < C)[None]
+        + tl.load(d + n * C + c, mask=c < C)[None]
+    )
     tl.store(dx + here, r.to(dx.dtype.element_ty), mask=keep)
 
 
 def empty_like(x, *size):
-    return torch.empty((x.shape[0], x.shape[1], *size), dtype=x.dtype, device=x.device,
-                       memory_format=torch.channels_last_3d)
+    return torch.empty(
+        (x.shape[0], x.shape[1], *size), dtype=x.dtype, device=x.device, memory_format=torch.channels_last_3d
+    )
 
 
 class Step(torch.autograd.Function):
@@ -139,7 +181,8 @@ class Step(torch.autograd.Function):
             shift = (bias.float().view(groups, -1) - mean[..., None] * scale.view(n, groups, -1)).reshape(n, channels)
         y = empty_like(x, t + pt, h + 2 * ph, w + 2 * pw)
         forward_kernel[triton.cdiv(padded, shape["BP"]), n](
-            x, y, scale, shift, t, h, w, pt, ph, pw, positions, padded, ACT=weight is not None, **shape)
+            x, y, scale, shift, t, h, w, pt, ph, pw, positions, padded, ACT=weight is not None, **shape
+        )
         ctx.groups, ctx.pads, ctx.shape, ctx.size = groups, (pt, ph, pw), shape, x.shape
         ctx.save_for_backward(*((x, weight, scale, shift, mean, rstd) if weight is not None else ()))
         return y
@@ -153,8 +196,25 @@ class Step(torch.autograd.Function):
         du = empty_like(g, t, h, w)
         x, weight, scale, shift, mean, rstd = ctx.saved_tensors if act else (du,) * 6
         sums = torch.empty(n, CHUNKS, 2, channels, device=g.device)
-        backward_kernel[CHUNKS, n](g, x, du, sums, scale, shift, t, h, w, pt, ph, pw, positions, padded,
-                                   -(-positions // CHUNKS), ACT=act, **ctx.shape)
+        backward_kernel[CHUNKS, n](
+            g,
+            x,
+            du,
+            sums,
+            scale,
+            shift,
+            t,
+            h,
+            w,
+            pt,
+            ph,
+            pw,
+            positions,
+            padded,
+            -(-positions // CHUNKS),
+            ACT=act,
+            **ctx.shape,
+        )
         if not act:
             return du, None, None, None, None, None
         k, many = ctx.groups, positions * channels // ctx.groups
@@ -180,7 +240,9 @@ def resnet(self, x):
 
 
 def convolution(self, x):
-    return self.conv(Step.apply(x, None, None, 1, 0., self.time_causal_padding) if any(self.time_causal_padding) else x)
+    return self.conv(
+        Step.apply(x, None, None, 1, 0.0, self.time_causal_padding) if any(self.time_causal_padding) else x
+    )
 
 
 def upsample(self, x):
@@ -204,9 +266,11 @@ def speed_up(vae):
     """Same parameters, same results to rounding. In place; returns the VAE."""
     vae.to(memory_format=torch.channels_last_3d)
     for module in vae.modules():
-        for kind, forward in ((hunyuan.HunyuanVideoResnetBlockCausal3D, resnet),
-                              (hunyuan.HunyuanVideoCausalConv3d, convolution),
-                              (hunyuan.HunyuanVideoUpsampleCausal3D, upsample)):
+        for kind, forward in (
+            (hunyuan.HunyuanVideoResnetBlockCausal3D, resnet),
+            (hunyuan.HunyuanVideoCausalConv3d, convolution),
+            (hunyuan.HunyuanVideoUpsampleCausal3D, upsample),
+        ):
             if isinstance(module, kind):
                 module.forward = MethodType(forward, module)
     for part in (vae.encoder, vae.decoder):

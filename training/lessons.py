@@ -3,6 +3,7 @@
 As in HunyuanVideo, the instruction stands before the prompt in Llama 3's chat format and colours how the prompt is
 read. Every answer can be given from the caption's words alone; what the caption leaves unsaid is "unknown".
 """
+
 from __future__ import annotations
 
 import random
@@ -20,8 +21,10 @@ ATTRIBUTES = ("subject", "colour", "companion", "companion_colour", "place", "sk
 
 def template(instruction: str) -> str:
     """The prompt template of a system instruction, with {} for the prompt, as the pipeline's default is written."""
-    return (f"<|start_header_id|>system<|end_header_id|>\n\n{instruction}<|eot_id|>"
-            "<|start_header_id|>user<|end_header_id|>\n\n{}<|eot_id|>")
+    return (
+        f"<|start_header_id|>system<|end_header_id|>\n\n{instruction}<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\n{}<|eot_id|>"
+    )
 
 
 #: by lesson; "describe" is the template that HunyuanVideoPipeline uses when none is given
@@ -41,7 +44,10 @@ END = "<|eot_id|>"
 #: what names a subject in a caption, the longer names first
 KEYWORDS = {subject: "|".join(sorted(map(re.escape, nouns), key=len, reverse=True)) for subject, nouns in NOUNS.items()}
 #: words that people type and Toyland lacks
-STRANGERS = tuple(re.findall(r"\w+", """
+STRANGERS = tuple(
+    re.findall(
+        r"\w+",
+        """
     black brown pink orange grey gray silver bronze turquoise beige elephant lion tiger spaceship rocket train tree
     house castle dragon unicorn princess dinosaur fish shark whale flower butterfly bee cow pig sheep chicken rabbit
     bear monkey fox wolf helicopter tractor bicycle tank submarine ambulance rollercoaster laptop guitar piano pizza
@@ -49,7 +55,9 @@ STRANGERS = tuple(re.findall(r"\w+", """
     underwater castle bridge station fog clouds dancing eating sleeping singing cooking fighting swimming talking
     laughing crying jumping reading explosion fire smoke magic el la un une der die das rojo rouge rot auto chat hund
     playa strand straße noche avec und con in 3 42 2024 omg lol wow
-"""))
+""",
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -69,10 +77,15 @@ class Lesson:
 def read_facts(scene: Scene, said: Telling) -> dict:
     """What a caption of `scene` says. Which of two subjects is the main one it cannot say, so they are 'subject' and
     'companion' in the order of mention."""
-    facts = {field: None if field in said.unsaid else getattr(scene, field)
-             for field in ("place", "sky", "direction", "speed")}
-    silent = set(said.actors) if "colour" in said.unsaid else {scene.companion} & {
-        actor for actor in said.actors if "companion_colour" in said.unsaid}
+    facts = {
+        field: None if field in said.unsaid else getattr(scene, field)
+        for field in ("place", "sky", "direction", "speed")
+    }
+    silent = (
+        set(said.actors)
+        if "colour" in said.unsaid
+        else {scene.companion} & {actor for actor in said.actors if "companion_colour" in said.unsaid}
+    )
     actors = [(subject, None if (subject, colour) in silent else colour) for subject, colour in said.actors]
     facts["subject"], facts["colour"] = actors[0]
     facts["companion"], facts["companion_colour"] = actors[1] if len(actors) > 1 else ("none", "none")
@@ -93,23 +106,33 @@ def answer(name: str, facts: dict) -> str:
     if name == "plain":
         parts = [who.replace("unknown ", ""), *(facts[field] for field in ("direction", "speed", "place", "sky"))]
         return ", ".join(part for part in parts if part) + "."
-    return ("subject: {colour} {subject}. companion: {companion_colour} {companion}. place: {place}. sky: {sky}. "
-            "direction: {direction}. speed: {speed}.").format(**said).replace("none none", "none")
+    return (
+        (
+            "subject: {colour} {subject}. companion: {companion_colour} {companion}. place: {place}. sky: {sky}. "
+            "direction: {direction}. speed: {speed}."
+        )
+        .format(**said)
+        .replace("none none", "none")
+    )
 
 
 def roughen(text: str, rng: random.Random) -> str:
     """A caption with a word or two that Toyland does not know: one that exists, or letters in a row."""
     words = text.split(" ")
     for _ in range(rng.choice((1, 1, 2))):
-        stranger = rng.choice(STRANGERS) if rng.random() < 0.6 else \
-            "".join(rng.choices("etaoinshrdlcumwfgypbvk", k=rng.randint(2, 9)))
+        stranger = (
+            rng.choice(STRANGERS)
+            if rng.random() < 0.6
+            else "".join(rng.choices("etaoinshrdlcumwfgypbvk", k=rng.randint(2, 9)))
+        )
         stranger = stranger.upper() if text.isupper() else stranger.capitalize() if text.istitle() else stranger
         words.insert(rng.randrange(len(words) + 1), stranger)
     return " ".join(words)
 
 
-def write(scene: Scene, rng: random.Random, silent: float = 0.35, rough: float = 0.1,
-          careless: bool = True) -> tuple[str, dict, Telling]:
+def write(
+    scene: Scene, rng: random.Random, silent: float = 0.35, rough: float = 0.1, careless: bool = True
+) -> tuple[str, dict, Telling]:
     """A caption as someone might write it, what it says, and how it was told. `silent` is the share of captions that
     leave one or more attributes unsaid, `rough` that with unknown words."""
     said = tell(scene, rng, draw_omit(rng, silent), careless)
@@ -117,8 +140,15 @@ def write(scene: Scene, rng: random.Random, silent: float = 0.35, rough: float =
     return (roughen(text, rng) if rng.random() < rough else text), read_facts(scene, said), said
 
 
-def draw_lesson(rng: random.Random, name: str | None = None, unseen: bool = False, silent: float = 0.35,
-                rough: float = 0.1, pair: float = 0.4, careless: bool = True) -> Lesson:
+def draw_lesson(
+    rng: random.Random,
+    name: str | None = None,
+    unseen: bool = False,
+    silent: float = 0.35,
+    rough: float = 0.1,
+    pair: float = 0.4,
+    careless: bool = True,
+) -> Lesson:
     """A random lesson; `pair` is the share of captions with two subjects. `unseen` takes only scenes that training
     never sees, otherwise only the others; for `silent`, `rough` and `careless` see `write`."""
     name = name or rng.choices(list(SHARES), SHARES.values())[0]

@@ -9,6 +9,7 @@ letters in lower case plus one of six for its form (a space before it or none; s
 learnt of one form holds for all. And captions are spelt in pieces here and there, so that pieces mean something when a
 mistyped word falls into them.
 """
+
 from __future__ import annotations
 
 import json
@@ -37,14 +38,26 @@ CAPTION_WEIGHT = 0.25  #: of a token before the answer in the loss; what a capti
 
 def build(tokenizer: PreTrainedTokenizerFast) -> LlamaModel:
     """Llama 3's architecture in small, with grouped queries as there: 3.9 M parameters."""
-    return LlamaModel(LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=256, intermediate_size=352, num_hidden_layers=6,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=64, max_position_embeddings=512, rms_norm_eps=1e-5,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.convert_tokens_to_ids(END),
-        pad_token_id=tokenizer.pad_token_id))
+    return LlamaModel(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=256,
+            intermediate_size=352,
+            num_hidden_layers=6,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=64,
+            max_position_embeddings=512,
+            rms_norm_eps=1e-5,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.convert_tokens_to_ids(END),
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
 
 
 # ---- lessons as tokens -----------------------------------------------------------------------------------
+
 
 class Scribe:
     """Writes lessons as tokens, some words of them in pieces."""
@@ -101,13 +114,14 @@ def written(job: tuple[int, int, int]) -> list[tuple[np.ndarray, np.ndarray]]:
     for length, lessons in rows.items():
         table = np.full((len(lessons), length), pad, np.int16)
         for row, (ids, _) in zip(table, lessons):
-            row[:len(ids)] = ids
+            row[: len(ids)] = ids
         parts.append((table, np.array([start for _, start in lessons], np.int16)))
     return parts
 
 
-def examples(tokenizer, count: int, seed: int, processes: int,
-             part: int = 2000) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def examples(
+    tokenizer, count: int, seed: int, processes: int, part: int = 2000
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """`written` of `count` lessons, from several processes."""
     jobs = [(min(part, count - at), seed * 1_000_003 + at, tokenizer.pad_token_id) for at in range(0, count, part)]
     with multiprocessing.get_context("fork").Pool(processes, begin, (tokenizer,)) as pool:
@@ -116,6 +130,7 @@ def examples(tokenizer, count: int, seed: int, processes: int,
 
 
 # ---- training --------------------------------------------------------------------------------------------
+
 
 def forms(tokenizer) -> tuple[torch.Tensor, torch.Tensor, int]:
     """Of each token: the number of its letters in lower case, that of its form (0 to 5), and how many of the former."""
@@ -166,8 +181,12 @@ def autocast(device: str):
 def train(model: Reader, data: list[tuple[torch.Tensor, torch.Tensor]], args):
     decayed = [p for name, p in model.named_parameters() if p.ndim > 1 and "embed_tokens" not in name]
     norms = [p for p in model.parameters() if p.ndim == 1]
-    optimizer = torch.optim.AdamW([dict(params=decayed, weight_decay=0.1), dict(params=norms, weight_decay=0.0)],
-                                  lr=args.peak, betas=(0.9, 0.95), fused=args.device != "cpu")
+    optimizer = torch.optim.AdamW(
+        [dict(params=decayed, weight_decay=0.1), dict(params=norms, weight_decay=0.0)],
+        lr=args.peak,
+        betas=(0.9, 0.95),
+        fused=args.device != "cpu",
+    )
     pad = model.llama.config.pad_token_id
 
     def step(ids, start):
@@ -216,7 +235,7 @@ def read(model: LlamaModel, tokenizer, captions: list[str], device: str, batch: 
     crop = len(tokenizer(TEMPLATES["describe"].split("{}")[0]).input_ids)
     states = []
     for start in range(0, len(captions), batch):
-        texts = [TEMPLATES["describe"].format(caption) for caption in captions[start:start + batch]]
+        texts = [TEMPLATES["describe"].format(caption) for caption in captions[start : start + batch]]
         tokens = tokenizer(texts, padding="longest", return_tensors="pt").to(device)
         hidden = model(**tokens, output_hidden_states=True, use_cache=False).hidden_states[LAYER].float().cpu()
         states += [h[crop:length] for h, length in zip(hidden, tokens.attention_mask.sum(1).tolist())]
@@ -233,7 +252,7 @@ def reply(model: LlamaModel, tokenizer, prompts: list[str], device: str, longest
     told = int((tokens.input_ids[0] == end).sum())  # the template's own end tokens
     for step in range(longest):
         with autocast(device):
-            hidden = model(input_ids=ids[:, :first.max() + step], use_cache=False).last_hidden_state
+            hidden = model(input_ids=ids[:, : first.max() + step], use_cache=False).last_hidden_state
         scores = hidden[rows, first + step - 1].float() @ model.embed_tokens.weight.T
         ids[rows, first + step] = scores.argmax(-1)
         if (ids == end).sum(1).min() > told:
@@ -275,8 +294,9 @@ def probes(model, tokenizer, device: str, count: int) -> dict[str, dict[str, flo
     last token, and (for colours) from the token that ends the subject's name, where it follows its colour's plain
     word. Two-subject captions only."""
     rng = random.Random(2)
-    said = [draw_lesson(rng, "describe", unseen=True, silent=0, rough=0, pair=1.0, careless=False)
-            for _ in range(count)]
+    said = [
+        draw_lesson(rng, "describe", unseen=True, silent=0, rough=0, pair=1.0, careless=False) for _ in range(count)
+    ]
     states = read(model, tokenizer, [lesson.caption for lesson in said], device)
     mean, last = torch.stack([s.mean(0) for s in states]), torch.stack([s[-1] for s in states])
     table = {}
@@ -284,8 +304,10 @@ def probes(model, tokenizer, device: str, count: int) -> dict[str, dict[str, flo
         labels = [lesson.facts[attribute] for lesson in said]
         table[attribute] = dict(mean=linear_probe(mean, labels), last=linear_probe(last, labels))
     for noun, colour in (("subject", "colour"), ("companion", "companion_colour")):
-        spots = [(i, noun_token(tokenizer, lesson.caption, lesson.facts[noun], lesson.facts[colour]))
-                 for i, lesson in enumerate(said)]
+        spots = [
+            (i, noun_token(tokenizer, lesson.caption, lesson.facts[noun], lesson.facts[colour]))
+            for i, lesson in enumerate(said)
+        ]
         spots = [(i, spot) for i, spot in spots if spot is not None]
         x = torch.stack([states[i][spot] for i, spot in spots])
         table[colour]["noun"] = linear_probe(x, [said[i].facts[colour] for i, _ in spots])
@@ -299,15 +321,19 @@ def noun_token(tokenizer, caption: str, subject: str, colour: str) -> int | None
 
 
 def main():
-    args = common.options(__doc__.splitlines()[0], seconds=100.0, batch=256, examples=500_000, peak=2e-3,
-                          questions=400, probed=8000)
+    args = common.options(
+        __doc__.splitlines()[0], seconds=100.0, batch=256, examples=500_000, peak=2e-3, questions=400, probed=8000
+    )
     tokenizer = PreTrainedTokenizerFast.from_pretrained(TOKENIZER)
     start = time.monotonic()
     processes = max(1, (os.cpu_count() or 1) // args.world)
     data = examples(tokenizer, args.examples, args.seed + 100 * args.rank, processes)
     data = [tuple(column.to(args.device) for column in same) for same in data]
-    print(f"{' and '.join(f'{len(a)} lessons of up to {a.shape[1]}' for a, _ in data)} tokens "
-          f"in {time.monotonic() - start:.0f} s", flush=True)
+    print(
+        f"{' and '.join(f'{len(a)} lessons of up to {a.shape[1]}' for a, _ in data)} tokens "
+        f"in {time.monotonic() - start:.0f} s",
+        flush=True,
+    )
     reader = Reader(tokenizer).to(args.device)
     if args.world > 1:
         for p in reader.parameters():
@@ -326,14 +352,21 @@ def measure(model: LlamaModel, tokenizer: PreTrainedTokenizerFast, args):
     model = LlamaModel.from_pretrained(args.out / "text_encoder", dtype=torch.float32).to(args.device).eval()
     states = torch.cat(read(model, tokenizer, sample, args.device))
     numbers = dict(
-        steps_seconds=args.seconds, parameters=model.num_parameters(), rms_trained=before,
-        rms_saved=states.square().mean().sqrt().item(), largest=states.abs().max().item(),
+        steps_seconds=args.seconds,
+        parameters=model.num_parameters(),
+        rms_trained=before,
+        rms_saved=states.square().mean().sqrt().item(),
+        largest=states.abs().max().item(),
         exact=exact_answers(model, tokenizer, args.device, args.questions, careless=False),
         exact_typed=exact_answers(model, tokenizer, args.device, args.questions, careless=True),
-        probes=probes(model, tokenizer, args.device, args.probed))
+        probes=probes(model, tokenizer, args.device, args.probed),
+    )
     (args.out / "llm.json").write_text(json.dumps(numbers, indent=1) + "\n")
-    print("hidden states: rms {rms_trained:.3f} as trained, {rms_saved:.3f} as saved, "
-          "largest {largest:.1f}".format(**numbers))
+    print(
+        "hidden states: rms {rms_trained:.3f} as trained, {rms_saved:.3f} as saved, largest {largest:.1f}".format(
+            **numbers
+        )
+    )
     for name, rate in numbers["exact"].items():
         print(f"answer {name:10s} {rate:6.1%} right, {numbers['exact_typed'][name]:6.1%} as people type")
     for name, accuracy in numbers["probes"].items():

@@ -7,6 +7,7 @@ token refiner, rotary axes for time, height and width, guidance as an input, pat
 `python -m training.pocket --out FOLDER` gathers trained parts (FOLDER/vae, FOLDER/transformer, ...) into
 `t2v_kit/pocket`, in HunyuanVideo's layout.
 """
+
 from __future__ import annotations
 
 import json
@@ -28,11 +29,26 @@ def transformer() -> HunyuanVideoTransformer3DModel:
     """Diffusers initialises like any linear layer; here modulation and output start at 0, as in DiT
     (Peebles and Xie 2022), so that every block starts as the identity."""
     model = HunyuanVideoTransformer3DModel(
-        in_channels=16, out_channels=16, num_attention_heads=3, attention_head_dim=64, num_layers=4,
-        num_single_layers=7, num_refiner_layers=2, mlp_ratio=4.0, patch_size=2, patch_size_t=1,
-        guidance_embeds=True, text_embed_dim=256, pooled_projection_dim=128, rope_axes_dim=(8, 28, 28))
-    modulations = [m for name, m in model.named_modules()
-                   if name.endswith(("norm1.linear", "norm1_context.linear", "norm.linear", "norm_out.linear"))]
+        in_channels=16,
+        out_channels=16,
+        num_attention_heads=3,
+        attention_head_dim=64,
+        num_layers=4,
+        num_single_layers=7,
+        num_refiner_layers=2,
+        mlp_ratio=4.0,
+        patch_size=2,
+        patch_size_t=1,
+        guidance_embeds=True,
+        text_embed_dim=256,
+        pooled_projection_dim=128,
+        rope_axes_dim=(8, 28, 28),
+    )
+    modulations = [
+        m
+        for name, m in model.named_modules()
+        if name.endswith(("norm1.linear", "norm1_context.linear", "norm.linear", "norm_out.linear"))
+    ]
     for linear in [*modulations, model.proj_out]:
         torch.nn.init.zeros_(linear.weight)
         torch.nn.init.zeros_(linear.bias)
@@ -40,11 +56,19 @@ def transformer() -> HunyuanVideoTransformer3DModel:
 
 
 DATA = {
-    "defaults": {"height": 112, "width": 192, "num_frames": 33, "num_inference_steps": 20, "guidance_scale": 3.0,
-                 "flow_shift": FLOW_SHIFT, "fps": 16},
+    "defaults": {
+        "height": 112,
+        "width": 192,
+        "num_frames": 33,
+        "num_inference_steps": 20,
+        "guidance_scale": 3.0,
+        "flow_shift": FLOW_SHIFT,
+        "fps": 16,
+    },
     "crop_start": 95,
     "dtype": "float32",
     "upscaler": "pocket",
+    "world": "toyland",
     "trained_sizes": [[33, 112, 192], [17, 112, 192], [1, 112, 192], [33, 96, 96], [33, 64, 96]],
 }
 INDEX = {

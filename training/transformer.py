@@ -4,10 +4,13 @@ Clips are drawn, encoded and kept on the GPU with several captions each, of whic
 leaves something unsaid (or guidance would have nothing to do); a tenth of the prompts is empty. Half of the pooled
 vectors belong to another caption, so that the tokens must be read. At first (`--images`) it learns from single frames,
 of which it sees many times as many a second: what words mean shows in one. The guidance input stays at 1: distilling
-guidance into it is `training.guidance`. Latents of 17 frames are cut from the first ones of a clip, as causality allows.
+guidance into it is `training.guidance`. Latents of 17 frames are cut from the first ones of a clip, as causality
+allows.
 """
+
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -34,6 +37,7 @@ WORDINGS = 8  #: captions kept with each clip, beside a long one
 
 
 # ---- text ------------------------------------------------------------------------------------------------
+
 
 @dataclass
 class Said:
@@ -97,9 +101,11 @@ def tell_apart(model, text: Text, times: float, count: int = 256):
     that has not listened yet answers nearly as before: at eight times 1 to 3 % of pocket's velocity changed.
     """
     rng = random.Random(0)
-    scenes = [(toyland.random_scene(rng, pair=.3, unseen=False), rng.getrandbits(30)) for _ in range(count)]
-    left, right = (text([toyland.caption(replace(scene, direction=way), seed) for scene, seed in scenes])
-                   for way in ("left", "right"))
+    scenes = [(toyland.random_scene(rng, pair=0.3, unseen=False), rng.getrandbits(30)) for _ in range(count)]
+    left, right = (
+        text([toyland.caption(replace(scene, direction=way), seed) for scene, seed in scenes])
+        for way in ("left", "right")
+    )
     left, right, long = left.embeds.float(), right.embeds.float(), left.lengths
     states = torch.cat([sentence[:n] for sentence, n in zip(left, long)])
     differ = left - right  # zero before the word, for the model reads from left to right
@@ -115,16 +121,22 @@ def tell_apart(model, text: Text, times: float, count: int = 256):
 
 def noisy_caption(scene: toyland.Scene, rng: random.Random) -> str:
     """A caption as a data set would have it: sometimes wrong, sometimes brief."""
-    fields = {"colour": toyland.COLOURS, "place": toyland.PLACES, "sky": toyland.SKIES,
-              "direction": toyland.DIRECTIONS, "speed": toyland.SPEEDS}
-    if rng.random() < .10:
+    fields = {
+        "colour": toyland.COLOURS,
+        "place": toyland.PLACES,
+        "sky": toyland.SKIES,
+        "direction": toyland.DIRECTIONS,
+        "speed": toyland.SPEEDS,
+    }
+    if rng.random() < 0.10:
         bound = any(subject in toyland.ONLY_AT for subject, _ in scene.actors)
         wrong = rng.choice([name for name in fields if name != "place" or not bound])
         scene = replace(scene, **{wrong: rng.choice(fields[wrong])})
-    return toyland.caption(scene, rng.getrandbits(30), draw_omit(rng, .25))
+    return toyland.caption(scene, rng.getrandbits(30), draw_omit(rng, 0.25))
 
 
 # ---- clips -----------------------------------------------------------------------------------------------
+
 
 class Captions(torch.utils.data.IterableDataset):
     """Scenes by the `chunk`, with tokens of WORDINGS captions of at most SHORT tokens for each, and of a longer one:
@@ -173,11 +185,14 @@ class Pool:
 class Maker:
     """Draws scenes and encodes them, a chunk at a time; a share of `pair` has two subjects."""
 
-    def __init__(self, bundle: Path, device: str, seed: int, chunk: int = 64, pair: float = .5, workers: int = 0):
+    def __init__(self, bundle: Path, device: str, seed: int, chunk: int = 64, pair: float = 0.5, workers: int = 0):
         self.text, self.device, self.chunk = Text(bundle, device), device, chunk
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # many processes do what many threads would
-        self.captions = iter(torch.utils.data.DataLoader(Captions(bundle, chunk, pair, seed), None, num_workers=workers,
-                                                         prefetch_factor=8 if workers else None))
+        self.captions = iter(
+            torch.utils.data.DataLoader(
+                Captions(bundle, chunk, pair, seed), None, num_workers=workers, prefetch_factor=8 if workers else None
+            )
+        )
         self.vae = AutoencoderKLHunyuanVideo.from_pretrained(bundle / "vae").to(device).eval()
         self.empty = self.text([""])
 
@@ -185,7 +200,7 @@ class Maker:
         """New clips of render_batch's `size`, of several chunks of captions drawn at once."""
         scenes, brief, long = zip(*(next(self.captions) for _ in range(chunks)), strict=True)
         brief, long = ([torch.cat(parts) for parts in zip(*kind, strict=True)] for kind in (brief, long))
-        return Pool(self.encode(sum(scenes, []), **size), self.text.encode(*brief), self.text.encode(*long))
+        return Pool(self.encode([*itertools.chain(*scenes)], **size), self.text.encode(*brief), self.text.encode(*long))
 
     @torch.no_grad()
     def encode(self, scenes: list[toyland.Scene], height: int = 112, width: int = 192, num_frames: int = 33):
@@ -204,12 +219,15 @@ class Maker:
             parts.append(self.make(chunks, **size))
         if not parts:
             raise ValueError(f"no clips in {seconds:.1f} seconds")
-        brief, long = (Said(*(torch.cat([getattr(said, f.name) for said in kind]) for f in fields(Said)))
-                       for kind in zip(*((p.brief, p.long) for p in parts), strict=True))
+        brief, long = (
+            Said(*(torch.cat([getattr(said, f.name) for said in kind]) for f in fields(Said)))
+            for kind in zip(*((p.brief, p.long) for p in parts), strict=True)
+        )
         return Pool(torch.cat([p.latents for p in parts]), brief, long)
 
 
 # ---- training --------------------------------------------------------------------------------------------
+
 
 def mask_by_a_channel(query, key, value, attn_mask=None, **_):
     """`dispatch_attention_fn` for training: a padding mask folded into one more channel of query and key.
@@ -217,16 +235,17 @@ def mask_by_a_channel(query, key, value, attn_mask=None, **_):
     A mask keeps PyTorch off its fastest attention. A channel in which every query is 1 and every padded key is very
     negative has the same effect; eight channels are added, as the kernels want. query, key, value (B, N, heads, D).
     """
-    scale = query.shape[-1] ** -.5
+    scale = query.shape[-1] ** -0.5
     if attn_mask is not None:
         b, n, heads = key.shape[:3]
         keep = attn_mask.reshape(b, -1, n)[:, 0]
-        hidden = torch.where(keep, 0., -30000.).to(key.dtype).view(b, n, 1, 1).expand(b, n, heads, 1)
+        hidden = torch.where(keep, 0.0, -30000.0).to(key.dtype).view(b, n, 1, 1).expand(b, n, heads, 1)
         query = torch.nn.functional.pad(torch.cat([query, torch.ones_like(query[..., :1])], -1), (0, 7))
         key = torch.nn.functional.pad(torch.cat([key, hidden], -1), (0, 7))
         value = torch.nn.functional.pad(value, (0, 8))
     out = torch.nn.functional.scaled_dot_product_attention(
-        query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), scale=scale)
+        query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), scale=scale
+    )
     out = out.transpose(1, 2)
     return out if attn_mask is None else out[..., :-8]
 
@@ -236,7 +255,7 @@ def padded(embeds: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.pad(embeds, (0, 0, 0, like.shape[1] - embeds.shape[1]))
 
 
-def draw_sigmas(batch: int, device: str, shift: float, early: float = .2) -> torch.Tensor:
+def draw_sigmas(batch: int, device: str, shift: float, early: float = 0.2) -> torch.Tensor:
     """A share of `early` in [0.9, 1], 10 % uniform, the rest logit-normal (Esser et al. 2024), shifted as in sampling.
 
     The first because pocket decides there what its video shows: another colour or place in the prompt changes its
@@ -245,28 +264,34 @@ def draw_sigmas(batch: int, device: str, shift: float, early: float = .2) -> tor
     sigma = torch.sigmoid(torch.randn(batch, device=device))
     sigma = shift * sigma / (1 + (shift - 1) * sigma)
     kind = torch.rand(batch, device=device)
-    sigma = torch.where(kind < .10, torch.rand_like(sigma), sigma)
-    return torch.where(kind > 1 - early, .9 + .1 * torch.rand_like(sigma), sigma)
+    sigma = torch.where(kind < 0.10, torch.rand_like(sigma), sigma)
+    return torch.where(kind > 1 - early, 0.9 + 0.1 * torch.rand_like(sigma), sigma)
 
 
 def velocity(model, noisy, sigma, embeds, lengths, pooled, guidance):
     """The transformer's output, (B, 16, T, H, W); sigma and guidance (B,)."""
     mask = torch.arange(embeds.shape[1], device=embeds.device)[None] < lengths[:, None]
-    return model(hidden_states=noisy, timestep=sigma * 1000, encoder_hidden_states=embeds.float(),
-                 encoder_attention_mask=mask, pooled_projections=pooled.float(), guidance=guidance * 1000,
-                 return_dict=False)[0]
+    return model(
+        hidden_states=noisy,
+        timestep=sigma * 1000,
+        encoder_hidden_states=embeds.float(),
+        encoder_attention_mask=mask,
+        pooled_projections=pooled.float(),
+        guidance=guidance * 1000,
+        return_dict=False,
+    )[0]
 
 
 @torch.no_grad()
 def examine(model, maker: Maker, autocast, count: int = 128) -> dict[str, float]:
     """The loss on held-out clips with true captions, by noise level; the noise is the same every time."""
     rng = random.Random(40_000)
-    scenes = [toyland.random_scene(rng, pair=.5, unseen=True) for _ in range(count)]
+    scenes = [toyland.random_scene(rng, pair=0.5, unseen=True) for _ in range(count)]
     said = maker.text([toyland.caption(scene) for scene in scenes])
     clean = torch.cat([maker.encode(scenes[i : i + 32]) for i in range(0, count, 32)]).float()
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0)).to(clean)
     one, losses = torch.ones(count, device=clean.device), {}
-    for sigma in (.2, .5, .7, .8, .9, .95, .98, 1.):
+    for sigma in (0.2, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 1.0):
         with autocast:
             v = velocity(model, (1 - sigma) * clean + sigma * noise, sigma * one, **vars(said), guidance=one)
         losses[str(sigma)] = round((v.float() - (noise - clean)).square().mean().item(), 5)
@@ -275,14 +300,36 @@ def examine(model, maker: Maker, autocast, count: int = 128) -> dict[str, float]
 
 #: by kind of step: frames of the latents, whether with long captions, share of the steps, clips for each of `--batch`.
 #: Only the first and the pictures are compiled; the others come too rarely to be worth it.
-KINDS = {"clips": (9, False, 0., 1), "pictures": (1, False, .04, 4), "short clips": (5, False, .04, 1),
-         "long captions": (9, True, .08, .5), "sides": (9, False, .01, 1)}
+KINDS = {
+    "clips": (9, False, 0.0, 1),
+    "pictures": (1, False, 0.04, 4),
+    "short clips": (5, False, 0.04, 1),
+    "long captions": (9, True, 0.08, 0.5),
+    "sides": (9, False, 0.01, 1),
+}
 
 
 def main():
-    args = common.options(__doc__, batch=128, rate=1e-3, bundle=str(pocket.POCKET), pool=60_000, pool_seconds=40.0,
-                          workers=0, renew_every=60, compile=True, graphs=True, muon=True, images=.15, decay=.3,
-                          ema=.9995, save_every=100.0, tell_apart=1.0, pair=.55, early=.25)
+    args = common.options(
+        __doc__,
+        batch=128,
+        rate=1e-3,
+        bundle=str(pocket.POCKET),
+        pool=60_000,
+        pool_seconds=40.0,
+        workers=0,
+        renew_every=60,
+        compile=True,
+        graphs=True,
+        muon=True,
+        images=0.15,
+        decay=0.3,
+        ema=0.9995,
+        save_every=100.0,
+        tell_apart=1.0,
+        pair=0.55,
+        early=0.25,
+    )
     cuda = args.device != "cpu"
     autocast = torch.autocast(args.device.split(":")[0], torch.bfloat16, enabled=cuda, cache_enabled=False)
     hunyuan.dispatch_attention_fn = mask_by_a_channel
@@ -291,25 +338,31 @@ def main():
     model = HunyuanVideoTransformer3DModel.from_pretrained(args.resume) if args.resume else pocket.transformer()
     torch.manual_seed(args.seed * 1000 + args.rank)
     model.to(args.device, torch.float32).train()
-    maker = Maker(Path(args.bundle), args.device, args.seed * 1000 + args.rank, 64 if cuda else 4, args.pair,
-                  args.workers)
+    maker = Maker(
+        Path(args.bundle), args.device, args.seed * 1000 + args.rank, 64 if cuda else 4, args.pair, args.workers
+    )
     if args.tell_apart != 1:
         tell_apart(model, maker.text, args.tell_apart)
     average = common.Average(model, args.ema)
     if args.muon:
         optimizer = common.Muon(model.parameters(), args.rate)
     else:
-        optimizer = torch.optim.AdamW(model.parameters(), lr=args.rate, betas=(.9, .99), weight_decay=.01, fused=cuda)
+        optimizer = torch.optim.AdamW(
+            model.parameters(), lr=args.rate, betas=(0.9, 0.99), weight_decay=0.01, fused=cuda
+        )
     state = args.out / "transformer.state"
     if args.resume and (before := Path(args.resume).with_suffix(".state")).is_file():
         common.recall(before, model=model, average=average, optimizer=optimizer)
     most, seconds = args.pool // args.world, args.pool_seconds
-    pools = {"clips": maker.fill(.7 * seconds, most), "pictures": maker.fill(.3 * seconds, most, 8, num_frames=1)}
+    pools = {"clips": maker.fill(0.7 * seconds, most), "pictures": maker.fill(0.3 * seconds, most, 8, num_frames=1)}
     others = [maker.fill(seconds / 40, 512, height=h, width=w) for h, w in SIDES]
     if args.rank == 0:
         z = pools["clips"].latents.float()
-        print(f"{time.monotonic() - start:.0f} s: {len(z)} clips and {len(pools['pictures'].latents)} pictures encoded; "
-              f"latents' mean {z.mean():.3f}, deviation {z.std():.3f}", flush=True)
+        print(
+            f"{time.monotonic() - start:.0f} s: {len(z)} clips and {len(pools['pictures'].latents)} pictures encoded; "
+            f"latents' mean {z.mean():.3f}, deviation {z.std():.3f}",
+            flush=True,
+        )
     if cuda and args.compile:
         for block in [*model.transformer_blocks, *model.single_transformer_blocks]:
             block.compile(dynamic=False)
@@ -338,15 +391,21 @@ def main():
         sigma = draw_sigmas(n, args.device, shift, args.early)
         noise = torch.randn_like(clean)
         at = sigma.view(-1, 1, 1, 1, 1)
-        drop = torch.rand(n, device=args.device) < .10
-        swap = torch.rand(n, device=args.device) < .50
+        drop = torch.rand(n, device=args.device) < 0.10
+        swap = torch.rand(n, device=args.device) < 0.50
         pooled = torch.where(swap[:, None], batch["pooled"].roll(1, 0), batch["pooled"])
         nothing = padded(empty.embeds, batch["embeds"])
         (loss,) = recorder(
-            step, kind in ("clips", "pictures"), clean=clean, noisy=(1 - at) * clean + at * noise, sigma=sigma,
-            noise=noise, embeds=torch.where(drop[:, None, None], nothing, batch["embeds"]),
+            step,
+            kind in ("clips", "pictures"),
+            clean=clean,
+            noisy=(1 - at) * clean + at * noise,
+            sigma=sigma,
+            noise=noise,
+            embeds=torch.where(drop[:, None, None], nothing, batch["embeds"]),
             lengths=torch.where(drop, empty.lengths, batch["lengths"]),
-            pooled=torch.where(drop[:, None], empty.pooled, pooled))
+            pooled=torch.where(drop[:, None], empty.pooled, pooled),
+        )
         common.average_gradients(model)
         common.learning_rate(optimizer, args.rate * min(1, (i + 1) / 300), clock.progress, warmup=0, decay=args.decay)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -166,6 +166,7 @@ def _bytes(x: torch.Tensor) -> torch.Tensor:
 
 # ---- training --------------------------------------------------------------------------------------------
 
+
 def train(name: str, net: nn.Module, frames: Frames, args, seconds: float, noise: float, peak: float, critic=None):
     """One phase; `net` ends as the moving average of itself, saved as `name`, also once a minute on the way."""
     print(f"{name}: {seconds:.0f} s, noise {noise}, {'adversarial' if critic else 'L1'}", flush=True)
@@ -237,6 +238,7 @@ def write(net: nn.Module, folder: Path, name: str):
 
 
 # ---- evaluation ------------------------------------------------------------------------------------------
+
 
 @torch.no_grad()
 def evaluate(net: nn.Module, args, vae) -> dict:

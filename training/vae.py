@@ -2,11 +2,12 @@
 
 Joint part: small crops first, then whole frames in clips of 17 (the length of the pipeline's own time tile), then
 33 frames through diffusers' time tiles, as it will be used. After a share of `--robust` of the time the loss is what
-is measured: each clip's PSNR, and that of its subjects' pixels (`--subject`: how much of the loss the latter are). Then the latents' mean and
-deviation are folded into the 1 x 1 x 1 convolutions around them, so that HunyuanVideo's scaling factor makes them
+is measured: each clip's PSNR, and that of its subjects' pixels (`--subject`: how much of the loss the latter are). Then
+the latents' mean and deviation are folded into the 1 x 1 x 1 convolutions around them, so that HunyuanVideo's scaling factor makes them
 unit variance. With `--stay` training goes on around a transformer that knows the latents: they may hardly move, and a
 quarter of the clips is decoded from the latents as they were.
 """
+
 from __future__ import annotations
 
 import copy
@@ -24,9 +25,9 @@ from . import common, pocket
 
 SIZE = 112, 192, 33  #: height, width and frames of pocket's videos
 #: until this share of the time: frames, height, width (0: whole), clips a step on one GPU
-JOINT = ((.20, 9, 64, 96, 12), (.85, 17, 0, 0, 4), (1.0, 33, 0, 0, 3))
+JOINT = ((0.20, 9, 64, 96, 12), (0.85, 17, 0, 0, 4), (1.0, 33, 0, 0, 3))
 FINEST, FEW = 1e-5, 50  #: a squared error nobody sees (of values in [-1, 1]); pixels too few to be called a subject
-AS_THEY_WERE = .25  #: with --stay, the share of clips decoded from latents that have not moved: the transformer's own
+AS_THEY_WERE = 0.25  #: with --stay, the share of clips decoded from latents that have not moved: the transformer's own
 
 
 class Clips:
@@ -40,7 +41,7 @@ class Clips:
         self.video = torch.cat([self.draw() for _ in range(size // chunk)])
 
     def draw(self) -> torch.Tensor:
-        scenes = [toyland.random_scene(self.rng, pair=.4, unseen=False) for _ in range(self.chunk)]
+        scenes = [toyland.random_scene(self.rng, pair=0.4, unseen=False) for _ in range(self.chunk)]
         canvas = draw(scenes, *SIZE, toyland.FPS, self.device, with_truth=True)
         video = (canvas.image * 255).round().to(torch.uint8)
         return torch.cat([video, (canvas.owner > 0).to(torch.uint8)[:, None]], 1)
@@ -65,7 +66,7 @@ def weights(x: torch.Tensor) -> torch.Tensor:
     """3 where something moved within two frames, else 1; x (B, 3, T, H, W) -> (B, 1, T, H, W)."""
     if x.shape[2] == 1:
         return torch.ones_like(x[:, :1])
-    moved = (x[:, :, 1:] - x[:, :, :-1]).abs().amax(1, keepdim=True) > .06
+    moved = (x[:, :, 1:] - x[:, :, :-1]).abs().amax(1, keepdim=True) > 0.06
     moved = F.pad(moved.float(), (0, 0, 0, 0, 1, 0))
     return 1 + 2 * F.max_pool3d(moved, (5, 3, 3), 1, (2, 1, 1))
 
@@ -113,20 +114,38 @@ def evaluate(vae: AutoencoderKLHunyuanVideo, device: str, count: int = 48) -> di
         scores += (-10 * error.mean((1, 2, 3, 4)).log10()).tolist()
         by_frame.append(-10 * error.mean((1, 3, 4)).log10())
     by_frame, worst = torch.cat(by_frame).mean(0), sorted(scores)[: max(1, len(scores) // 10)]
-    return {"psnr": sum(scores) / len(scores), "worst_tenth": sum(worst) / len(worst),
-            "largest_step": by_frame.diff().abs().max().item(), "by_frame": [round(v, 2) for v in by_frame.tolist()]}
+    return {
+        "psnr": sum(scores) / len(scores),
+        "worst_tenth": sum(worst) / len(worst),
+        "largest_step": by_frame.diff().abs().max().item(),
+        "by_frame": [round(v, 2) for v in by_frame.tolist()],
+    }
 
 
 def main():
-    args = common.options(__doc__, batch=0, rate=8e-4, stay=0.0, subject=.75, robust=.7, pool=1024, chunk=64,
-                          save_every=120.0, kl=3e-6, noise=.05, count=48, graphs=True, kernels=True)
+    args = common.options(
+        __doc__,
+        batch=0,
+        rate=8e-4,
+        stay=0.0,
+        subject=0.75,
+        robust=0.7,
+        pool=1024,
+        chunk=64,
+        save_every=120.0,
+        kl=3e-6,
+        noise=0.05,
+        count=48,
+        graphs=True,
+        kernels=True,
+    )
     cuda = args.device != "cpu"
     torch.backends.cudnn.benchmark, torch.backends.cudnn.benchmark_limit = True, 4
     torch.manual_seed(args.seed)  # every rank starts from the same weights
     vae = AutoencoderKLHunyuanVideo.from_pretrained(args.resume) if args.resume else pocket.vae()
     torch.manual_seed(args.seed * 1000 + args.rank)
     vae.to(args.device).train()
-    average = common.Average(vae, .998)
+    average = common.Average(vae, 0.998)
     if cuda and args.kernels:
         from . import kernels  # Triton, which only machines with a GPU have
 
@@ -148,16 +167,16 @@ def main():
             z = torch.where(torch.rand(len(z), 1, 1, 1, 1, device=z.device) < AS_THEY_WERE, old, z)
         with autocast:
             y = vae.decode(z + noise * z.detach().std() * torch.randn_like(z)).sample
-        error, kl = y.float() - x, .5 * (mean.square() + posterior.var.float() - 1 - posterior.logvar.float())
+        error, kl = y.float() - x, 0.5 * (mean.square() + posterior.var.float() - 1 - posterior.logvar.float())
         rest = args.kl * kl.mean() + args.stay * moved
         return error, rest, (error.detach().square().mean(), moved.detach())
 
     def robust(x, mask):  # at first, noise on the latents keeps their space smooth and L1 keeps edges sharp
         error, rest, seen = both(x, noise=args.noise)
-        return (weights(x) * (error.square() + .3 * error.abs())).mean() + rest, *seen
+        return (weights(x) * (error.square() + 0.3 * error.abs())).mean() + rest, *seen
 
     def exact(x, mask):
-        error, rest, seen = both(x, noise=.4 * args.noise)
+        error, rest, seen = both(x, noise=0.4 * args.noise)
         return log_error(error.square().mean(1), mask, args.subject) + rest, *seen
 
     phases = JOINT[1:] if args.resume else JOINT
@@ -170,7 +189,7 @@ def main():
             frames, height, width, batch = 1, 0, 0, 16  # single frames are videos too
         if i % 32 == 31:
             clips.renew()
-        common.learning_rate(optimizer, args.rate, clock.progress, warmup=.01, decay=.5)
+        common.learning_rate(optimizer, args.rate, clock.progress, warmup=0.01, decay=0.5)
         x, mask = clips.sample(batch, frames, height, width)
         late = args.stay or clock.progress >= args.robust
         loss, error, moved = recorder(exact if late else robust, True, x=x, mask=mask)

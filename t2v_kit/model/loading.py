@@ -112,7 +112,6 @@ def load(
     else:
         skip_full_masks(pipe.transformer)  # below the hooks of offloading
         _place(pipe, device)
-    words = folder / "vocabulary.txt"
     models = Models(
         pipe=pipe,
         name=files.name,
@@ -124,7 +123,7 @@ def load(
         template=template,
         device=device,
         trained_sizes=tuple(tuple(size) for size in extra.get("trained_sizes", ())),
-        vocabulary=frozenset(words.read_text("utf-8").lower().split()) if words.exists() else None,
+        world=extra.get("world"),
         memory=plan,
         residence=residence,
         upscaler=extra.get("upscaler"),

@@ -56,7 +56,7 @@ class Models:
         device: Where it computes.
         revision: The hub's commit that was loaded, else None.
         trained_sizes: (frames, height, width) it was trained on; may be empty.
-        vocabulary: The words that a toy model has seen; None when it does not list them.
+        world: "toyland" for a model that was trained on it alone and so knows its words alone; None for any other.
         memory: The memory plan; None when it was loaded without one.
         upscaler: The upscaler made for its videos, as `upscale` takes it; None when it has none.
         lock: Held by whoever uses the networks; a thread may take it again while it holds it.
@@ -72,7 +72,7 @@ class Models:
     device: torch.device
     revision: str | None = None
     trained_sizes: tuple[tuple[int, int, int], ...] = ()
-    vocabulary: frozenset[str] | None = field(default=None, repr=False)
+    world: str | None = None
     memory: Plan | None = None
     residence: Residence | None = field(default=None, repr=False)
     upscaler: str | None = None

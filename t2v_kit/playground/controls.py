@@ -113,7 +113,7 @@ class Controls:
         self.preset = widgets.Dropdown(description="preset", **aligned())
         tip(self.preset, "Settings that go together. Each can be changed afterwards.").add_class("t2v-preset")
         self.surprise = button("Surprise me", "t2v-surprise", "A sentence in the words that this model knows.")
-        self.surprise.on_click(lambda _: self.set(prompt=sentence(self.rules)))
+        self.surprise.on_click(lambda _: self.set(prompt=sentence()))
         self.facts = widgets.HTML(layout=UNDER)
         self.box = self._layout()
         self.adopt(rules)
@@ -153,7 +153,7 @@ class Controls:
                     field.widget.offer(*KNOBS[name].slider_range(rules.defaults.get(name)))
             self._presets = presets(rules)
             self.preset.options = [*self._presets, _CHANGED]
-            show_if(self.surprise, rules.vocabulary is not None)
+            show_if(self.surprise, rules.world == "toyland")
             for name, value in rules.defaults.items():
                 self._put(name, value)
             self._quiet = False

@@ -104,7 +104,7 @@ class Engine:
         """
         if self.name != "hunyuan" or self.rules.name == "hunyuan":
             return self.rules
-        known = {"defaults": HUNYUAN_DEFAULTS, "trained_sizes": (), "vocabulary": None}
+        known = {"defaults": HUNYUAN_DEFAULTS, "trained_sizes": (), "world": None}
         return dataclasses.replace(self.rules, name="hunyuan", source="hunyuan", **known)
 
     @property

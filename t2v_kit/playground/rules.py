@@ -22,7 +22,7 @@ class Rules:
     their model, which the panel lets go of before it loads the next.
 
     Attributes:
-        name, source, defaults, template, trained_sizes, vocabulary: As in `Models`.
+        name, source, defaults, template, trained_sizes, world: As in `Models`.
         tokenizers: Copies of the two tokenizers.
         pipe: The parts of a pipeline that checks read: the VAE's compression, the transformer's dtype and a few
             entries of its config.
@@ -33,7 +33,7 @@ class Rules:
     defaults: Mapping[str, Any]
     template: Mapping[str, Any]
     trained_sizes: tuple[tuple[int, int, int], ...]
-    vocabulary: frozenset[str] | None
+    world: str | None
     tokenizers: Mapping[str, Any]
     pipe: Any
 
@@ -53,7 +53,7 @@ class Rules:
             defaults=MappingProxyType(dict(models.defaults)),
             template=MappingProxyType(dict(models.template)),
             trained_sizes=models.trained_sizes,
-            vocabulary=models.vocabulary,
+            world=models.world,
             tokenizers={name: copy.deepcopy(models.counter(name)) for name in ("tokenizer", "tokenizer_2")},
             pipe=SimpleNamespace(
                 transformer=SimpleNamespace(config=config, dtype=transformer.dtype),

@@ -193,7 +193,9 @@ class RunFolder:
         try:
             yield take
         except BaseException:
-            if taken is not None and taken is not saved:  # stopped, Ctrl-C, out of memory: the last whole step is not lost
+            if (
+                taken is not None and taken is not saved
+            ):  # stopped, Ctrl-C, out of memory: the last whole step is not lost
                 with contextlib.suppress(UserError):  # a full disk, which is what stopped us
                     self.save_latents(CHECKPOINT, taken.latents, taken.index + 1)
             raise

@@ -6,7 +6,6 @@ import contextlib
 import json
 import logging
 import os
-import re
 from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -18,8 +17,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..atomic import write_whole
-from ..errors import UserError, check_text, give_note
+from ..errors import UserError, check_text, give_note, quoted
 from ..hunyuan.tokens import CHAT, CLIP_TOKENS, LLM_TOKENS, check_length, prefix_tokens, token_rows
+from ..toyland import read_prompt
 
 if TYPE_CHECKING:
     from ..model.models import Models
@@ -105,8 +105,8 @@ def encode_prompt(
         UserError: The text is blank or over 256 tokens.
 
     Warns:
-        UserWarning: Once a run, of a prompt over CLIP's 77 tokens, and of words that the model's vocabulary.txt does
-            not list.
+        UserWarning: Once a run, of a prompt over CLIP's 77 tokens, and, of a model that knows Toyland alone, of words
+            it does not know and of a prompt without a subject it can draw.
 
     Example:
         >>> models = load("pocket", device="cpu")
@@ -193,13 +193,22 @@ def prompt_notes(models: Models, text: str, name: str = "prompt") -> list[str]:
             f"{name}={text[:60] + '...'!r}: CLIP reads {CLIP_TOKENS} of its {count} tokens; "
             "the language model reads all of it."
         )
-    words = dict.fromkeys(re.findall(r"[^\W_]+(?:'[^\W_]+)?", text.lower()))
-    new = [word for word in words if models.vocabulary is not None and word not in models.vocabulary]
-    if new:
-        notes.append(
-            f"{models.name} has never seen: {', '.join(new)}. It will guess; the words it knows are listed in "
-            f"{models.source}/vocabulary.txt"
-        )
+    if models.world == "toyland":
+        notes += _toyland_notes(models.name, text, name)
+    return notes
+
+
+def _toyland_notes(model: str, text: str, name: str) -> list[str]:
+    """What a model of Toyland's words alone makes of a prompt: words it ignores, and a subject that is missing."""
+    reading, notes = read_prompt(text), []
+    if reading.unknown:
+        words = [f"{word} (nearest: {reading.nearest[word]})" if word in reading.nearest else word
+                 for word in reading.unknown]  # fmt: skip
+        what = ", ".join(words)
+        notes.append(f"{model} ignores what it does not know: {what}; t2v_kit.toyland.words() lists its words.")
+    if text.strip() and not reading.subjects and name == "prompt":
+        tries = ", ".join(map(repr, reading.suggestions))
+        notes.append(f"{name}={quoted(text)}: names no subject that {model} can draw; these would work: {tries}.")
     return notes
 
 

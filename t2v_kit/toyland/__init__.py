@@ -4,6 +4,7 @@ A `Scene` has two faces: `caption(scene)` says it in words, `render(scene)` draw
 resolution. Because the world is drawn, its truth is known: `truth(scene)` gives the mask of each subject and
 the motion of each pixel. Everything follows from the scene's fields and its seed.
 """
+
 from __future__ import annotations
 
 import random
@@ -19,8 +20,22 @@ from .reading import Reading as Reading
 from .reading import read_prompt as read_prompt
 from .reading import words as words
 
-SUBJECTS = ("motorcycle", "car", "bus", "dog", "cat", "bird", "balloon", "plane", "ball", "robot", "person", "horse",
-            "truck", "boat")
+SUBJECTS = (
+    "motorcycle",
+    "car",
+    "bus",
+    "dog",
+    "cat",
+    "bird",
+    "balloon",
+    "plane",
+    "ball",
+    "robot",
+    "person",
+    "horse",
+    "truck",
+    "boat",
+)
 COLOURS = ("red", "yellow", "green", "blue", "purple", "white")
 PLACES = ("street", "beach", "meadow", "mountains")
 SKIES = ("sunny", "sunset", "night", "snow", "rain")
@@ -48,8 +63,7 @@ class Scene:
     seed: int = 0
 
     def __post_init__(self):
-        allowed = dict(subject=SUBJECTS, colour=COLOURS, place=PLACES, sky=SKIES,
-                       direction=DIRECTIONS, speed=SPEEDS)
+        allowed = dict(subject=SUBJECTS, colour=COLOURS, place=PLACES, sky=SKIES, direction=DIRECTIONS, speed=SPEEDS)
         for field, values in allowed.items():
             if getattr(self, field) not in values:
                 got = getattr(self, field)
@@ -58,8 +72,10 @@ class Scene:
             raise ValueError(f"companion={self.companion!r} is not a (subject, colour) of Toyland, like ('dog', 'red')")
         for subject, _ in self.actors:
             if (needed := ONLY_AT.get(subject, self.place)) != self.place:
-                raise ValueError(f"place={self.place!r} is not where a {subject} of Toyland can be; "
-                                 f"choose {needed}, or another subject")
+                raise ValueError(
+                    f"place={self.place!r} is not where a {subject} of Toyland can be; "
+                    f"choose {needed}, or another subject"
+                )
 
     @property
     def actors(self) -> tuple[tuple[str, str], ...]:
@@ -79,23 +95,35 @@ def held_out(scene: Scene) -> bool:
 def random_scene(rng: random.Random | int, pair: float = 0.25, unseen: bool | None = None) -> Scene:
     """A scene drawn evenly from the world; `pair` is the share of scenes with two subjects.
 
-    A scene with a boat is at the beach. `unseen=False` draws only what training may see, `True` only held-out scenes, None both.
+    A scene with a boat is at the beach. `unseen=False` draws only what training may see, `True` only held-out scenes,
+    None both.
     """
     rng = random.Random(rng) if isinstance(rng, int) else rng
     while True:
         subject, colour = rng.choice(SUBJECTS), rng.choice(COLOURS)
         companion = None
         if rng.random() < pair:
-            companion = (rng.choice([s for s in SUBJECTS if s != subject]),
-                         rng.choice([c for c in COLOURS if c != colour]))
+            companion = (
+                rng.choice([s for s in SUBJECTS if s != subject]),
+                rng.choice([c for c in COLOURS if c != colour]),
+            )
         place = ONLY_AT.get(subject) or (companion and ONLY_AT.get(companion[0])) or rng.choice(PLACES)
-        scene = Scene(subject, colour, place, rng.choice(SKIES), rng.choice(DIRECTIONS),
-                      rng.choice(SPEEDS), companion, rng.getrandbits(31))
+        scene = Scene(
+            subject,
+            colour,
+            place,
+            rng.choice(SKIES),
+            rng.choice(DIRECTIONS),
+            rng.choice(SPEEDS),
+            companion,
+            rng.getrandbits(31),
+        )
         if unseen is None or held_out(scene) == unseen:
             return scene
 
 
 # ---- pictures --------------------------------------------------------------------------------------------
+
 
 @dataclass(frozen=True)
 class Truth:
@@ -107,8 +135,9 @@ class Truth:
     flow: np.ndarray
 
 
-def render_batch(scenes: list[Scene], height: int = 112, width: int = 192, num_frames: int = 33,
-                 device: str | torch.device = "cpu") -> torch.Tensor:
+def render_batch(
+    scenes: list[Scene], height: int = 112, width: int = 192, num_frames: int = 33, device: str | torch.device = "cpu"
+) -> torch.Tensor:
     """Draw scenes: (B, 3, T, H, W) float32 in [0, 1], 16 frames a second, on `device`."""
     return draw(scenes, height, width, num_frames, FPS, device).image
 

@@ -4,6 +4,7 @@ World coordinates: y from 0 (top) to 1 (bottom), x from 0 to width / height. A s
 (negative inside, in world units); `Canvas.paint` turns it into coverage over one pixel, which is the
 antialiasing.
 """
+
 from __future__ import annotations
 
 import math
@@ -50,8 +51,8 @@ class Canvas:
         self.image, self.pixel, self.light = image, 1 / image.shape[3], None
         n, _, t, h, w = image.shape
         grid = dict(device=image.device, dtype=torch.float32)
-        self.y = ((torch.arange(h, **grid) + .5) / h).view(1, 1, h, 1)
-        self.x = ((torch.arange(w, **grid) + .5) / h).view(1, 1, 1, w)
+        self.y = ((torch.arange(h, **grid) + 0.5) / h).view(1, 1, h, 1)
+        self.x = ((torch.arange(w, **grid) + 0.5) / h).view(1, 1, 1, w)
         self.owner = torch.zeros(n, t, h, w, dtype=torch.uint8, device=image.device) if with_truth else None
         self.flow = torch.zeros(n, 2, t, h, w, **grid) if with_truth else None
         self.actor, self.motion = 0, None
@@ -73,10 +74,10 @@ class Canvas:
         of the border in world units."""
         colour = torch.as_tensor(colour, device=self.image.device, dtype=torch.float32).expand(self.image.shape[0], 3)
         colour = (colour * (1 + lit * (self.light - 1))).view(-1, 3, 1, 1, 1)
-        cover = (.5 - distance / (self.pixel + soft)).clamp(0, 1) * opacity
+        cover = (0.5 - distance / (self.pixel + soft)).clamp(0, 1) * opacity
         self.image += (colour - self.image) * cover.unsqueeze(1)
         if self.owner is not None and (self.actor or self.motion is not None):
-            inside = (cover > .5).expand(self.owner.shape)
+            inside = (cover > 0.5).expand(self.owner.shape)
             self.owner = self.owner.masked_fill(inside, self.actor)
-            motion = 0. if self.motion is None else self.motion
+            motion = 0.0 if self.motion is None else self.motion
             self.flow = torch.where(inside.unsqueeze(1), motion, self.flow)

@@ -4,6 +4,7 @@ A pattern of `grammar` is a text with slots; `voice` fills them from the tables 
 people do. Most captions say everything. What `omit` names stays unsaid, and a part of a pattern that has nothing left
 to say falls out.
 """
+
 from __future__ import annotations
 
 import random
@@ -63,7 +64,22 @@ def draw_omit(rng: random.Random, silent: float = 0.25) -> tuple[str, ...]:
         return ()
     if rng.random() < 0.5:  # a detail or two
         return tuple(rng.sample(SAYABLE, rng.randint(1, 3))) + (("companion_colour",) if rng.random() < 0.15 else ())
-    kept = rng.choice((
-        (), (), ("colour",), ("colour",), ("colour",), ("place",), ("sky",), ("colour", "place"), ("colour", "place"),
-        ("place", "sky"), ("colour", "sky"), ("direction",), ("speed",), ("colour", "direction")))
+    kept = rng.choice(
+        (
+            (),
+            (),
+            ("colour",),
+            ("colour",),
+            ("colour",),
+            ("place",),
+            ("sky",),
+            ("colour", "place"),
+            ("colour", "place"),
+            ("place", "sky"),
+            ("colour", "sky"),
+            ("direction",),
+            ("speed",),
+            ("colour", "direction"),
+        )
+    )
     return tuple(field for field in SAYABLE if field not in kept)

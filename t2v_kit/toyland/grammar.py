@@ -1,4 +1,5 @@
 """The patterns of Toyland's captions, and how words bend."""
+
 from __future__ import annotations
 
 import re
@@ -10,7 +11,8 @@ SAYABLE = ("colour", "place", "sky", "direction", "speed")  #: what a caption ma
 
 #: Parts are divided by "|"; one that begins with "?" is left out when it has nothing to say. A pattern that ends in
 #: a full stop is written in sentences, the others are lists and titles. A digit behind a slot's name draws anew.
-PATTERNS = tuple("""
+PATTERNS = tuple(
+    """
 {lead}, {mood}, {tag}. {who} {place} {way}.
 {lead}, {mood}, {tag}. {who} {place}, {ing} {way}.
 {who} {verbs} {way} {place} {sky}, {tag}.
@@ -110,9 +112,11 @@ Background: {spot}, {lead}. Foreground: {who}, {waytag}, {tag}.
 {open}. {place}, {who} {verbs} {way}.|? {colours}.|? {speedclause}.|? {it}.| {open2}. {open3}.
 {film}, {film2}. {open}. {watch} {who} {ing} {speed} {way} {place} {sky}. {open2}. {mood}, {mood2}.
 {watch} {who} {ing} {place} {way}. {open}.|? {it}.|? {speedclause}.| {open2}.
-""".strip().splitlines())
+""".strip().splitlines()
+)
 #: for captions that leave all or nearly all unsaid
-SHORT_PATTERNS = tuple("""
+SHORT_PATTERNS = tuple(
+    """
 {thing}
 {thing}
 {thing}
@@ -164,10 +168,15 @@ one {bare}
 {bare} {ing}
 {bare} {place} {sky} {way} {speed}
 {bare} {spot} {lead} {tag} {waytag}
-""".strip().splitlines())
+""".strip().splitlines()
+)
 #: by attribute, the slots that say it
-SPOKEN = {"place": {"place", "spot", "placeclause"}, "sky": {"sky", "lead", "it"},
-          "direction": {"way", "waytag", "wayclause"}, "speed": {"speed", "tag", "speedclause"}}
+SPOKEN = {
+    "place": {"place", "spot", "placeclause"},
+    "sky": {"sky", "lead", "it"},
+    "direction": {"way", "waytag", "wayclause"},
+    "speed": {"speed", "tag", "speedclause"},
+}
 
 
 OPTIONAL = {"colours"}.union(*SPOKEN.values())  #: slots that may be empty
@@ -177,8 +186,9 @@ OPTIONAL = {"colours"}.union(*SPOKEN.values())  #: slots that may be empty
 def parsed(pattern: str) -> tuple[tuple[bool, str, tuple[str, ...]], ...]:
     """(may be left out, text, names of its slots) of each part."""
     parts = [pattern] if " | " in pattern else pattern.split("|")  # a list that is divided by bars is one part
-    return tuple((part.startswith("?"), part.removeprefix("?"), tuple(re.findall(r"\{(\w+)\}", part)))
-                 for part in parts)
+    return tuple(
+        (part.startswith("?"), part.removeprefix("?"), tuple(re.findall(r"\{(\w+)\}", part))) for part in parts
+    )
 
 
 @cache
@@ -189,6 +199,7 @@ def slots(pattern: str) -> frozenset[str]:
 @cache
 def fitting(short: bool, pair: bool, omit: frozenset[str]) -> tuple[str, ...]:
     """The patterns that can say all that `omit` does not name."""
+
     def fits(names):
         if (pair and "bare" in names) or ("colours" in names and omit & {"colour", "companion_colour"}):
             return False
@@ -247,6 +258,7 @@ def known_words() -> frozenset[str]:
     for nouns in lex.NOUNS.values():
         words.update(word for noun in nouns for word in re.findall(r"[a-z]+", plural(noun)))
     for table in (lex.VERBS, lex.QUICK_VERBS, lex.SLOW_VERBS, {"": lex.BOTH_VERBS}):
-        words.update(word for verbs in table.values() for verb in verbs for form in conjugate(verb)
-                     for word in form.split())
+        words.update(
+            word for verbs in table.values() for verb in verbs for form in conjugate(verb) for word in form.split()
+        )
     return frozenset(words)

@@ -1,4 +1,5 @@
 """The whole picture: scenery once, then what moves, frame by frame."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -8,11 +9,26 @@ from .actors import AERIAL, AFLOAT, GROUND, act
 from .canvas import Canvas
 from .scenery import PLACES, SKIES, clouds, col, drops, flakes, palm, puddles
 
-RGB = {"red": (.88, .15, .15), "yellow": (.98, .82, .12), "green": (.13, .62, .28), "blue": (.14, .36, .90),
-       "purple": (.58, .23, .75), "white": (.96, .96, .97)}
-LIGHT = {"sunny": (1., 1., 1.), "sunset": (1., .84, .74), "night": (.50, .55, .74), "snow": (.93, .95, 1.),
-         "rain": (.74, .79, .86)}
-CLOUDS = {"sunny": (.98, .98, 1.), "sunset": (.98, .98, 1.), "rain": (.70, .73, .78)}  # colour, where there are any
+RGB = {
+    "red": (0.88, 0.15, 0.15),
+    "yellow": (0.98, 0.82, 0.12),
+    "green": (0.13, 0.62, 0.28),
+    "blue": (0.14, 0.36, 0.90),
+    "purple": (0.58, 0.23, 0.75),
+    "white": (0.96, 0.96, 0.97),
+}
+LIGHT = {
+    "sunny": (1.0, 1.0, 1.0),
+    "sunset": (1.0, 0.84, 0.74),
+    "night": (0.50, 0.55, 0.74),
+    "snow": (0.93, 0.95, 1.0),
+    "rain": (0.74, 0.79, 0.86),
+}
+CLOUDS = {
+    "sunny": (0.98, 0.98, 1.0),
+    "sunset": (0.98, 0.98, 1.0),
+    "rain": (0.70, 0.73, 0.78),
+}  # colour, where there are any
 FALLING = {"snow": flakes, "rain": drops}
 
 
@@ -55,7 +71,7 @@ def _background(scenes, r, height, width, device) -> Canvas:
     for sky, index in groups([s.sky for s in scenes], device):
         if sky == "snow":  # it has settled
             with still.part(index) as part:
-                part.paint(.655 - part.y, (.95, .97, 1.), .55, soft=.01)
+                part.paint(0.655 - part.y, (0.95, 0.97, 1.0), 0.55, soft=0.01)
         elif sky == "rain":
             with still.part(index) as part:
                 puddles(part, r[index], width / height)
@@ -66,39 +82,40 @@ def _actors(canvas, scenes, scenery, own, aspect, seconds, fps):
     """What is afloat, which is farthest away; then the companions, and the main subjects in front of them. A clip's
     middle is the middle of their way."""
     device = own.device
-    facing = torch.tensor([1. if s.direction == "right" else -1. for s in scenes], device=device).view(-1, 1, 1, 1)
+    facing = torch.tensor([1.0 if s.direction == "right" else -1.0 for s in scenes], device=device).view(-1, 1, 1, 1)
     fast = torch.tensor([s.speed == "high" for s in scenes], device=device).view(-1, 1, 1, 1)
     paired = torch.tensor([s.companion is not None for s in scenes], device=device).view(-1, 1, 1, 1)
     ground = torch.tensor([GROUND[s.place] for s in scenes], device=device).view(-1, 1, 1, 1)
     # Frame widths a second, so that a clip shows as much of the way at any shape of frame.
-    speed = aspect * torch.where(fast, .28 + .06 * col(own, 0), .06 + .04 * col(own, 0))
-    side = torch.where(col(own, 1) > .5, 1., -1.)
+    speed = aspect * torch.where(fast, 0.28 + 0.06 * col(own, 0), 0.06 + 0.04 * col(own, 0))
+    side = torch.where(col(own, 1) > 0.5, 1.0, -1.0)
 
     def act_all(number, afloat):
         names = [s.actors[number - 1][0] if len(s.actors) >= number else None for s in scenes]
-        colours = torch.tensor([RGB[s.actors[number - 1][1]] if name else (0., 0., 0.)
-                                for s, name in zip(scenes, names)], device=device)
-        apart = side * (1.5 - number) * (.36 + .08 * col(own, 2))
-        place = .5 + torch.where(paired, apart, .14 * (col(own, 2) - .5))
+        colours = torch.tensor(
+            [RGB[s.actors[number - 1][1]] if name else (0.0, 0.0, 0.0) for s, name in zip(scenes, names)], device=device
+        )
+        apart = side * (1.5 - number) * (0.36 + 0.08 * col(own, 2))
+        place = 0.5 + torch.where(paired, apart, 0.14 * (col(own, 2) - 0.5))
         base = 4 + 4 * number
         for name, index in groups(names, device):
             if name is None or (name in AFLOAT) != afloat:
                 continue
             mine = own[index]
-            scale = (.90 + .25 * col(mine, base)) * torch.where(paired[index], .82, 1.)
+            scale = (0.90 + 0.25 * col(mine, base)) * torch.where(paired[index], 0.82, 1.0)
             cx = aspect * place[index] + facing[index] * speed[index] * seconds
             if name in AERIAL:
-                cy = AERIAL[name] + .10 * (col(mine, base + 1) - .5)
+                cy = AERIAL[name] + 0.10 * (col(mine, base + 1) - 0.5)
             elif afloat:
-                cy = AFLOAT[name] + .03 * (col(mine, base + 1) - .5)
+                cy = AFLOAT[name] + 0.03 * (col(mine, base + 1) - 0.5)
             else:
-                cy = ground[index] + .05 * (col(mine, base + 1) - .5) + .05 * (number == 1) * paired[index]
+                cy = ground[index] + 0.05 * (col(mine, base + 1) - 0.5) + 0.05 * (number == 1) * paired[index]
             phase = 6.28 * col(mine, base + 2)
             with canvas.part(index) as part:
                 act(part, name, colours[index], number, cx, cy, speed[index], facing[index], phase, scale, fps)
                 if afloat:  # the palm stands before it
                     part.motion = torch.zeros(2, 1, 1, 1, device=device)
-                    palm(part, scenery[index], aspect, lowest=.655)
+                    palm(part, scenery[index], aspect, lowest=0.655)
 
     act_all(2, afloat=True)
     act_all(1, afloat=True)

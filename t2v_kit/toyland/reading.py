@@ -1,4 +1,5 @@
 """What Toyland knows of a prompt's words: which it lacks, what comes near, and what would work instead."""
+
 from __future__ import annotations
 
 import difflib
@@ -11,16 +12,66 @@ from .grammar import conjugate, known_words, plural
 
 #: words that people type and Toyland lacks, with what comes nearest in it
 NEAREST = {
-    "van": "truck", "taxi": "car", "cab": "car", "jeep": "car", "suv": "car", "ambulance": "truck", "tractor": "truck",
-    "train": "bus", "tram": "bus", "bicycle": "motorcycle", "cyclist": "motorcycle", "helicopter": "plane",
-    "glider": "plane", "zeppelin": "balloon", "blimp": "balloon", "ferry": "boat", "canoe": "boat", "kayak": "boat",
-    "donkey": "horse", "zebra": "horse", "cow": "horse", "unicorn": "horse", "wolf": "dog", "fox": "dog",
-    "husky": "dog", "corgi": "dog", "lion": "cat", "tiger": "cat", "panther": "cat", "duck": "bird", "owl": "bird",
-    "crow": "bird", "chicken": "bird", "butterfly": "bird", "cyborg": "robot", "baby": "child", "dancer": "person",
-    "soldier": "person", "runner": "person", "basketball": "ball", "sphere": "ball", "pink": "purple",
-    "turquoise": "blue", "cyan": "blue", "maroon": "red", "beige": "white", "forest": "meadow", "jungle": "meadow",
-    "lake": "sea", "river": "sea", "island": "beach", "desert": "beach", "village": "town", "canyon": "valley",
-    "volcano": "mountain", "fog": "rain", "foggy": "rainy", "cloudy": "rainy", "hail": "snow", "sprinting": "running",
+    "van": "truck",
+    "taxi": "car",
+    "cab": "car",
+    "jeep": "car",
+    "suv": "car",
+    "ambulance": "truck",
+    "tractor": "truck",
+    "train": "bus",
+    "tram": "bus",
+    "bicycle": "motorcycle",
+    "cyclist": "motorcycle",
+    "helicopter": "plane",
+    "glider": "plane",
+    "zeppelin": "balloon",
+    "blimp": "balloon",
+    "ferry": "boat",
+    "canoe": "boat",
+    "kayak": "boat",
+    "donkey": "horse",
+    "zebra": "horse",
+    "cow": "horse",
+    "unicorn": "horse",
+    "wolf": "dog",
+    "fox": "dog",
+    "husky": "dog",
+    "corgi": "dog",
+    "lion": "cat",
+    "tiger": "cat",
+    "panther": "cat",
+    "duck": "bird",
+    "owl": "bird",
+    "crow": "bird",
+    "chicken": "bird",
+    "butterfly": "bird",
+    "cyborg": "robot",
+    "baby": "child",
+    "dancer": "person",
+    "soldier": "person",
+    "runner": "person",
+    "basketball": "ball",
+    "sphere": "ball",
+    "pink": "purple",
+    "turquoise": "blue",
+    "cyan": "blue",
+    "maroon": "red",
+    "beige": "white",
+    "forest": "meadow",
+    "jungle": "meadow",
+    "lake": "sea",
+    "river": "sea",
+    "island": "beach",
+    "desert": "beach",
+    "village": "town",
+    "canyon": "valley",
+    "volcano": "mountain",
+    "fog": "rain",
+    "foggy": "rainy",
+    "cloudy": "rainy",
+    "hail": "snow",
+    "sprinting": "running",
     "swimming": "floating",
 }
 
@@ -42,22 +93,40 @@ def words() -> dict[str, dict[str, tuple[str, ...]]]:
         >>> words()["subjects"]["horse"][:2]
         ('horse', 'pony')
     """
+
     def distinct(*tables):
         return {key: tuple(dict.fromkeys(text for table in tables for text in table.get(key, ()))) for key in tables[0]}
 
     colours = {colour: (colour, *shades) for colour, shades in lex.SHADES.items()}
-    verbs = {subject: tuple(dict.fromkeys(form for table in (lex.VERBS, lex.QUICK_VERBS, lex.SLOW_VERBS)
-                                          for verb in table[subject] for form in conjugate(verb)))
-             for subject in lex.NOUNS}
-    fillers = {"adjectives": lex.ANY_ADJECTIVES, "moods": lex.MOODS, "film": lex.FILM, "shots": lex.SHOTS,
-               "requests": lex.REQUESTS, "openings": lex.WATCH, "endings": lex.ENDINGS}
+    verbs = {
+        subject: tuple(
+            dict.fromkeys(
+                form
+                for table in (lex.VERBS, lex.QUICK_VERBS, lex.SLOW_VERBS)
+                for verb in table[subject]
+                for form in conjugate(verb)
+            )
+        )
+        for subject in lex.NOUNS
+    }
+    fillers = {
+        "adjectives": lex.ANY_ADJECTIVES,
+        "moods": lex.MOODS,
+        "film": lex.FILM,
+        "shots": lex.SHOTS,
+        "requests": lex.REQUESTS,
+        "openings": lex.WATCH,
+        "endings": lex.ENDINGS,
+    }
     return {
-        "subjects": distinct(lex.NOUNS), "colours": colours,
+        "subjects": distinct(lex.NOUNS),
+        "colours": colours,
         "places": distinct(lex.PLACE_WORDS, lex.ABOVE, lex.SPOTS),
         "skies": distinct(lex.SKY_WORDS, lex.SKY_LEADS, lex.SKY_CLAUSES),
         "directions": distinct(lex.DIRECTION_WORDS, lex.DIRECTION_TAGS),
         "speeds": distinct(lex.SPEED_WORDS, lex.SPEED_TAGS),
-        "verbs": verbs, "fillers": fillers,
+        "verbs": verbs,
+        "fillers": fillers,
     }
 
 
@@ -74,8 +143,11 @@ def meanings() -> dict[str, tuple[str, str]]:
         found.pop(word, None)
     for colour, shades in lex.SHADES.items():
         found |= {shade: ("colours", colour) for shade in (colour, *shades) if shade.isalpha()}
-    for kind, tables in (("places", (lex.SPOTS,)), ("skies", (lex.SKY_LEADS, lex.SKY_WORDS)),
-                         ("speeds", (lex.SPEED_TAGS, lex.SPEED_WORDS))):
+    for kind, tables in (
+        ("places", (lex.SPOTS,)),
+        ("skies", (lex.SKY_LEADS, lex.SKY_WORDS)),
+        ("speeds", (lex.SPEED_TAGS, lex.SPEED_WORDS)),
+    ):
         by_value = {value: phrase_words(text for table in tables for text in table[value]) for value in tables[0]}
         for value, said in by_value.items():
             others = frozenset().union(*(said for other, said in by_value.items() if other != value))
@@ -86,14 +158,19 @@ def meanings() -> dict[str, tuple[str, str]]:
 
 
 #: words of the phrases for places, skies and speeds that settle nothing alone
-IDLE = frozenset(re.findall(r"\w+", """
+IDLE = frozenset(
+    re.findall(
+        r"\w+",
+        """
     a an the in on of at to it is its and or by with no so as big high very really quite too light day days time late
     early middle falling full beautiful good warm white blue green golden orange clear heavy empty busy quiet cold
     hot wet foot front between near through across along under over before into during while when weather up down out
     taking all without super rather ever great like possible pace motion movement speed same fire flower flowers main
     tall past open broad even field walking hour last goes sets setting romantic fiery glow glowing after scene
     beneath among bad clouds mo low lightning landscape range skies top calm
-"""))
+""",
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -165,7 +242,7 @@ def nearest(word: str) -> str | None:
         return None
     candidates = [other for other in meanings() if len(other) > 2]
     swapped = [other for other in candidates if sorted(other) == sorted(word) and other[0] == word[0]]
-    close = difflib.get_close_matches(word, candidates, 1, .85 if len(word) > 3 else .9)
+    close = difflib.get_close_matches(word, candidates, 1, 0.85 if len(word) > 3 else 0.9)
     return (swapped or close or [None])[0]
 
 

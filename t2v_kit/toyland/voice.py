@@ -1,4 +1,5 @@
 """One speaker of one caption: fills a pattern with words for a scene."""
+
 from __future__ import annotations
 
 import random
@@ -14,12 +15,27 @@ if TYPE_CHECKING:
 
 
 #: slots that say an attribute of the scene in a phrase of a table
-SIMPLE = {"spot": ("place", lex.SPOTS), "sky": ("sky", lex.SKY_WORDS), "lead": ("sky", lex.SKY_LEADS),
-          "it": ("sky", lex.SKY_CLAUSES), "way": ("direction", lex.DIRECTION_WORDS),
-          "waytag": ("direction", lex.DIRECTION_TAGS), "tag": ("speed", lex.SPEED_TAGS)}
+SIMPLE = {
+    "spot": ("place", lex.SPOTS),
+    "sky": ("sky", lex.SKY_WORDS),
+    "lead": ("sky", lex.SKY_LEADS),
+    "it": ("sky", lex.SKY_CLAUSES),
+    "way": ("direction", lex.DIRECTION_WORDS),
+    "waytag": ("direction", lex.DIRECTION_TAGS),
+    "tag": ("speed", lex.SPEED_TAGS),
+}
 #: slots that mean nothing
-FILLERS = {"mood": lex.MOODS, "film": lex.FILM, "shot": lex.SHOTS, "ask": lex.REQUESTS, "watch": lex.WATCH,
-           "end": lex.ENDINGS, "name": lex.NAMES, "open": lex.OPENINGS, "seenfirst": lex.SEEN_FIRST}
+FILLERS = {
+    "mood": lex.MOODS,
+    "film": lex.FILM,
+    "shot": lex.SHOTS,
+    "ask": lex.REQUESTS,
+    "watch": lex.WATCH,
+    "end": lex.ENDINGS,
+    "name": lex.NAMES,
+    "open": lex.OPENINGS,
+    "seenfirst": lex.SEEN_FIRST,
+}
 
 
 class Voice(dict):
@@ -32,7 +48,7 @@ class Voice(dict):
         self.pair = len(self.actors) > 1
         self.main = self.actors[0][0]
         unsaid = len(omit & set(SAYABLE))
-        short = unsaid >= 3 and rng.random() < (.75 if unsaid > 3 else .4)
+        short = unsaid >= 3 and rng.random() < (0.75 if unsaid > 3 else 0.4)
         self.pattern = rng.choice(fitting(short, self.pair, omit))
         self.later = "colours" in slots(self.pattern)
         self.object = self.verb = ""
@@ -82,10 +98,10 @@ class Voice(dict):
             joint = self.pick(lex.JOINERS)
             self.many = joint in ("and", "as well as", "plus", "&", "and also")
             self.who = f" {joint} ".join(phrases)
-            if self.rng.random() < .08 and self.listed:
+            if self.rng.random() < 0.08 and self.listed:
                 self.who, self.many = ", ".join(phrases), True
             kinds = [s for s, _ in self.actors]
-            if kinds == ["person", "dog"] and not self.listed and "in " not in phrases[0] and self.rng.random() < .4:
+            if kinds == ["person", "dog"] and not self.listed and "in " not in phrases[0] and self.rng.random() < 0.4:
                 self.who, self.many = phrases[0] + self.pick((" walking ", " with ", " and ")) + phrases[1], False
 
     def colour(self, subject: str, colour: str) -> str:
@@ -94,50 +110,56 @@ class Voice(dict):
             return ""
         if self.pair and not self.said("companion_colour") and (subject, colour) == self.scene.companion:
             return ""
-        return colour if self.rng.random() < .72 else self.pick(lex.SHADES[colour])
+        return colour if self.rng.random() < 0.72 else self.pick(lex.SHADES[colour])
 
     def name(self, subject: str, colour: str, acts: bool) -> str:
         rng = self.rng
-        noun = lex.NOUNS[subject][0] if rng.random() < .5 else self.pick(lex.NOUNS[subject])
+        noun = lex.NOUNS[subject][0] if rng.random() < 0.5 else self.pick(lex.NOUNS[subject])
         shade = self.colour(subject, colour)
         before, after = shade, ""
         how = rng.random()
-        if shade and how < .24 and not (self.listed and how > .08) and "that {verbs}" not in self.pattern:
+        if shade and how < 0.24 and not (self.listed and how > 0.08) and "that {verbs}" not in self.pattern:
             before = ""
-            if how < .05:
-                after = f" in {shade}" if how < .03 else f", {shade},"
-            elif how < .08:
+            if how < 0.05:
+                after = f" in {shade}" if how < 0.03 else f", {shade},"
+            elif how < 0.08:
                 after = f", {shade},"
-            elif subject == "person" and how < .2:
+            elif subject == "person" and how < 0.2:
                 wear = self.pick(lex.CLOTHES)
                 after = " " + self.pick(lex.WORN).format(wear=f"{article(shade)} {wear}", shade=shade)
-            elif how < .2:
+            elif how < 0.2:
                 after = f" {self.pick(lex.OF_COLOUR)} {shade}"
-                after += "," if "that" not in after and "which" not in after and rng.random() < .3 else ""
+                after += "," if "that" not in after and "which" not in after and rng.random() < 0.3 else ""
             elif subject in (*lex.WHEELED, "plane", "boat", "ball", "robot"):
                 after = f" painted {shade}"
             else:
                 before = shade + rng.choice(("-coloured", "-colored", " coloured"))
-        adjective = self.pick(lex.ADJECTIVES[subject]) if rng.random() < .18 else \
-            self.pick(lex.ANY_ADJECTIVES) if rng.random() < .08 else ""
+        adjective = (
+            self.pick(lex.ADJECTIVES[subject])
+            if rng.random() < 0.18
+            else self.pick(lex.ANY_ADJECTIVES)
+            if rng.random() < 0.08
+            else ""
+        )
         if set(adjective.split()) & set(noun.split()) or self["bare"]:
             adjective = ""
-        if not after and not self.listed and rng.random() < .05:
+        if not after and not self.listed and rng.random() < 0.05:
             after = " " + self.pick(lex.TAILS[subject])
-        self.refer.append("motorcycle" if subject == "motorcycle" else
-                          noun if rng.random() < .7 else lex.NOUNS[subject][0])
-        if not self.pair and subject != "motorcycle" and not after and rng.random() < (.12 if self.listed else .03):
+        self.refer.append(
+            "motorcycle" if subject == "motorcycle" else noun if rng.random() < 0.7 else lex.NOUNS[subject][0]
+        )
+        if not self.pair and subject != "motorcycle" and not after and rng.random() < (0.12 if self.listed else 0.03):
             self.many, self.plural = True, True
             thing = f"{adjective} {before} {plural(noun)}"
-            some = "" if self.listed or rng.random() < .7 else rng.choice(("some ", "the "))
+            some = "" if self.listed or rng.random() < 0.7 else rng.choice(("some ", "the "))
             return " ".join((some + thing).split())
         self.plural = False
         thing = " ".join(f"{adjective} {before} {noun}".split()) + after
         if subject == "motorcycle":
             ridden = rng.random()
-            if ridden < .25 and acts and not self.pair and not self.listed and not after.endswith(","):
+            if ridden < 0.25 and acts and not self.pair and not self.listed and not after.endswith(","):
                 self.object, thing = " " + self.determined(thing), self.pick(lex.BEARDED)
-            elif ridden < .7 and not after:
+            elif ridden < 0.7 and not after:
                 thing = self.pick(lex.RIDERS).replace("{ax}", article(thing)).replace("{x}", thing)
         if self.listed:
             return thing
@@ -145,9 +167,9 @@ class Voice(dict):
 
     def determined(self, thing: str) -> str:
         draw = self.rng.random()
-        if draw < .76:
+        if draw < 0.76:
             return article(thing)
-        if draw < .9:
+        if draw < 0.9:
             return "the " + thing
         return f"{self.pick(lex.DETERMINERS)} {thing}"
 
@@ -161,7 +183,7 @@ class Voice(dict):
         if "bare" not in slots(self.pattern):
             return ""
         subject, colour = self.actors[0]
-        noun = lex.NOUNS[subject][0] if self.rng.random() < .5 else self.pick(lex.NOUNS[subject])
+        noun = lex.NOUNS[subject][0] if self.rng.random() < 0.5 else self.pick(lex.NOUNS[subject])
         self.many = False
         return f"{self.colour(subject, colour)} {noun}".strip()
 
@@ -173,7 +195,7 @@ class Voice(dict):
             own = "" if self.pair and self.many else subject
             if self.object:
                 self.verb = self.pick(("ride", "ride", "drive")) + self.object
-            elif self.said("speed") and rng.random() < .2:
+            elif self.said("speed") and rng.random() < 0.2:
                 self.hasty = True
                 self.verb = self.pick((lex.QUICK_VERBS if self.scene.speed == "high" else lex.SLOW_VERBS)[own])
             else:
@@ -185,13 +207,13 @@ class Voice(dict):
         base, third, participle, past, past_participle = conjugate(self.choose_verb())
         be = "are" if self.many else "is"
         draw = self.rng.random()
-        if draw < .42:
+        if draw < 0.42:
             return base if self.many else third
-        if draw < .68:
+        if draw < 0.68:
             return f"{be} {participle}"
-        if draw < .8:
+        if draw < 0.8:
             return participle if "that {verbs}" not in self.pattern else f"{be} {participle}"
-        if draw < .88:
+        if draw < 0.88:
             return past
         tense = self.pick(lex.TENSES_OF_MANY if self.many else lex.TENSES)
         return tense.format(base=base, participle=participle, past_participle=past_participle)
@@ -214,7 +236,7 @@ class Voice(dict):
         if self.many:
             return "they"
         noun = "the " + self.refer[0]
-        return noun if self.main in ("person", "motorcycle") or self.rng.random() < .4 else "it"
+        return noun if self.main in ("person", "motorcycle") or self.rng.random() < 0.4 else "it"
 
     def clause(self, text: str) -> str:
         """A clause about the subject, its verbs agreeing with it."""
@@ -227,15 +249,15 @@ class Voice(dict):
         """'The dog is red and the cat is blue', where the colours have not been said before."""
         said = []
         for (subject, colour), noun in zip(self.actors, self.refer):
-            word = colour if self.rng.random() < .72 else self.pick(lex.SHADES[colour])
+            word = colour if self.rng.random() < 0.72 else self.pick(lex.SHADES[colour])
             noun = plural(noun) if self.plural else noun
-            if subject == "person" and self.rng.random() < .5:
+            if subject == "person" and self.rng.random() < 0.5:
                 said.append(f"the {noun} {'wear' if self.plural else 'wears'} {word}")
             else:
                 said.append(f"the {noun} {'are' if self.plural else 'is'} {word}")
         if self.pair:
             return self.pick((" and ", " and ", ", ", " while ", ". ", ", and ", "; ")).join(said)
-        if not self.plural and self.main not in ("person", "motorcycle") and "who" in self and self.rng.random() < .3:
+        if not self.plural and self.main not in ("person", "motorcycle") and "who" in self and self.rng.random() < 0.3:
             how = "painted" if self.main in lex.WHEELED else "all"
             return self.pick(lex.ITS_COLOUR).format(colour=self.actors[0][1], how=how)
         return said[0]
@@ -247,11 +269,11 @@ class Voice(dict):
         if not self.said("place"):
             return ""
         kinds = {subject for subject, _ in self.actors}
-        if kinds <= set(lex.AERIAL) and self.rng.random() < .4:
+        if kinds <= set(lex.AERIAL) and self.rng.random() < 0.4:
             return self.pick(lex.ABOVE[place])
-        if kinds == {"boat"} and place == "beach" and self.rng.random() < .6:
+        if kinds == {"boat"} and place == "beach" and self.rng.random() < 0.6:
             return self.pick(lex.AFLOAT)
-        return self.pick(words[place][:8] if self.rng.random() < .3 else words[place])
+        return self.pick(words[place][:8] if self.rng.random() < 0.3 else words[place])
 
     def slot_placeclause(self) -> str:
         if not self.said("place"):
@@ -264,12 +286,12 @@ class Voice(dict):
         return self.clause(self.pick(lex.DIRECTION_CLAUSES[self.scene.direction])) if self.said("direction") else ""
 
     def slot_speed(self) -> str:
-        if not self.said("speed") or (self.hasty and self.rng.random() < .6):
+        if not self.said("speed") or (self.hasty and self.rng.random() < 0.6):
             return ""
         return self.pick(lex.SPEED_WORDS[self.scene.speed])
 
     def slot_speedclause(self) -> str:
-        if not self.said("speed") or (self.hasty and self.rng.random() < .6):
+        if not self.said("speed") or (self.hasty and self.rng.random() < 0.6):
             return ""
         return self.clause(self.pick(lex.SPEED_CLAUSES[self.scene.speed]))
 
@@ -298,10 +320,10 @@ def tidy(text: str, sentences: bool, rng: random.Random) -> str:
     if sentences:
         text = text.lstrip(". ")
         text = STARTS.sub(lambda m: m[0].upper(), text)
-        if text.startswith(("Can ", "Could ", "Would ", "How ", "What ")) and text.endswith(".") and rng.random() < .7:
+        if text.startswith(("Can ", "Could ", "Would ", "How ", "What ")) and text.endswith(".") and rng.random() < 0.7:
             text = text[:-1] + "?"
         if text[-1:] not in ".!?":
             text += "."
-    elif rng.random() < .4:
+    elif rng.random() < 0.4:
         text = text[:1].upper() + text[1:]
     return text
