@@ -3,8 +3,9 @@
     python -m training.evaluate --what all --teacher training/out/teacher/transformer --out training/out
 
 What is measured: vae, adherence, by_hand, typing, underspecified, guidance, text, or all of them. Everything runs on
-the saved weights in float32 with the pipeline's defaults; the judge is `training.judge`. Scenes are held out from training and follow from
---seed: select checkpoints with another seed than the one reported. Pictures to look at are written to --out.
+the saved weights in float32 with the pipeline's defaults; the judge is `training.judge`. Scenes are held out from
+training and follow from --seed: select checkpoints with another seed than the one reported. Pictures to look at are
+written to --out.
 """
 
 from __future__ import annotations
@@ -82,7 +83,8 @@ def measure_vae(bench: Bench) -> dict:
         {
             "clips": len(scenes),
             "how": "dB on uint8 frames from each clip's mean squared error over all its pixels, then the mean over "
-            "clips; subject: over the pixels of the subjects' masks; by frame: each clip's frame, then the mean over clips",
+            "clips; subject: over the pixels of the subjects' masks; by frame: each clip's frame, then the mean over "
+            "clips",
             "psnr": clip.mean(),
             "psnr_worst_tenth": clip.sort().values[: max(1, len(clip) // 10)].mean(),
             "psnr_subject": subject.mean(),
