@@ -151,5 +151,6 @@ def render(scene: Scene, height: int = 112, width: int = 192, num_frames: int = 
 def truth(scene: Scene, height: int = 112, width: int = 192, num_frames: int = 33) -> Truth:
     """The masks and motion behind `render` at the same size."""
     canvas = draw([scene], height, width, num_frames, FPS, "cpu", with_truth=True)
+    assert canvas.owner is not None and canvas.flow is not None
     masks = [(canvas.owner[0] == i + 1).numpy() for i in range(len(scene.actors))]
     return Truth(np.stack(masks), canvas.flow[0].permute(1, 2, 3, 0).numpy())

@@ -48,25 +48,29 @@ class Canvas:
     and flow (N, 2, T, H, W) in pixels a frame."""
 
     def __init__(self, image, with_truth=False):
-        self.image, self.pixel, self.light = image, 1 / image.shape[3], None
         n, _, t, h, w = image.shape
-        grid = dict(device=image.device, dtype=torch.float32)
-        self.y = ((torch.arange(h, **grid) + 0.5) / h).view(1, 1, h, 1)
-        self.x = ((torch.arange(w, **grid) + 0.5) / h).view(1, 1, 1, w)
-        self.owner = torch.zeros(n, t, h, w, dtype=torch.uint8, device=image.device) if with_truth else None
-        self.flow = torch.zeros(n, 2, t, h, w, **grid) if with_truth else None
-        self.actor, self.motion = 0, None
+        device = image.device
+        self.image, self.pixel = image, 1 / h
+        self.light = torch.ones(n, 3, device=device)
+        self.y = ((torch.arange(h, dtype=torch.float32, device=device) + 0.5) / h).view(1, 1, h, 1)
+        self.x = ((torch.arange(w, dtype=torch.float32, device=device) + 0.5) / h).view(1, 1, 1, w)
+        self.owner = self.flow = self.motion = None
+        if with_truth:
+            self.owner = torch.zeros(n, t, h, w, dtype=torch.uint8, device=device)
+            self.flow = torch.zeros(n, 2, t, h, w, device=device)
+        self.actor = 0
 
     @contextmanager
     def part(self, index):
         """`with canvas.part(index) as part:` draws on the clips at `index` alone."""
         piece = Canvas(self.image[index])
         piece.light = self.light[index]
-        if self.owner is not None:
+        if self.owner is not None and self.flow is not None:
             piece.owner, piece.flow = self.owner[index], self.flow[index]
         yield piece
         self.image[index] = piece.image
-        if self.owner is not None:
+        if self.owner is not None and self.flow is not None:
+            assert piece.owner is not None and piece.flow is not None
             self.owner[index], self.flow[index] = piece.owner, piece.flow
 
     def paint(self, distance, colour, opacity=1.0, lit=1.0, soft=0.0):
@@ -76,8 +80,8 @@ class Canvas:
         colour = (colour * (1 + lit * (self.light - 1))).view(-1, 3, 1, 1, 1)
         cover = (0.5 - distance / (self.pixel + soft)).clamp(0, 1) * opacity
         self.image += (colour - self.image) * cover.unsqueeze(1)
-        if self.owner is not None and (self.actor or self.motion is not None):
+        if self.owner is not None and self.flow is not None and (self.actor or self.motion is not None):
             inside = (cover > 0.5).expand(self.owner.shape)
             self.owner = self.owner.masked_fill(inside, self.actor)
-            motion = 0.0 if self.motion is None else self.motion
+            motion = torch.zeros((), device=self.flow.device) if self.motion is None else self.motion
             self.flow = torch.where(inside.unsqueeze(1), motion, self.flow)
