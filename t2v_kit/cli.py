@@ -61,6 +61,7 @@ app = App(
     help="Turn a prompt into a video with HunyuanVideo's pipeline and enlarge it with Real-ESRGAN's.",
     help_epilogue=f'Example: t2v "{EXAMPLE}" --seed 7',
     help_format="plaintext",
+    suppress_keyboard_interrupt=False,  # `main` says how to continue
 )
 
 
@@ -331,8 +332,8 @@ def _slug(text: str) -> str:
     """Letters and digits of any script in lower case, all else a hyphen; at most 40 characters, never empty."""
     decomposed = unicodedata.normalize("NFKD", text).lower()
     composed = unicodedata.normalize("NFC", re.sub("(?<=[a-z])[\u0300-\u036f]+", "", decomposed))
-    kept = "".join(letter if unicodedata.category(letter)[0] in "LMN" else "-" for letter in composed)
-    return re.sub("-+", "-", kept).strip("-")[:40].rstrip("-") or "video"
+    words = re.findall(r"[^\W_]+(?:[^\W_]|[\u0300-\u036f\u0900-\u0dff])*", composed)  # vowel signs are no \w
+    return "-".join(words)[:40].rstrip("-") or "video"
 
 
 def _mistake(error: CycloptsError) -> str:

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from t2v_kit._version import __version__
 from t2v_kit.cli import default_folder, main
+from t2v_kit.settings import KNOBS
 
 PROMPT = "A man with a beard riding a motorcycle."
 ROOT = Path(__file__).parent.parent
@@ -56,10 +58,13 @@ def test_a_prompt_becomes_files(tiny_folder, here, capsys):
 
 
 def test_without_out_each_run_gets_its_own_folder(tiny_folder, here):
-    """runs/<date>-<prompt>-<seed>."""
-    assert status(PROMPT, "--model", str(tiny_folder), "--upscale", "none", "--seed", "4") == 0
-    (folder,) = (here / "runs").iterdir()
-    assert re.fullmatch(r"\d{8}-\d{6}-a-man-with-a-beard-riding-a-motorcycle-4", folder.name)
+    """runs/<date>-<prompt>-<seed>-<random>: two runs of one second and one prompt do not meet."""
+    for _ in range(2):
+        assert status(PROMPT, "--model", str(tiny_folder), "--upscale", "none", "--seed", "4", "--steps", "1") == 0
+    folders = [folder.name for folder in (here / "runs").iterdir()]
+    assert len(folders) == 2
+    for name in folders:
+        assert re.fullmatch(r"\d{8}-\d{6}-\d{3}-a-man-with-a-beard-riding-a-motorcycle-4-[0-9a-f]{4}", name)
 
 
 @pytest.mark.parametrize(
@@ -67,13 +72,17 @@ def test_without_out_each_run_gets_its_own_folder(tiny_folder, here):
     [
         ("../../etc/passwd", "etc-passwd"),
         ("Ünïcode & <b>HTML</b>", "unicode-b-html-b"),
-        ("摩托车 🏍️", "video"),
+        ("摩托车 🏍️", "摩托车"),
+        ("Красная машина", "красная-машина"),
+        ("🏍️", "video"),
         ("word " * 50, "word-word-word-word-word-word-word-word"),
     ],
 )
 def test_a_prompt_in_a_file_name_is_harmless(prompt, slug):
     """Letters and digits only, short, never empty, never a path."""
-    assert re.fullmatch(rf"\d{{8}}-\d{{6}}-{slug}-0", default_folder(prompt, 0).relative_to("runs").as_posix())
+    name = default_folder(prompt, 0).relative_to("runs").as_posix()
+    assert re.fullmatch(rf"\d{{8}}-\d{{6}}-\d{{3}}-{slug}-0-[0-9a-f]{{4}}", name)
+    assert default_folder(prompt, 0) != default_folder(prompt, 0)
 
 
 BAD = {  # arguments beside the tiny model's, and what the line must say
@@ -98,7 +107,7 @@ BAD = {  # arguments beside the tiny model's, and what the line must say
     "guidance infinite": (["a", "--guidance-scale", "inf"], "guidance_scale=inf"),
     "shift": (["a", "--flow-shift", "0"], "flow_shift=0.*0.1 would work"),
     "fps": (["a", "--fps", "-5"], "fps=-5.*1 would work"),
-    "seed": (["a", "--seed", "-1"], "seed=-1.*0 would work"),
+    "seed": (["a", "--seed", "-2"], "seed=-2.*0 would work"),
     "seed huge": (["a", "--seed", str(2**64)], f"seed={2**64}.*{2**63 - 1} would work"),
     "model": (["a", "--model", "hunyan"], "did you mean 'hunyuan'"),
     "model is a file": (["a", "--model", "taken"], "model 'taken'"),
@@ -108,8 +117,10 @@ BAD = {  # arguments beside the tiny model's, and what the line must say
     "out below a file": (["a", "--out", "taken/x"], "out='taken/x': cannot be written"),
     "out is empty": (["a", "--out", ""], "out=''"),
     "unknown option": (["a", "--guidence-scale", "3"], "'--guidence-scale'; did you mean --guidance-scale"),
-    "unknown option with value": (["a", "--step=3"], "unknown option '--step=3'"),
-    "option without value": (["a", "--seed"], "--seed.*expected one argument"),
+    "unknown option with value": (["a", "--step=3"], "unknown option '--step'; did you mean --steps"),
+    "option without value": (["a", "--seed"], "--seed.*(needs a value|requires an argument)"),
+    "word of another tool": (["a", "--cfg-scale", "3"], "did you mean --guidance-scale"),
+    "a command misspelt": (["resum", "x"], "did you mean the command resume"),
 }
 
 
@@ -117,9 +128,10 @@ BAD = {  # arguments beside the tiny model's, and what the line must say
 def test_a_mistake_gets_one_line_and_exit_2(tiny_folder, here, capsys, argv, message):
     """One clear line on stderr, nothing written."""
     before = contents(here)
-    assert status("--model", str(tiny_folder), "--upscale", "none", *argv) == 2
+    usual = {"--model": str(tiny_folder), "--upscale": "none"}
+    assert status(*(word for name in usual if name not in argv for word in (name, usual[name])), *argv) == 2
     told = capsys.readouterr()
-    assert re.search(message, told.err) and told.err.startswith("t2v_kit: ")
+    assert re.search(message, told.err) and told.err.startswith("t2v: ")
     assert told.err.count("\n") == 1 and told.err.endswith("\n")
     assert contents(here) == before
 
@@ -168,9 +180,9 @@ def test_help_does_not_wait_for_torch():
     assert result.returncode == 0
     for option in ("model", "seed", "num-frames", "height", "width", "num-inference-steps", "guidance-scale",
                    "flow-shift", "fps", "upscale", "out"):  # fmt: skip
-        assert f"--{option} " in result.stdout
+        assert f"--{option}" in result.stdout
     imported = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines()}
-    assert "argparse" in imported and not imported & {"torch", "numpy", "diffusers", "transformers"}
+    assert "cyclopts" in imported and not imported & {"torch", "numpy", "diffusers", "transformers"}
 
 
 def test_the_command_itself(tiny_folder, here):
@@ -178,7 +190,7 @@ def test_the_command_itself(tiny_folder, here):
     argv = [*COMMAND, PROMPT, "--model", str(tiny_folder), "--upscale", "none", "--num-frames", "56"]
     result = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True)
     assert (result.returncode, result.stdout) == (2, f"loading {tiny_folder}\n")
-    assert re.fullmatch("t2v_kit: num_frames=56: .*53 or 57.*\n", result.stderr)
+    assert re.fullmatch("t2v: num_frames=56: .*53 or 57.*\n", result.stderr)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for one process")
@@ -193,5 +205,59 @@ def test_ctrl_c_keeps_what_is_finished(tiny_folder, tmp_path):
         process.send_signal(signal.SIGINT)
         told = process.communicate(timeout=60)[1]
     assert process.returncode == 130
-    assert told.splitlines()[-1] == f"t2v_kit: stopped; the same with --out {out} goes on" and "Traceback" not in told
-    assert contents(out) == {"settings.json", "prompt.safetensors", "checkpoint.safetensors", "log.jsonl"}
+    assert told.splitlines()[-1] == f"t2v: stopped; t2v resume {out} continues it" and "Traceback" not in told
+    assert {"settings.json", "prompt.safetensors", "checkpoint.safetensors", "log.jsonl"} <= contents(out)
+    assert not [name for name in contents(out) if name.endswith((".mp4", ".png"))]
+
+
+def test_a_random_seed_is_printed_and_recorded(tiny_folder, here, capsys):
+    """`--seed random` and `--seed -1` draw one, and say which: the video can be made again."""
+    for word in ("random", "-1"):
+        out = f"run{word}"
+        argv = [PROMPT, "--model", str(tiny_folder), "--upscale", "none", "--steps", "1", "--out", out, "--seed", word]
+        assert status(*argv) == 0
+        seed = int(re.search(r"^seed (\d+)$", capsys.readouterr().out, re.MULTILINE)[1])
+        assert json.loads((here / out / "settings.json").read_text("utf-8"))["settings"]["seed"] == seed
+
+
+def test_every_setting_is_an_option_with_its_help(capsys):
+    """The options are written from the settings' metadata: nothing is said twice, and none is missing."""
+    assert status("--help") == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    for name, knob in KNOBS.items():
+        assert name == "prompt" or f"--{name.replace('_', '-')}" in printed
+        assert name == "prompt" or knob.help.split()[0] in printed
+
+
+def test_true_guidance_and_a_negative_prompt_are_options(tiny_folder, here):
+    argv = [PROMPT, "--model", str(tiny_folder), "--upscale", "none", "--steps", "1", "--out", "run"]
+    assert status(*argv, "--negative-prompt", "a cat", "--true-cfg-scale", "2", "--padded-prompt") == 0
+    settings = json.loads((here / "run/settings.json").read_text("utf-8"))["settings"]
+    assert (settings["negative_prompt"], settings["true_cfg_scale"], settings["padded_prompt"]) == ("a cat", 2, True)
+
+
+def test_the_other_commands(tiny_folder, here, capsys):
+    """resume finishes what was stopped, upscale enlarges a file, gallery lists and draws, plan and --version print."""
+    argv = [PROMPT, "--model", str(tiny_folder), "--upscale", "none", "--steps", "2", "--out", "runs/one"]
+    assert status(*argv) == 0
+    (here / "runs/one/contact_sheet.png").unlink()
+    assert status("resume", "runs/one") == 0 and (here / "runs/one/contact_sheet.png").exists()
+    assert status("upscale", "runs/one/video.mp4", "large.mp4", "--scale", "2") == 0 and (here / "large.mp4").exists()
+    assert status("gallery") == 0 and (here / "runs/gallery.png").exists()
+    capsys.readouterr()
+    assert status("plan", "--vram", "12", "--ram", "32", "--size", "320x512x61", "--model", "hunyuan") == 0
+    printed = capsys.readouterr().out
+    assert "GPU GiB" in printed and "--memory 12" in printed
+    assert status("--version") == 0 and capsys.readouterr().out == f"t2v {__version__}\n"
+    for mistake in (["resume", "nowhere"], ["upscale", "nowhere.mp4", "x.mp4"], ["plan", "--size", "large"]):
+        assert status(*mistake) == 2 and capsys.readouterr().err.count("\n") == 1
+
+
+def test_help_answers_at_once():
+    """In half a second on a quiet machine; three times that where other tests run too."""
+    seconds = []
+    for _ in range(3):
+        began = time.perf_counter()
+        subprocess.run([*COMMAND, "--help"], cwd=ROOT, capture_output=True, check=True, timeout=60)
+        seconds.append(time.perf_counter() - began)
+    assert min(seconds) < 1.5
