@@ -47,7 +47,7 @@ def test_a_folder_without_notes_has_hunyuanvideos_defaults(folder):
     (folder / "t2v_kit.json").unlink()
     models = load(folder, device="cpu")
     assert (models.defaults["height"], models.defaults["num_frames"], models.defaults["flow_shift"]) == (720, 129, 7.0)
-    assert models.template["crop_start"] == 95 and models.vocabulary is None and models.trained_sizes == ()
+    assert models.template["crop_start"] == 95 and models.world is None and models.trained_sizes == ()
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ def test_a_tokenizer_saved_with_left_padding_is_turned(folder):
 def test_pocket_runs_hunyuanvideos_own_template(pocket):
     """So that plain pipeline calls on its folder crop the right 95 tokens."""
     assert pocket.template["crop_start"] == 95 and pocket.source == "t2v_kit/pocket"
-    assert pocket.defaults["num_inference_steps"] <= 20 and pocket.vocabulary
+    assert pocket.defaults["num_inference_steps"] <= 20 and pocket.world == "toyland"
     assert (pocket.defaults["num_frames"], pocket.defaults["height"], pocket.defaults["width"]) == (33, 112, 192)
 
 

@@ -123,7 +123,7 @@ def test_two_prompts_read_differently(pipe):
     embeds, pooled, _ = encode(pipe, ["a red dog", "a blue dog"])
     assert embeds.shape == (2, 256, 256) and pooled.shape == (2, 128)
     assert (embeds[0, 2] - embeds[1, 2]).abs().max() > 0.2  # "dog" has heard of its colour
-    assert (pooled[0] - pooled[1]).abs().max() > 0.2
+    assert (pooled[0] - pooled[1]).abs().max() > 0.05
 
 
 def test_another_instruction_changes_how_the_prompt_is_read(pipe):

@@ -48,7 +48,7 @@ def fixed_texts() -> list[str]:
         lessons.draw_lesson(rng, name) for name in ("describe", "who", "where", "motion", "plain") for _ in range(500)
     ]
     texts += [lessons.answer(name, facts) for name in ("describe", "where")] + [lesson.answer for lesson in drawn]
-    return [*texts, "system", "user", "assistant", "\n\n"]
+    return [*texts, "system", "user", "assistant", "\n\n", "{}"]
 
 
 def first_words() -> list[str]:
