@@ -18,7 +18,6 @@ import argparse
 import contextlib
 import json
 import platform
-import re
 import resource
 import shutil
 import tempfile
@@ -36,10 +35,17 @@ from diffusers import (
     logging,
 )
 from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import DEFAULT_PROMPT_TEMPLATE
-from transformers import CLIPTextConfig, CLIPTextModel, LlamaConfig, LlamaModel
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    LlamaConfig,
+    LlamaModel,
+    PreTrainedTokenizerFast,
+)
 
+from t2v_kit.hunyuan.files import POCKET
 from t2v_kit.memory.weights import CLIP, LLAMA
-from training.tokenizers import clip_tokenizer, llama_tokenizer
 
 PROMPT = "Sunny day, freedom and adventure, high motion. A man with a beard riding a motorcycle on the street."
 GIB = 2**30
@@ -68,14 +74,14 @@ TINY = {
     },
     "vae": {"block_out_channels": (8, 8, 8, 8), "layers_per_block": 1, "norm_num_groups": 4},
     "llama": {
-        "vocab_size": 2000,
+        "vocab_size": 5000,
         "hidden_size": 32,
         "intermediate_size": 64,
         "num_hidden_layers": 4,
         "num_attention_heads": 2,
     },
     "clip": {
-        "vocab_size": 2000,
+        "vocab_size": 5000,
         "hidden_size": 24,
         "intermediate_size": 48,
         "num_hidden_layers": 1,
@@ -128,15 +134,14 @@ class Stages:
 
 def random_pipeline(sizes: dict) -> HunyuanVideoPipeline:
     """A whole pipeline, its weights drawn on the GPU where there is one: seconds for 21 B parameters."""
-    texts = [re.sub(r"<\|.*?\|>", "\n\n", DEFAULT_PROMPT_TEMPLATE["template"]), PROMPT]
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         return HunyuanVideoPipeline(
             transformer=HunyuanVideoTransformer3DModel(**sizes["transformer"]).to(torch.bfloat16),
             text_encoder=LlamaModel(LlamaConfig(**sizes["llama"])).to(torch.float16),
             text_encoder_2=CLIPTextModel(CLIPTextConfig(**sizes["clip"])).to(torch.float16),
             vae=AutoencoderKLHunyuanVideo(**sizes["vae"]).to(torch.float16),
-            tokenizer=llama_tokenizer(texts),
-            tokenizer_2=clip_tokenizer(texts),
+            tokenizer=PreTrainedTokenizerFast.from_pretrained(POCKET / "tokenizer"),
+            tokenizer_2=CLIPTokenizer.from_pretrained(POCKET / "tokenizer_2"),
             scheduler=FlowMatchEulerDiscreteScheduler(shift=7.0),
         )
 
