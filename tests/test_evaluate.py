@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 import t2v_kit
 from benchmarks import shortcuts
 from t2v_kit import toyland
-from t2v_kit.toyland import FPS, Scene, caption, random_scene
+from t2v_kit.toyland import FPS, Scene, random_scene
 from t2v_kit.toyland.picture import draw
 from training import batches, evaluate, judge, probe
 

@@ -2,9 +2,10 @@
 
     python -m training.evaluate --what all --teacher training/out/teacher/transformer --out training/out
 
-What is measured: vae, adherence, by_hand, typing, underspecified, guidance, text, or all of them. Everything runs on the saved weights in float32
-with the pipeline's defaults; the judge is `training.judge`. Scenes are held out from training and follow from
---seed: select checkpoints with another seed than the one reported. Pictures to look at are written to --out.
+What is measured: vae, adherence, by_hand, typing, underspecified, guidance, text, or all of them. Everything
+runs on the saved weights in float32 with the pipeline's defaults; the judge is `training.judge`. Scenes are held out
+from training and follow from --seed: select checkpoints with another seed than the one reported. Pictures to look at
+are written to --out.
 """
 from __future__ import annotations
 

@@ -79,7 +79,8 @@ def held_out(scene: Scene) -> bool:
 def random_scene(rng: random.Random | int, pair: float = 0.25, unseen: bool | None = None) -> Scene:
     """A scene drawn evenly from the world; `pair` is the share of scenes with two subjects.
 
-    A scene with a boat is at the beach. `unseen=False` draws only what training may see, `True` only held-out scenes, None both.
+    A scene with a boat is at the beach. `unseen=False` draws only what training may see, `True` only held-out scenes,
+    None both.
     """
     rng = random.Random(rng) if isinstance(rng, int) else rng
     while True:

@@ -12,8 +12,9 @@ import torch
 from .canvas import box, capsule, circle, ellipse, triangle
 
 DARK, GREY, PALE, SKIN, GLASS = (.13, .13, .16), (.55, .56, .60), (.82, .83, .86), (.95, .77, .60), (.76, .89, .96)
+#: world heights a unit of the actor's frame
 SIZE = {"motorcycle": .44, "car": .48, "bus": .42, "dog": .40, "cat": .40, "bird": .42, "balloon": .42,
-        "plane": .42, "ball": .46, "robot": .38, "person": .38, "horse": .44, "truck": .44, "boat": .36}  # world heights a unit of the actor's frame
+        "plane": .42, "ball": .46, "robot": .38, "person": .38, "horse": .44, "truck": .44, "boat": .36}
 
 
 class Pen:
@@ -274,7 +275,7 @@ def act(canvas, name, colour, number, cx, cy, speed, facing, phase, scale, fps):
     ACTORS[name](Pen(canvas, cx, middle, size, facing), colour, phase)
     if name in AFLOAT:  # the water it moves in hides its keel
         canvas.actor = 0
-        canvas.paint(ellipse(canvas.x - cx + facing * size * .12, canvas.y - cy - .028, size * .86, .022), (.30, .70, .84))
-        canvas.paint(ellipse(canvas.x - cx + facing * size * .14, canvas.y - cy - .012, size * .80, .010), (.95, .97, 1.),
-                     .9, soft=.006)
+        behind, below = (canvas.x - cx) + .13 * facing * size, canvas.y - cy
+        canvas.paint(ellipse(behind, below - .028, size * .86, .022), (.30, .70, .84))
+        canvas.paint(ellipse(behind, below - .012, size * .80, .010), (.95, .97, 1.), .9, soft=.006)
     canvas.actor, canvas.motion = 0, None
