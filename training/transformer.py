@@ -185,7 +185,8 @@ class Maker:
         """New clips of render_batch's `size`, of several chunks of captions drawn at once."""
         scenes, brief, long = zip(*(next(self.captions) for _ in range(chunks)), strict=True)
         brief, long = ([torch.cat(parts) for parts in zip(*kind, strict=True)] for kind in (brief, long))
-        return Pool(self.encode([s for part in scenes for s in part], **size), self.text.encode(*brief), self.text.encode(*long))
+        latents = self.encode([scene for part in scenes for scene in part], **size)
+        return Pool(latents, self.text.encode(*brief), self.text.encode(*long))
 
     @torch.no_grad()
     def encode(self, scenes: list[toyland.Scene], height: int = 112, width: int = 192, num_frames: int = 33):

@@ -275,7 +275,7 @@ def act(canvas, name, colour, number, cx, cy, speed, facing, phase, scale, fps):
     ACTORS[name](Pen(canvas, cx, middle, size, facing), colour, phase)
     if name in AFLOAT:  # the water it moves in hides its keel
         canvas.actor = 0
-        behind, below = (canvas.x - cx) + .13 * facing * size, canvas.y - cy
-        canvas.paint(ellipse(behind, below - .028, size * .86, .022), (.30, .70, .84))
-        canvas.paint(ellipse(behind, below - .012, size * .80, .010), (.95, .97, 1.), .9, soft=.006)
+        x, y, back = canvas.x - cx, canvas.y - cy, facing * size
+        canvas.paint(ellipse(x + .12 * back, y - .028, size * .86, .022), (.30, .70, .84))
+        canvas.paint(ellipse(x + .14 * back, y - .012, size * .80, .010), (.95, .97, 1.), .9, soft=.006)
     canvas.actor, canvas.motion = 0, None
