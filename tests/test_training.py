@@ -204,14 +204,46 @@ def test_moving_pixels_weigh_three_times():
     assert (vae.weights(video[:, :, :1]) == 1).all()
 
 
-def test_noisy_captions_are_mostly_true():
-    """About a tenth name a wrong attribute; more would teach nonsense, fewer would leave guidance nothing to do."""
-    rng, wrong = random.Random(0), 0
-    scene = toyland.Scene("car", "red", "beach", "night", "left", "slow", seed=1)
+def test_noisy_captions_are_mostly_true(monkeypatch):
+    """About a tenth names a wrong attribute; more would teach nonsense, fewer would leave guidance nothing to do. And
+    about a quarter leaves something unsaid."""
+    said = []
+    monkeypatch.setattr(toyland, "caption", lambda scene, seed, omit: said.append((scene, omit)))
+    rng, boat = random.Random(0), toyland.Scene("boat", "red", "beach", "night", "left", "slow", seed=1)
     for _ in range(400):
-        words = set(transformer.noisy_caption(scene, rng).lower().replace(",", " ").replace(".", " ").split())
-        wrong += bool(words & {"yellow", "green", "purple", "white", "rightwards", "street", "mountains", "fast"})
-    assert 8 <= wrong <= 60
+        transformer.noisy_caption(boat, rng)
+    wrong = [name for scene, _ in said for name in vars(scene) if getattr(scene, name) != getattr(boat, name)]
+    assert 15 <= len(wrong) <= 60  # the wrong word is the right one now and then
+    assert set(wrong) == {"colour", "sky", "direction", "speed"}  # and a boat stays at the beach
+    assert 60 <= sum(bool(omit) for _, omit in said) <= 140
+
+
+@pytest.mark.parametrize("optimizer", [common.Muon, torch.optim.AdamW])
+def test_training_goes_on_where_it_was(optimizer, tmp_path):
+    """Weights, average and optimiser: three steps, and one, kept and recalled by others, and two, come to the same."""
+
+    def begin():
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
+        return model, common.Average(model, 0.9), optimizer(model.parameters(), lr=0.1)
+
+    def go_on(model, average, steps, count):
+        for _ in range(count):
+            steps.zero_grad()
+            model(torch.ones(1, 3)).square().sum().backward()
+            steps.step()
+            average.update(model)
+
+    whole, first, second = begin(), begin(), begin()
+    go_on(*whole, 3)
+    go_on(*first, 1)
+    names = "model", "average", "optimizer"
+    common.keep(tmp_path / "it.state", **dict(zip(names, first)))
+    common.recall(tmp_path / "it.state", **dict(zip(names, second)))
+    go_on(*second, 2)
+    for model, other in ((whole[0], second[0]), (whole[1].model, second[1].model)):
+        for p, q in zip(model.parameters(), other.parameters()):
+            torch.testing.assert_close(p, q)
 
 
 def test_sigmas_reach_the_ends():

@@ -2,10 +2,10 @@
 
     python -m training.evaluate --what all --teacher training/out/teacher/transformer --out training/out
 
-What is measured: vae, adherence, by_hand, typing, underspecified, guidance, text, or all of them. Everything runs on
-the saved weights in float32 with the pipeline's defaults; the judge is `training.judge`. Scenes are held out from
-training and follow from --seed: select checkpoints with another seed than the one reported. Pictures to look at are
-written to --out.
+What is measured: vae, adherence, by_hand, typing, underspecified, guidance, text, or all of them. Everything
+runs on the saved weights in float32 with the pipeline's defaults; the judge is `training.judge`. Scenes are held out
+from training and follow from --seed: select checkpoints with another seed than the one reported. Pictures to look at
+are written to --out.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from pathlib import Path
 import diffusers
 import torch
 from diffusers import HunyuanVideoTransformer3DModel
+from t2v_kit.models import NETWORKS
 
 import t2v_kit
-from t2v_kit.hunyuan.files import NETWORKS
 from t2v_kit.toyland import Scene, caption, random_scene, render_batch, truth
 from training.batches import Judged, compare, contact_sheet, edges, encode, judge, size, trajectory, velocity
 from training.common import options
@@ -82,9 +82,8 @@ def measure_vae(bench: Bench) -> dict:
     return rounded(
         {
             "clips": len(scenes),
-            "how": "dB on uint8 frames from each clip's mean squared error over all its pixels, then the mean over "
-            "clips; subject: over the pixels of the subjects' masks; by frame: each clip's frame, then the mean over "
-            "clips",
+            "how": "dB on uint8 frames from each clip's mean squared error over all its pixels, then the mean over clips; "
+            "subject: over the pixels of the subjects' masks; by frame: each clip's frame, then the mean over clips",
             "psnr": clip.mean(),
             "psnr_worst_tenth": clip.sort().values[: max(1, len(clip) // 10)].mean(),
             "psnr_subject": subject.mean(),
@@ -126,8 +125,8 @@ def measure_adherence(bench: Bench) -> dict:
         "rejected": rounded(1 - both["clean"].mean()),
         "realism": rounded(
             {
-                "how": "Frechet distance between the 160 features of probe A of the generated clips and of the same "
-                "scenes drawn and through the VAE; floor: between the latter and the same drawn with other seeds",
+                "how": "Frechet distance between the 160 features of probe A of the generated clips and of the same scenes "
+                "drawn and through the VAE; floor: between the latter and the same drawn with other seeds",
                 "frechet": frechet(generated, drawn),
                 "floor": frechet(others, drawn),
             },

@@ -157,9 +157,8 @@ def score(answer: list[torch.Tensor], wishes: list[dict]) -> dict[str, torch.Ten
     actors, rest = answer[: len(SUBJECTS)], dict(zip(CHOICES, answer[len(SUBJECTS) :]))
     for i, asked in enumerate(wishes):
         seen = {s for s, p in zip(SUBJECTS, actors) if p[i].argmax() > 0}
-        colours = {
-            s: COLOURS[actors[SUBJECTS.index(s)][i, 1:].argmax()] == c for s, c in asked["subjects"].items() if c
-        }
+        wanted = {s: c for s, c in asked["subjects"].items() if c}
+        colours = {s: COLOURS[actors[SUBJECTS.index(s)][i, 1:].argmax()] == c for s, c in wanted.items()}
         row = dict(subject=seen == set(asked["subjects"]), colour=all(colours.values()) if colours else None)
         said = {name: CHOICES[name][p[i].argmax()] for name, p in rest.items()}
         row |= {name: said[name] == asked[name] if asked.get(name) else None for name in ATTRIBUTES[2:]}

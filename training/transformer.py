@@ -4,13 +4,11 @@ Clips are drawn, encoded and kept on the GPU with several captions each, of whic
 leaves something unsaid (or guidance would have nothing to do); a tenth of the prompts is empty. Half of the pooled
 vectors belong to another caption, so that the tokens must be read. At first (`--images`) it learns from single frames,
 of which it sees many times as many a second: what words mean shows in one. The guidance input stays at 1: distilling
-guidance into it is `training.guidance`. Latents of 17 frames are cut from the first ones of a clip, as causality
-allows.
+guidance into it is `training.guidance`. Latents of 17 frames are the first of a clip's, as causality allows.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import os
@@ -200,7 +198,8 @@ class Maker:
         """New clips of render_batch's `size`, of several chunks of captions drawn at once."""
         scenes, brief, long = zip(*(next(self.captions) for _ in range(chunks)), strict=True)
         brief, long = ([torch.cat(parts) for parts in zip(*kind, strict=True)] for kind in (brief, long))
-        return Pool(self.encode([*itertools.chain(*scenes)], **size), self.text.encode(*brief), self.text.encode(*long))
+        latents = self.encode([scene for part in scenes for scene in part], **size)
+        return Pool(latents, self.text.encode(*brief), self.text.encode(*long))
 
     @torch.no_grad()
     def encode(self, scenes: list[toyland.Scene], height: int = 112, width: int = 192, num_frames: int = 33):
@@ -359,7 +358,7 @@ def main():
     if args.rank == 0:
         z = pools["clips"].latents.float()
         print(
-            f"{time.monotonic() - start:.0f} s: {len(z)} clips and {len(pools['pictures'].latents)} pictures encoded; "
+            f"{time.monotonic() - start:.0f} s: {len(z)} clips and {len(pools['pictures'].latents)} pictures; "
             f"latents' mean {z.mean():.3f}, deviation {z.std():.3f}",
             flush=True,
         )

@@ -1,11 +1,11 @@
 """Train pocket's causal 3D VAE on Toyland.
 
-Joint part: small crops first, then whole frames in clips of 17 (the length of the pipeline's own time tile), then 33
-frames through diffusers' time tiles, as it will be used. After a share of `--robust` of the time the loss is what is
-measured: each clip's PSNR, and that of its subjects' pixels (`--subject`: how much of the loss the latter are). Then
-the latents' mean and deviation are folded into the 1 x 1 x 1 convolutions around them, so that HunyuanVideo's scaling
-factor makes them unit variance. With `--stay` training goes on around a transformer that knows the latents: they may
-hardly move, and a quarter of the clips is decoded from the latents as they were.
+Joint part: small crops first, then whole frames in clips of 17 (the length of the pipeline's own time tile), then
+33 frames through diffusers' time tiles, as it will be used. After a share of `--robust` of the time the loss is what
+is measured: each clip's PSNR, and that of its subjects' pixels (`--subject`: how much of the loss the latter are).
+Then the latents' mean and deviation are folded into the 1 x 1 x 1 convolutions around them, so that HunyuanVideo's
+scaling factor makes them unit variance. With `--stay` training goes on around a transformer that knows the latents:
+they may hardly move, and a quarter of the clips is decoded from the latents as they were.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ DARK, GREY, PALE, SKIN, GLASS = (
     (0.95, 0.77, 0.60),
     (0.76, 0.89, 0.96),
 )
+#: world heights a unit of the actor's frame
 SIZE = {
     "motorcycle": 0.44,
     "car": 0.48,
@@ -34,7 +35,7 @@ SIZE = {
     "horse": 0.44,
     "truck": 0.44,
     "boat": 0.36,
-}  # world heights a unit of the actor's frame
+}
 
 
 class Pen:
@@ -321,13 +322,7 @@ def act(canvas, name, colour, number, cx, cy, speed, facing, phase, scale, fps):
     ACTORS[name](Pen(canvas, cx, middle, size, facing), colour, phase)
     if name in AFLOAT:  # the water it moves in hides its keel
         canvas.actor = 0
-        canvas.paint(
-            ellipse(canvas.x - cx + facing * size * 0.12, canvas.y - cy - 0.028, size * 0.86, 0.022), (0.30, 0.70, 0.84)
-        )
-        canvas.paint(
-            ellipse(canvas.x - cx + facing * size * 0.14, canvas.y - cy - 0.012, size * 0.80, 0.010),
-            (0.95, 0.97, 1.0),
-            0.9,
-            soft=0.006,
-        )
+        x, y, back = canvas.x - cx, canvas.y - cy, facing * size
+        canvas.paint(ellipse(x + 0.12 * back, y - 0.028, size * 0.86, 0.022), (0.30, 0.70, 0.84))
+        canvas.paint(ellipse(x + 0.14 * back, y - 0.012, size * 0.80, 0.010), (0.95, 0.97, 1.0), 0.9, soft=0.006)
     canvas.actor, canvas.motion = 0, None
