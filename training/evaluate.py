@@ -21,9 +21,9 @@ from pathlib import Path
 import diffusers
 import torch
 from diffusers import HunyuanVideoTransformer3DModel
-from t2v_kit.models import NETWORKS
 
 import t2v_kit
+from t2v_kit.hunyuan.files import NETWORKS
 from t2v_kit.toyland import Scene, caption, random_scene, render_batch, truth
 from training.batches import Judged, compare, contact_sheet, edges, encode, judge, size, trajectory, velocity
 from training.common import options
@@ -82,8 +82,9 @@ def measure_vae(bench: Bench) -> dict:
     return rounded(
         {
             "clips": len(scenes),
-            "how": "dB on uint8 frames from each clip's mean squared error over all its pixels, then the mean over clips; "
-            "subject: over the pixels of the subjects' masks; by frame: each clip's frame, then the mean over clips",
+            "how": "dB on uint8 frames from each clip's mean squared error over all its pixels, then the mean over "
+            "clips; subject: over the pixels of the subjects' masks; by frame: each clip's frame, then the mean over "
+            "clips",
             "psnr": clip.mean(),
             "psnr_worst_tenth": clip.sort().values[: max(1, len(clip) // 10)].mean(),
             "psnr_subject": subject.mean(),
@@ -125,8 +126,8 @@ def measure_adherence(bench: Bench) -> dict:
         "rejected": rounded(1 - both["clean"].mean()),
         "realism": rounded(
             {
-                "how": "Frechet distance between the 160 features of probe A of the generated clips and of the same scenes "
-                "drawn and through the VAE; floor: between the latter and the same drawn with other seeds",
+                "how": "Frechet distance between the 160 features of probe A of the generated clips and of the same "
+                "scenes drawn and through the VAE; floor: between the latter and the same drawn with other seeds",
                 "frechet": frechet(generated, drawn),
                 "floor": frechet(others, drawn),
             },
