@@ -43,7 +43,8 @@ def adherence(report: dict) -> str | None:
     count = own["prompts"]
     rows = {f"{count} held-out prompts": own["adherence"], "of them, with one subject": own["one_subject"]}
     rows |= {"of them, with two subjects": own["two_subjects"]}
-    rows |= {f"ceiling: the same {count} scenes, drawn and through the VAE": own["ceiling"]}
+    if "ceiling" in own:
+        rows |= {f"ceiling: the same {count} scenes, drawn and through the VAE": own["ceiling"]}
     if "by_hand" in report:
         whole = next(row for name, row in report["by_hand"].items() if name.startswith("all"))
         rows[f"written by hand ({whole['prompts']}), of which"] = whole

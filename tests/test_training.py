@@ -129,7 +129,7 @@ def test_a_clips_mask_is_its_subjects():
     """Drawn on their own, the subjects' pixels are those that the truth names."""
     clips = vae.Clips(2, 2, "cpu", 0)
     rng = random.Random(0)
-    scenes = [toyland.random_scene(rng, pair=0.35, unseen=False) for _ in range(2)]
+    scenes = [toyland.random_scene(rng, pair=0.4, unseen=False) for _ in range(2)]
     for scene, (*video, mask) in zip(scenes, clips.video.numpy()):
         assert (mask == toyland.truth(scene).masks.any(0)).all()
         assert (np.stack(video, -1) == toyland.render(scene)).all()
