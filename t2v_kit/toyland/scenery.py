@@ -156,7 +156,8 @@ def falling(canvas, r, seconds, wide, tall, fall, slant=0.0):
     a number in [0, 1) for the cell."""
     x, y = (canvas.x + slant * canvas.y) / wide, (canvas.y - fall * seconds + 8 * tall) / tall
     column, row = x.floor(), y.floor()
-    pick = ((column * 5 + row * 3).long() % 32).expand(len(r), *row.shape[1:])  # each clip has numbers of its own
+    pick = (column * 5 + row * 3).long() % 32
+    pick = pick.expand(len(r), *pick.shape[1:])  # each clip has numbers of its own
     jitter = torch.gather(r.view(-1, 1, 32).expand(-1, pick.shape[1], -1), 2, pick.flatten(2)).view(pick.shape)
     px, py = column + 0.2 + 0.6 * jitter, row + 0.2 + 0.6 * torch.remainder(jitter * 7.3, 1.0)
     return (x - px) * wide, (y - py) * tall, jitter
