@@ -2,6 +2,7 @@
 
 import t2v_kit  # noqa: F401, I001  (first: it makes torchvision importable)
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, LlamaConfig, LlamaModel,
 from t2v_kit.errors import fresh_notes
 from t2v_kit.hunyuan.files import POCKET
 from t2v_kit.model.loading import load
+from t2v_kit.model.models import Models
 from t2v_kit.settings import Settings
 
 # The split pattern in the tokenizer.json of meta-llama/Meta-Llama-3-8B.
@@ -155,15 +157,29 @@ def tiny_folder(tmp_path_factory) -> Path:
     return folder
 
 
+def shared(models: Models) -> Iterator[Models]:
+    """A model that many tests use. Changed weights would fail tests elsewhere, in an order that differs by worker."""
+
+    def weights() -> list[torch.Tensor]:
+        pipe = models.pipe
+        networks = (pipe.text_encoder, pipe.text_encoder_2, pipe.transformer, pipe.vae)
+        return [tensor.clone() for network in networks for tensor in network.state_dict().values()]
+
+    before = weights()
+    yield models
+    unchanged = all(map(torch.equal, before, weights()))
+    assert unchanged, f"a test has changed the weights of the shared {models.name}"
+
+
 @pytest.fixture(scope="session", params=["float32", "bfloat16"])
 def tiny(request, tiny_folder):
     """The tiny model in both dtypes in which the bits must be the pipeline's."""
-    return load(tiny_folder, device="cpu", dtype=request.param)
+    yield from shared(load(tiny_folder, device="cpu", dtype=request.param))
 
 
 @pytest.fixture(scope="session")
 def tiny32(tiny_folder):
-    return load(tiny_folder, device="cpu")
+    yield from shared(load(tiny_folder, device="cpu"))
 
 
 @pytest.fixture(scope="session")
@@ -178,7 +194,7 @@ def plain(tiny, tiny_folder) -> HunyuanVideoPipeline:
 def pocket():
     if not (POCKET / "model_index.json").exists():
         pytest.skip("t2v_kit/pocket/model_index.json is missing: pocket is not in this checkout")
-    return load("pocket", device="cpu")
+    yield from shared(load("pocket", device="cpu"))
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from t2v_kit.errors import UserError, check_text, check_whole
 from t2v_kit.model.check import notes, resolve
+from t2v_kit.model.loading import load
 from t2v_kit.settings import KNOBS, MAX_VIDEO_TOKENS, Settings, settings_from
 
 
@@ -113,17 +114,13 @@ def test_check_stops_a_size_that_no_machine_holds(tiny32):
         Settings("A car.", height=4096, width=4096, num_frames=25).check(tiny32)
 
 
-def test_guidance_ends_where_the_transformers_dtype_ends(tiny32, monkeypatch):
+def test_guidance_ends_where_the_transformers_dtype_ends(tiny32, tiny_folder):
     """The pipeline multiplies by 1000 in that dtype: 65.5 becomes 65504 at most in float16."""
-    transformer = tiny32.pipe.transformer
     Settings("A car.", guidance_scale=100).check(tiny32)
-    try:
-        transformer.half()
-        with pytest.raises(UserError, match=r"guidance_scale=65.6.*float16.*65.5 would work"):
-            Settings("A car.", guidance_scale=65.6).check(tiny32)
-        Settings("A car.", guidance_scale=65.5).check(tiny32)
-    finally:
-        transformer.float()
+    half = load(tiny_folder, device="cpu", dtype={"transformer": "float16", "default": "float32"})
+    with pytest.raises(UserError, match=r"guidance_scale=65.6.*float16.*65.5 would work"):
+        Settings("A car.", guidance_scale=65.6).check(half)
+    Settings("A car.", guidance_scale=65.5).check(half)
     assert torch.isfinite(torch.tensor([65.5], dtype=torch.float16) * 1000)
     assert torch.isinf(torch.tensor([65.6], dtype=torch.float16) * 1000)
 
