@@ -1,11 +1,13 @@
 """What is asked for can be installed and imported, and what README says about it is so."""
 
 import importlib
+import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tomllib
 import zipfile
 from importlib.metadata import version
@@ -132,17 +134,46 @@ def test_ci_runs_what_a_user_runs():
     assert "make test" in lines and "set -euo pipefail" in lines
 
 
-def test_the_wheel_brings_pocket_and_nothing_foreign(tmp_path):
-    """An installed package has every file of the model beside its modules, and no tests or notebooks."""
+def run(*command: object, cwd: Path) -> str:
+    """What a command prints, without the tests' own import path."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run([str(part) for part in command], cwd=cwd, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """The wheel, built from a copy of the sources, which lies in the folder above it."""
+    tmp_path = tmp_path_factory.mktemp("wheel")
     for name in ("t2v_kit", "tests"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path)
     options = ["--no-deps", "--no-build-isolation", "--no-index", "-w", "wheel"]
-    command = [sys.executable, "-m", "pip", "wheel", *options, "."]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    (wheel,) = (tmp_path / "wheel").glob("t2v_kit-*.whl")
+    run(sys.executable, "-m", "pip", "wheel", *options, ".", cwd=tmp_path)
+    (built,) = (tmp_path / "wheel").glob("t2v_kit-*.whl")
+    return built
+
+
+def test_the_wheel_brings_pocket_and_nothing_foreign(wheel):
+    """An installed package has every file of the model beside its modules, and no tests or notebooks."""
+    sources = wheel.parents[1]
     packed = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    there = {path.relative_to(tmp_path).as_posix() for path in (tmp_path / "t2v_kit").rglob("*") if path.is_file()}
-    assert packed == there
+    assert packed == {
+        path.relative_to(sources).as_posix() for path in (sources / "t2v_kit").rglob("*") if path.is_file()
+    }
+
+
+def test_the_wheel_works_where_it_is_installed(wheel, tmp_path):
+    """In an environment that has the libraries and nothing of this checkout: pocket makes a video, enlarged."""
+    run(sys.executable, "-m", "venv", "--without-pip", "bare", cwd=tmp_path)
+    (site,) = (tmp_path / "bare").glob("lib/python*/site-packages")
+    # Python does not read the .pth files of a folder that is added so: the editable install of this checkout is out.
+    (site / "libraries.pth").write_text(sysconfig.get_path("purelib"))
+    options = ["--no-deps", "--no-index", "--no-compile"]
+    run(sys.executable, "-m", "pip", "--python", tmp_path / "bare/bin/python", "install", *options, wheel, cwd=tmp_path)
+    small = ["--num-frames", "5", "--height", "64", "--width", "96", "--num-inference-steps", "2"]
+    run(tmp_path / "bare/bin/t2v", "A red car on the beach", *small, "--out", "car", cwd=tmp_path)
+    used = run(tmp_path / "bare/bin/python", "-c", "import t2v_kit; print(t2v_kit.__file__)", cwd=tmp_path)
+    assert Path(used.strip()).is_relative_to(site) and (tmp_path / "car/upscaled.mp4").stat().st_size > 1000

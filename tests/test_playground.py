@@ -398,10 +398,10 @@ class TestThreads:
         loads, gate = [], threading.Event()
         load = panel.engine.load
 
-        def slow(name, *how):
+        def slow(files, *how):
             gate.wait(60)
-            loads.append(name)
-            return load(name, *how)
+            loads.append(files["name"])
+            return load(files, *how)
 
         monkeypatch.setattr(panel.engine, "load", slow)
         panel.generate()

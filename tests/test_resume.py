@@ -376,6 +376,19 @@ def test_resume_loads_the_model_by_its_name(tiny_folder, here):
     assert same(resume("run").latents, whole.latents)
 
 
+def test_resume_reads_the_same_files_of_a_folder_again(tiny_folder, here):
+    """Plain weights and a variant lie side by side: by the folder's name alone the plain ones would be read."""
+    both = shutil.copytree(tiny_folder, here / "both")
+    transformer = load(tiny_folder, device="cpu").pipe.transformer
+    with torch.no_grad():
+        transformer.proj_out.weight *= -1
+    transformer.save_pretrained(both / "transformer", variant="turned")
+    models = load(both, variant="turned")
+    whole = generate(**SMALL, model=models, upscale="none")
+    stopped_at(3, models)
+    assert same(resume("run").latents, whole.latents)
+
+
 def test_stop_while_upscaling_keeps_the_latents(tiny32, here):
     """Between two enlarged frames; the latents are finished, so nothing is denoised again."""
     calls = []

@@ -82,9 +82,11 @@ class Models:
     notes_given: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
 
     @property
-    def arguments(self) -> dict[str, str]:
+    def arguments(self) -> dict[str, Any]:
         """The keywords by which `load` reads the same files again: name, and revision, variant, base where given."""
-        given = {"name": self.name, "revision": self.revision, "variant": self.files.variant, "base": self.files.base}
+        linked = self.files.single is not None and self.name.startswith("https:")  # the commit is that of the base
+        revision = None if linked else self.revision
+        given = {"name": self.name, "revision": revision, "variant": self.files.variant, "base": self.files.base}
         return {key: value for key, value in given.items() if value is not None}
 
     def check(self, settings: Settings) -> Resolved:

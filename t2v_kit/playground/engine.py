@@ -128,9 +128,10 @@ class Engine:
             raise UserError(line)
         return plan
 
-    def holds(self, name: str, plan: Plan | None) -> bool:
-        """Whether the loaded model is this one, under this plan."""
-        return self.models is not None and (self.models.name, self.models.memory) == (name, plan)
+    def holds(self, files: dict[str, Any], plan: Plan | None) -> bool:
+        """Whether the loaded model was read by these keywords of `load`, and is under this plan."""
+        models = self.models
+        return models is not None and files.items() <= models.arguments.items() and models.memory == plan
 
     def release(self) -> None:
         """Let go of the loaded model and give its memory back, so that the next one does not have to fit beside it."""
@@ -139,15 +140,19 @@ class Engine:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def load(self, name: str, plan: Plan | None, revision: str | None = None) -> Models:
-        """Return this model under this plan, loaded unless it is already.
+    def load(self, files: dict[str, Any], plan: Plan | None) -> Models:
+        """Return a model under a plan, loaded unless it is already.
+
+        Args:
+            files: `Models.arguments`, or its name alone.
+            plan: The memory plan, if any.
 
         Raises:
             UserError: As `t2v_kit.load` says. No model is loaded then.
         """
-        if self.models is None or not self.holds(name, plan):
+        if self.models is None or not self.holds(files, plan):
             self.release()
-            self.models = load(name, memory=plan, revision=revision)
+            self.models = load(**files, memory=plan)
             self.rules = Rules.of(self.models)
         return self.models
 
@@ -180,7 +185,7 @@ class Engine:
         if kind == "error":
             return False
         self._choice = choice
-        if not self.holds(self.name, plan):
+        if not self.holds({"name": self.name}, plan):
             self.fields["model"].say("Loaded when you generate.")
         return True
 

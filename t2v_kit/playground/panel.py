@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import ipywidgets as widgets
 
@@ -92,7 +92,7 @@ class Playground(widgets.VBox):
             every = self.controls.checkpoint_every.value
 
             def make(**watchers) -> Run:
-                models = self._load(choice.name, self.engine.plan(choice))
+                models = self._load({"name": choice.name}, self.engine.plan(choice))
                 return generate(**settings, model=models, out=folder, checkpoint_every=every, **watchers)
 
             self._begin(make, folder, settings)
@@ -109,10 +109,10 @@ class Playground(widgets.VBox):
                 return
             record = read_record(folder)
             settings, plan = record["settings"], record["settings"].get("memory")
-            revision = record["made_with"].get("revision")
+            files = record["made_with"].get("loaded_by", {"name": settings["model"]})
 
             def make(**watchers) -> Run:
-                models = self._load(settings["model"], None if plan is None else as_plan(plan), revision)
+                models = self._load(files, None if plan is None else as_plan(plan))
                 return resume(folder, model=models, **watchers)
 
             self._begin(make, folder, settings)
@@ -210,13 +210,13 @@ class Playground(widgets.VBox):
                 self.running = False
                 self._free()
 
-    def _load(self, name: str, plan: Plan | None, revision: str | None = None) -> Models:
+    def _load(self, files: dict[str, Any], plan: Plan | None) -> Models:
         """The model of a run, and the map for its previews. Another model is let go of first."""
         self._stage = "load"
         self.bars.update("load", 0, 1)
-        if not self.engine.holds(name, plan):
+        if not self.engine.holds(files, plan):
             self.preview = None
-        models = self.engine.load(name, plan, revision)
+        models = self.engine.load(files, plan)
         self.preview = self.preview or Preview(models)
         self.preview.begin()
         self.bars.update("load", 1, 1)

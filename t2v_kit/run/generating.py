@@ -270,7 +270,8 @@ def resume(
             raise UserError(f"{place.path / 'settings.json'}: of another version? {mistake}") from mistake
         latents = _saved(place.path)
         if not isinstance(model, Models):
-            model = load(model or record["settings"].get("model"), memory, record["made_with"].get("revision"))
+            again = {} if model else record["made_with"].get("loaded_by", {})
+            model = load(**{"name": model or record["settings"].get("model"), **again, "memory": memory})
         now = record_of(model, wanted.check(model), check_upscaler(upscale))
         changed = differences(record, now)
         if latents and changed:

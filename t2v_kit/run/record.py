@@ -51,6 +51,7 @@ def made_with(models: Models) -> dict:
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),
         "model": models.source,
         "revision": models.revision,
+        "loaded_by": models.arguments,
         "weights_hash": models.weights_hash,
         "networks": None if reread else networks_hash(*networks, device=models.device),
         "vae": None if reread else networks_hash(pipe.vae, device=models.device),
