@@ -68,10 +68,13 @@ def test_a_plan_changes_where_things_are_and_not_the_video(let_through, tiny_fol
     latents, video = run(tiny32, settings)
     models = load(tiny_folder, memory=made, device="cpu")
     assert models.memory == made
+    told: list = []
     for _ in range(2):
         other, frames = run(models, settings)
+        decode(models, other, lambda *each: told.append(each))
         assert float((other - latents).norm() / latents.norm()) < 1e-5
         assert np.abs(frames.astype(int) - video).max() <= 1
+    assert told == [(1, 1)] * 2
 
 
 def test_one_stage_is_there_at_a_time(let_through, tiny_folder, settings):

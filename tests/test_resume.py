@@ -25,7 +25,7 @@ from conftest import PROMPT
 from diffusers import FirstBlockCacheConfig
 from safetensors.torch import load_file
 
-from t2v_kit import Stopped, UserError, compare, generate, resume
+from t2v_kit import Stopped, UserError, compare, generate, resume, tiles
 from t2v_kit.atomic import PREFIX
 from t2v_kit.model.loading import load
 from t2v_kit.run import folder as folder_module
@@ -403,6 +403,17 @@ def test_stop_while_upscaling_keeps_the_latents(tiny32, here):
     steps = []
     run = resume("run", tiny32, on_step=steps.append)
     assert not steps and run.upscaled.shape == (5, 256, 384, 3) and names(here / "run") == WHOLE | {"upscaled.mp4"}
+
+
+def test_stop_between_two_tiles_keeps_the_latents(tiny32, here):
+    """A decoding of minutes is not waited for."""
+    told = []
+    keywords = {**SMALL, "model": tiny32, "out": "run", "upscale": "none", "on_stage": lambda *each: told.append(each)}
+    with tiles(tiny32, pixels=32, overlap=8), pytest.raises(Stopped, match="stopped in decode after 4 of 12; resume"):
+        generate(**keywords, stop=lambda: told[-1][:2] == ("decode", 4))
+    steps = []
+    run = resume("run", tiny32, on_step=steps.append)
+    assert not steps and run.video.shape == (5, 64, 96, 3) and names(here / "run") == WHOLE
 
 
 def test_stop_without_a_folder_keeps_nothing_and_says_so(tiny32):

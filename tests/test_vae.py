@@ -9,7 +9,7 @@ import torch
 from t2v_kit import toyland
 from t2v_kit.errors import UserError
 from t2v_kit.model.loading import load
-from t2v_kit.stages.decoding import decode, encode, frozen_norms, tiles
+from t2v_kit.stages.decoding import decode, encode, frozen_norms, tile_count, tiles
 from t2v_kit.video.metrics import psnr
 
 
@@ -176,6 +176,24 @@ def test_frozen_norms_within_frozen_norms(tiny32, video):
 def test_frozen_norms_follow_the_vaes_dtype(tiny, video):
     with frozen_norms(tiny):
         assert decode(tiny, encode(tiny, video)).shape == video.shape
+
+
+@pytest.mark.parametrize(
+    "shape, pixels, frames, total",
+    [((9, 8, 12), 32, 16, 36), ((9, 8, 12), None, 16, 3), ((4, 8, 12), 32, 16, 12), ((9, 8, 12), None, None, 1)],
+)
+def test_tiles_are_told_one_by_one(tiny32, shape, pixels, frames, total):
+    """As many as were announced, with the same frames; what the callback raises ends it, and leaves nothing behind."""
+    latents, told = torch.randn(1, 4, *shape), []
+    with tiles(tiny32, pixels, 0 if pixels is None else 8, frames):
+        video = decode(tiny32, latents)
+        assert tile_count(tiny32, latents) == total
+        assert np.array_equal(decode(tiny32, latents, lambda *each: told.append(each)), video)
+        assert told == [(done, total) for done in range(1, total + 1)]
+        with pytest.raises(ZeroDivisionError):
+            decode(tiny32, latents, lambda done, total: 1 / (done - 1))
+        assert np.array_equal(decode(tiny32, latents), video)
+    assert not hasattr(tiny32.pipe.vae.decoder, "_diffusers_hook")
 
 
 def test_tiles_are_diffusers_own_and_are_put_back(tiny32):

@@ -142,6 +142,8 @@ class Residence:
                 network = kind.from_config(kind.load_config(folder, local_files_only=True))
             else:
                 network = kind(kind.config_class.from_pretrained(folder, local_files_only=True))
+        if name == "vae":
+            set_tiles(network, self.plan.tile)  # so that they can be counted before the weights are there
         return torch.nn.Module.to(network, getattr(torch, self._part(name).dtype)).eval()
 
     def _read(self, name: str) -> torch.nn.Module:

@@ -22,7 +22,7 @@ STAGES = {
 class StageBars:
     """Bars that `generate` fills when `update` is its `on_stage`. `.box` is what is shown.
 
-    The seconds that a unit of work took are kept, so that a stage of a single unit (decoding) has an estimate from the
+    The seconds that a unit of work took are kept, so that a stage of a single unit (encoding) has an estimate from the
     second run on.
 
     Args:

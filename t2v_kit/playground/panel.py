@@ -100,6 +100,9 @@ class Playground(widgets.VBox):
     def resume(self, folder: str | Path | None = None) -> None:
         """Continue the run that was stopped or failed, or the one in `folder`, with the model it was begun with.
 
+        Args:
+            folder: A run's folder; None for the run that `unfinished` names. Without one this does nothing.
+
         Raises:
             UserError: `folder` holds no run.
         """
@@ -118,25 +121,38 @@ class Playground(widgets.VBox):
             self._begin(make, folder, settings)
 
     def stop(self) -> None:
-        """Stop within one step, or behind the stage when it has no steps; `resume` continues from there."""
+        """Stop after the step, tile or frame that is being made; `resume` continues from there."""
         if self.running:
             self._stop.set()
             self.stop_button.disabled = True
             whole = f"Stopping when the stage '{self._stage}' is done; it cannot be interrupted …"
-            self._say(note("Stopping after this step …" if self._stage in ("denoise", "upscale") else whole))
+            unit = {"denoise": "step", "decode": "tile", "upscale": "frame"}.get(self._stage)
+            self._say(note(f"Stopping after this {unit} …" if unit else whole))
 
     def wait(self, timeout: float | None = None) -> None:
-        """Wait until no run is in progress, for at most `timeout` seconds."""
+        """Wait until no run is in progress.
+
+        Args:
+            timeout: Seconds to wait at most; None waits as long as it takes.
+        """
         if self._thread is not None:
             self._thread.join(timeout)
 
     def show(self, entry: Entry) -> None:
-        """Put a run of the history on the screen."""
+        """Put a run of the history on the screen.
+
+        Args:
+            entry: One of `history.entries`.
+        """
         self.screen.play(entry.files, f"{entry.name}: {entry.settings['prompt']}", entry)
         self._show_code()
 
     def code(self) -> str:
-        """Python that reproduces the run on the screen; without one, Python for the settings of the panel."""
+        """Write the Python that makes the same video.
+
+        Returns:
+            A call of `generate` for the run on the screen, or for the panel's settings when the screen is empty.
+        """
         if self.screen.entry is not None:
             return reproducing(self.screen.entry.settings)
         return reproducing(self.controls.values() | {"model": self.engine.name, "upscale": self.engine.upscale})

@@ -21,7 +21,7 @@ from ..memory.plan import Plan
 from ..model.loading import load
 from ..model.models import Models
 from ..settings import Resolved, Settings, settings_from
-from ..stages.decoding import decode
+from ..stages.decoding import decode, tile_count
 from ..stages.denoising import Step, denoise
 from ..stages.noise import initial_latents
 from ..stages.prompt import PromptEncoding, encode_prompt
@@ -126,7 +126,7 @@ def generate(
             denoising ends early; `resume` continues from them.
         on_step: Called with each denoising `Step`.
         on_stage: Called as on_stage(name, done, total) when a stage starts and after each of its units. The stages
-            are load, encode, denoise (in steps), decode and upscale (in frames).
+            are load, encode, denoise (in steps), decode (in tiles) and upscale (in frames).
         stop: Asked at the same moments from the start of denoising on. When it returns True, `Stopped` is raised,
             and the run can be resumed.
         progress: Show bars.
@@ -207,9 +207,8 @@ def run_stages(
                     tick(step)
         folder.finish_latents(latents, complete.num_inference_steps)
 
-        with watch.stage("decode") as tick:
-            video = decode(models, latents)
-            tick()
+        with watch.stage("decode", tile_count(models, latents), "tile") as tick:
+            video = decode(models, latents, lambda *_: tick())
         folder.save("video.mp4", lambda path: save_video(path, video, complete.fps, record))
 
         large, shown = None, video[sheet_frames(len(video))]

@@ -25,7 +25,7 @@ class Stopped(Exception):
 
     Attributes:
         stage: The stage that was stopped.
-        done, total: Its finished units, steps while denoising, and how many it has.
+        done, total: Its finished units (steps, tiles or frames), and how many it has.
         folder: What `resume` takes to continue behind the last finished step; None when nothing was written.
     """
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,15 +19,18 @@ if TYPE_CHECKING:
     from ..model.models import Models
 
 _frozen = itertools.count()
+_WATCHING = "t2v_kit_watched_tiles"
 
 
 @torch.no_grad()
-def decode(models: Models, latents: torch.Tensor) -> np.ndarray:
+def decode(models: Models, latents: torch.Tensor, on_tile: Callable[[int, int], object] | None = None) -> np.ndarray:
     """Turn latents into a video, with the same bits as the pipeline's frames.
 
     Args:
         models: What `load` gave. Tiling is whatever models.pipe.vae is set to (`tiles`).
         latents: (1, C, T, H, W), floating point.
+        on_tile: Called as on_tile(done, total) after each tile that the decoder has turned into pixels (`tile_count`
+            of them). What it raises ends the decoding.
 
     Returns:
         (frames, height, width, 3) uint8, 0 to 255: frames = 4 (T - 1) + 1, height = 8 H, width = 8 W.
@@ -46,7 +49,8 @@ def decode(models: Models, latents: torch.Tensor) -> np.ndarray:
         try:
             # To the VAE's dtype before dividing, as the pipeline does: the other order gives other bits.
             scaled = latents.to(models.device, vae.dtype) / vae.config.scaling_factor
-            pixels = vae.decode(scaled, return_dict=False)[0]
+            with _watched(vae.decoder, on_tile, tile_count(models, latents)):
+                pixels = vae.decode(scaled, return_dict=False)[0]
             finite = bool(torch.isfinite(pixels).all())
             frames = models.pipe.video_processor.postprocess_video(pixels, output_type="np")
         finally:
@@ -59,6 +63,27 @@ def decode(models: Models, latents: torch.Tensor) -> np.ndarray:
             "models.pipe.vae.to(torch.float32) and decode the latents again."
         )
     return video.astype(np.uint8)
+
+
+def tile_count(models: Models, latents: torch.Tensor) -> int:
+    """Count the tiles in which `decode` works with the model's tiling as it is.
+
+    Args:
+        models: What `load` gave.
+        latents: (1, C, T, H, W).
+
+    Returns:
+        How often the decoder will run; 1 where nothing is tiled.
+    """
+    vae, space, time = models.pipe.vae, models.pipe.vae_scale_factor_spatial, models.pipe.vae_scale_factor_temporal
+    frames, height, width = latents.shape[-3:]
+    length, rows, columns = 1, 1, 1
+    if vae.use_framewise_decoding and frames > vae.tile_sample_min_num_frames // time:
+        length = len(range(0, frames, vae.tile_sample_stride_num_frames // time))
+    if vae.use_tiling and (height > vae.tile_sample_min_height // space or width > vae.tile_sample_min_width // space):
+        rows = len(range(0, height, vae.tile_sample_stride_height // space))
+        columns = len(range(0, width, vae.tile_sample_stride_width // space))
+    return length * rows * columns
 
 
 @torch.no_grad()
@@ -155,6 +180,32 @@ def frozen_norms(models: Models) -> Iterator[None]:
         with models.lock:
             for norm in norms:
                 detach(norm, name)
+
+
+@contextlib.contextmanager
+def _watched(decoder: torch.nn.Module, on_tile: Callable[[int, int], object] | None, total: int) -> Iterator[None]:
+    """Inside it, `on_tile` is called after each run of the decoder."""
+    if on_tile is None:
+        yield
+        return
+    attach(decoder, _AfterEach(on_tile, total), _WATCHING)
+    try:
+        yield
+    finally:
+        detach(decoder, _WATCHING)
+
+
+class _AfterEach(ModelHook):
+    """Counts the runs of a module."""
+
+    def __init__(self, on_tile: Callable[[int, int], object], total: int) -> None:
+        super().__init__()
+        self.on_tile, self.done, self.total = on_tile, 0, total
+
+    def post_forward(self, module: torch.nn.Module, output):
+        self.done += 1
+        self.on_tile(self.done, self.total)
+        return output
 
 
 class _FrozenNorm(ModelHook):
