@@ -16,6 +16,7 @@ import torch
 from conftest import PROMPT
 
 import t2v_kit as t2v
+from t2v_kit.errors import UserError
 from t2v_kit.hunyuan.files import HUNYUAN_DEFAULTS
 from t2v_kit.memory.machine import Machine
 from t2v_kit.memory.plan import Size
@@ -356,6 +357,92 @@ class TestRuns:
         made = {}
         exec(panel.code_text.value, made)
         assert np.array_equal(made["run"].video, entry.video)
+
+
+class TestQueue:
+    """Runs that wait: their order, a failure among them, Stop, and a new panel on the same folder."""
+
+    def rows(self, panel) -> list[str]:
+        return [html.unescape(re.sub("<[^>]+>", "", row.children[0].value)) for row in panel.queue.rows.children]
+
+    def press(self, panel, row: int, css: str) -> None:
+        (pressed,) = [each for each in panel.queue.rows.children[row].children if css in each._dom_classes]
+        pressed.click()
+
+    def test_prompts_and_seeds_run_in_their_order(self, panel):
+        panel.controls.set(num_frames=5, num_inference_steps=1)
+        panel.queue.prompts.value = "A red car.\n\n  A blue cat. \n"
+        panel.queue.seeds.value = 2
+        panel.queue.add_button.click()
+        assert [row.split(" · ")[0] for row in self.rows(panel)] == ["A red car."] * 2 + ["A blue cat."] * 2
+        assert not panel.running and panel.queue.prompts.value == "" and is_shown(panel.queue.run_button)
+        self.press(panel, 3, "t2v-queue-up")
+        self.press(panel, 0, "t2v-queue-remove")
+        self.press(panel, 0, "t2v-queue-up")
+        panel.queue.run_button.click()
+        panel.wait(120)
+        made = [(entry.settings["prompt"], entry.settings["seed"]) for entry in panel.history.entries]
+        assert made == [("A red car.", 4), ("A blue cat.", 4), ("A blue cat.", 3)]
+        assert not panel.queue.waiting and not list(panel.out.glob("*/queued.json"))
+        assert len(list(panel.out.iterdir())) == 3 and panel.queue.run_button.disabled
+
+    def test_a_new_panel_takes_over_what_waits(self, panel, tiny32):
+        panel.controls.set(num_frames=5, num_inference_steps=1)
+        panel.enqueue(["first", "second", "third"])
+        panel.queue.move(panel.queue.waiting[2], -2)
+        later = Playground(tiny32, out=panel.out)
+        assert [row.split(" · ")[0] for row in self.rows(later)] == ["third", "second", "first"]
+        later.engine.upscaler.value = "pocket"  # what waits keeps what it was queued with
+        later.run_queue()
+        later.wait(120)
+        assert [entry.settings["prompt"] for entry in later.history.entries] == ["third", "second", "first"]
+        assert all(entry.settings["upscale"] == "none" for entry in later.history.entries)
+
+    def test_after_stop_the_queue_waits(self, panel, monkeypatch):
+        panel.controls.set(num_frames=5, num_inference_steps=6)
+        panel.enqueue(["first", "second"])
+        monkeypatch.setattr(panel, "_on_step", lambda step: panel.stop())
+        panel.run_queue()
+        panel.wait(120)
+        assert [item.settings["prompt"] for item in panel.queue.waiting] == ["second"] and not panel.running
+        assert panel.unfinished is not None and "Stopped in denoise" in panel.status.value
+        monkeypatch.undo()
+        panel.resume()
+        panel.wait(120)
+        assert [entry.settings["prompt"] for entry in panel.history.entries] == ["first", "second"]
+
+    def test_a_failure_does_not_hold_up_the_others(self, panel, monkeypatch):
+        panel.controls.set(num_frames=5, num_inference_steps=1)
+        panel.enqueue(["first", NASTY, "third"])
+        monkeypatch.setattr(panel.engine, "load", self.failing_at(2, panel.engine.load))
+        panel.run_queue()
+        panel.wait(120)
+        assert [entry.settings["prompt"] for entry in panel.history.entries] == ["first", "third"]
+        assert "the disk is gone" in panel.queue.words.value and "<script" not in panel.queue.words.value
+        assert len(list(panel.out.iterdir())) == 2
+
+    @staticmethod
+    def failing_at(number: int, real):
+        calls: list = []
+
+        def load(*how):
+            calls.append(how)
+            if len(calls) == number:
+                raise OSError("the disk is gone")
+            return real(*how)
+
+        return load
+
+    def test_what_cannot_run_is_not_queued(self, panel):
+        panel.controls.set(num_frames=6)
+        assert panel.queue.add_button.disabled
+        with pytest.raises(UserError, match="the line under it says which would work"):
+            panel.enqueue()
+        panel.controls.set(num_frames=5, num_inference_steps=1)
+        panel.queue.prompts.value = "A red car.\n" + "a red car " * 200
+        panel.queue.add_button.click()
+        assert "over the limit of 256" in panel.queue.words.value and not panel.queue.waiting
+        assert panel.queue.prompts.value and not panel.out.exists()
 
 
 class TestThreads:

@@ -5,22 +5,24 @@ from __future__ import annotations
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets as widgets
 
-from ..errors import UserError
+from ..errors import UserError, check_whole
 from ..memory.choose import as_plan
 from ..memory.plan import Plan
+from ..model.check import resolve
 from ..model.loading import load
 from ..model.models import Models
 from ..run.folder import CHECKPOINT, read_record
 from ..run.generating import Run, generate, resume
 from ..run.progress import Stopped
 from ..run.recipe import reproducing
+from ..settings import KNOBS, Settings
 from .bars import StageBars
 from .compare import Comparison
 from .controls import Controls
@@ -28,6 +30,7 @@ from .engine import Engine
 from .history import Entry, History
 from .look import STYLE, button, failure, note, show_if
 from .preview import Preview
+from .queue import Queue, forget
 from .screen import Screen
 
 if TYPE_CHECKING:
@@ -50,6 +53,7 @@ class Playground(widgets.VBox):
         controls: The settings; `controls.set(seed=3)` moves them.
         engine: Model, memory plan and upscaler.
         history: The finished runs, in `history.entries`.
+        queue: The runs that wait, in `queue.waiting`.
         unfinished: The folder that `resume` would continue, or None.
         preview: The previews, whose `share` is their part of the denoising time; None before the first run.
 
@@ -68,6 +72,7 @@ class Playground(widgets.VBox):
         self.controls = Controls(self.engine.rules, self._check)
         self.bars, self.screen, self.comparison = StageBars(), Screen(), Comparison()
         self.history = History(self.show, self.controls.set, self.comparison.show)
+        self.queue = Queue(self.out, self._enqueue, self.run_queue)
         self._buttons()
         super().__init__(self._layout())
         self.add_class("t2v")
@@ -88,7 +93,7 @@ class Playground(widgets.VBox):
                 self._say(note("A setting needs another value; the line under it says which would work.", "error"))
                 return
             settings = self.controls.values() | {"upscale": self.engine.upscale}
-            folder = self.out / datetime.now().strftime("%Y%m%d-%H%M%S-%f")[:-3]
+            folder = self._new_folder()
             every = self.controls.checkpoint_every.value
 
             def make(**watchers) -> Run:
@@ -120,6 +125,55 @@ class Playground(widgets.VBox):
 
             self._begin(make, folder, settings)
 
+    def enqueue(self, prompts: Sequence[str] = (), seeds: int = 1) -> None:
+        """Let runs with the panel's settings wait in the queue. After a run that ends well or fails, the next begins.
+
+        Args:
+            prompts: One run for each; none stands for the prompt on the panel.
+            seeds: As many runs of each, with the panel's seed and those that follow it.
+
+        Raises:
+            UserError: A setting or a prompt is wrong, or the plan does not fit. Nothing is queued then.
+        """
+        with self.controls.guard:
+            choice, values = self.engine.choice if self._check() else None, self.controls.values()
+            if choice is None:
+                raise UserError("a setting on the panel needs another value; the line under it says which would work.")
+            plan = self.engine.plan(choice)
+            values |= {"upscale": self.engine.upscale, "model": choice.name, "memory": plan and plan.as_dict()}
+            wanted = [
+                values | {"prompt": prompt, "seed": values["seed"] + number}
+                for prompt in prompts or [values["prompt"]]
+                for number in range(check_whole("seeds", seeds, 1, works=1))
+            ]
+            for each in wanted:
+                resolve(Settings(**{name: each[name] for name in KNOBS}), self.engine.chosen_rules)  # type: ignore
+            for each in wanted:
+                self.queue.add(self._new_folder(), each)
+            self._free()
+
+    def run_queue(self) -> None:
+        """Begin the run that waits first. While a run is in progress, or when none waits, this does nothing."""
+        with self.controls.guard:
+            item = None if self.running else self.queue.take()
+            if item is None:
+                return
+            settings = {name: value for name, value in item.settings.items() if name not in ("model", "memory")}
+            model, plan, every = item.settings["model"], item.settings["memory"], self.controls.checkpoint_every.value
+
+            def make(**watchers) -> Run:
+                try:
+                    models = self._load({"name": model}, None if plan is None else as_plan(plan))
+                    return generate(**settings, model=models, out=item.folder, checkpoint_every=every, **watchers)
+                except Exception as error:
+                    if not isinstance(error, Stopped):
+                        self.queue.failed.append(f"{settings['prompt']}: {error}")
+                    raise
+                finally:
+                    forget(item.folder)
+
+            self._begin(make, item.folder, settings, queued=True)
+
     def stop(self) -> None:
         """Stop after the step, tile or frame that is being made; `resume` continues from there."""
         if self.running:
@@ -130,13 +184,16 @@ class Playground(widgets.VBox):
             self._say(note(f"Stopping after this {unit} …" if unit else whole))
 
     def wait(self, timeout: float | None = None) -> None:
-        """Wait until no run is in progress.
+        """Wait until no run is in progress and, once the queue runs, until none waits.
 
         Args:
             timeout: Seconds to wait at most; None waits as long as it takes.
         """
-        if self._thread is not None:
-            self._thread.join(timeout)
+        until = None if timeout is None else time.monotonic() + timeout
+        while (thread := self._thread) is not None and thread.is_alive():
+            thread.join(None if until is None else max(0.0, until - time.monotonic()))
+            if until is not None and time.monotonic() >= until:
+                return
 
     def show(self, entry: Entry) -> None:
         """Put a run of the history on the screen.
@@ -180,7 +237,7 @@ class Playground(widgets.VBox):
         row = widgets.HBox(buttons, layout={"flex_flow": "row wrap", "margin": "10px 0 0"})
         side = widgets.VBox([self.controls.box, self.engine.box], layout={"flex": "1 1 340px", "max_width": "430px"})
         side.add_class("t2v-side")
-        main = [self.screen.box, row, self.status, self.code_text, self.bars.box, self.history.box]
+        main = [self.screen.box, row, self.status, self.code_text, self.bars.box, self.queue.box, self.history.box]
         stage = widgets.VBox(main, layout={"flex": "1 1 460px", "min_width": "0"})
         stage.add_class("t2v-stage")
         columns = widgets.HBox([side, stage], layout={"flex_flow": "row wrap"})
@@ -196,11 +253,33 @@ class Playground(widgets.VBox):
             settings = self.controls.check()
             ready = self.engine.check(settings) and settings is not None
             self.generate_button.disabled = self.running or not ready
+            self.queue.free(ready, self.running)
             return ready
 
-    def _begin(self, make: Callable[..., Run], folder: Path, settings: dict) -> None:
+    def _enqueue(self, prompts: list[str], seeds: int) -> None:
+        """`enqueue` for the button: what is wrong is said beside it."""
+        try:
+            self.enqueue(prompts, seeds)
+        except (UserError, OSError) as error:
+            self.queue.say(str(error), "error")
+        else:
+            self.queue.prompts.value = ""
+            self.queue.say("" if self.running else "Run queue begins with the first.")
+
+    def _new_folder(self) -> Path:
+        """A folder for one run, that no other run has."""
+        folder = self.out / datetime.now().strftime("%Y%m%d-%H%M%S-%f")[:-3]
+        while folder.exists():
+            folder = folder.with_name(f"{folder.name}-")
+        return folder
+
+    def _begin(self, make: Callable[..., Run], folder: Path, settings: dict, queued: bool = False) -> None:
         """Start `make` in a thread: the notebook and this panel stay alive."""
         self._stop.clear()
+        if queued:
+            self.queue.say(
+                f"{len(self.queue.waiting)} more to come." if self.queue.waiting else "This is the last one."
+            )
         self.running, self.unfinished, self._folder, self._making = True, None, folder, settings
         self.bars.reset(upscale=settings["upscale"] != "none")
         self.screen.clear()
@@ -210,7 +289,7 @@ class Playground(widgets.VBox):
         self._thread.start()
 
     def _work(self, make: Callable[..., Run]) -> None:
-        """The thread's work. However it ends, the panel is ready for the next run."""
+        """The thread's work. However it ends, the panel is ready for the next run; the queue goes on unless stopped."""
         try:
             run = make(on_step=self._on_step, on_stage=self._on_stage, stop=self._stop.is_set, progress=False)
             self._finished(run)
@@ -225,6 +304,8 @@ class Playground(widgets.VBox):
             with self.controls.guard:
                 self.running = False
                 self._free()
+                if not self._stop.is_set():
+                    self.run_queue()
 
     def _load(self, files: dict[str, Any], plan: Plan | None) -> Models:
         """The model of a run, and the map for its previews. Another model is let go of first."""
