@@ -76,9 +76,9 @@ class Residence:
             name: A key of `STAGE`.
         """
         with self.lock:
-            for other in sorted(self._loaded - {name}):
-                if STAGE[other] != STAGE[name]:
-                    self._leave(other)
+            others = [other for other in sorted(self._loaded - {name}) if STAGE[other] != STAGE[name]]
+            if any([self._leave(other) for other in others]):
+                self._free()
             if name not in self._loaded:
                 self._fill(name, self._read(name))
                 self._prepare(name)
@@ -99,16 +99,15 @@ class Residence:
             if any(moved):
                 self._free()
 
-    def _leave(self, name: str) -> None:
-        """Make room for another stage."""
-        if self.plan.one_stage:
-            self._fill(name, self._skeleton(name))
-            self._hooks[name] = self._hook(name)
-            self._loaded.discard(name)
-            self._root_groups.pop(name, None)
-        elif not self._offload(name):
-            return
-        self._free()
+    def _leave(self, name: str) -> bool:
+        """Make room for another stage; whether it does."""
+        if not self.plan.one_stage:
+            return self._offload(name)
+        self._fill(name, self._skeleton(name))
+        self._hooks[name] = self._hook(name)
+        self._loaded.discard(name)
+        self._root_groups.pop(name, None)
+        return True
 
     def _offload(self, name: str) -> bool:
         """Move a network from the device to RAM if the plan says so; whether it does."""
@@ -122,7 +121,8 @@ class Residence:
 
     def _free(self) -> None:
         """Give memory that nothing uses any more back to the system and to the driver."""
-        gc.collect()
+        if self.plan.one_stage:
+            gc.collect()  # what left was part of reference cycles; weights that only moved were not
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
