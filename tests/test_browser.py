@@ -148,7 +148,7 @@ def playing(page, css: str) -> int:
 
 
 def test_a_person_plays(page):
-    """Type, turn, watch, stop, resume, compare, get something wrong: what the playground is for."""
+    """Type, turn, watch, stop, resume, compare, get something wrong, queue: what the playground is for."""
     page.evaluate(WATCH)
     page.wait_for_selector(".t2v-generate:enabled")  # it opens ready
     assert page.locator(".t2v-side .t2v-error").count() == 0
@@ -207,3 +207,18 @@ def test_a_person_plays(page):
     page.click(".t2v-generate")
     status(page, "is damaged or no upscaler")
     assert page.locator(".t2v-status .t2v-error").count() == 1 and page.is_enabled(".t2v-generate")
+
+    page.select_option(".t2v-upscaler select", "none")
+    turn(page, "t2v-num-inference-steps", "2")
+    page.fill(".t2v-queue-prompts textarea", f"A red car on the beach.\n{NASTY}")
+    page.click(".t2v-queue-add")
+    page.wait_for_selector(".t2v-queue-remove >> nth=1")
+    page.click(".t2v-queue-up >> nth=1")
+    page.wait_for_function("document.querySelector('.t2v-queue-rows .t2v-soft').innerText.includes('<script>')")
+    if pictures:
+        page.locator(".t2v").screenshot(path=f"{pictures}/queue.png")
+    before = page.locator(".t2v-card").count()
+    page.click(".t2v-queue-run")
+    page.wait_for_selector(f".t2v-card >> nth={before + 1}")
+    page.wait_for_selector(".t2v-queue-rows >> css=button", state="detached")
+    assert page.evaluate("window.pwned") is None and "beach" in page.inner_text(".t2v-card >> nth=0")

@@ -48,7 +48,7 @@ class Queue:
         self.waiting, self.failed = _found(out), list[str]()
         self._guard = threading.RLock()  # the thread of a run takes the next one while somebody reorders
         self.prompts = widgets.Textarea(
-            placeholder="More prompts, one on each line. Empty: the prompt above.", rows=3, layout={"width": "100%"}
+            placeholder="More prompts, one on each line. Empty: the prompt above.", rows=3, layout={"width": "auto"}
         )
         self.prompts.add_class("t2v-queue-prompts")
         self.seeds = widgets.BoundedIntText(1, min=1, max=100, description="seeds each", layout={"width": "160px"})
