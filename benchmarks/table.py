@@ -15,9 +15,25 @@ from benchmarks.common import RESULTS
 from benchmarks.rows import SIZES
 from t2v_kit.memory.estimate import estimate
 from t2v_kit.memory.plan import Plan, Size
+from t2v_kit.settings import KNOBS
 
 POCKET = Path(__file__).parents[1] / "t2v_kit" / "pocket"
+NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 STAGES = ("encode", "denoise", "decode", "whole")
+#: What each notebook is about, in the order in which to read them
+ABOUT = {
+    "00_quickstart": "all five stages, in ten cells",
+    "01_prompt_encoding": "tokens, the system instruction, hidden states, CLIP, padding",
+    "02_video_compression": "the causal 3D VAE: what 4 x 8 x 8 keeps, and where causality leaks",
+    "03_noisy_latents": "flow matching: from clip to noise, sigma, shift, the loss",
+    "04_dual_to_single_stream": "tokens, RoPE, blocks by hand, which word is looked at where",
+    "05_denoising": "the loop in a dozen lines, what settles first, steps, guidance",
+    "14_step_caches": "steps that are not computed, what they save and what they cost",
+    "06_small_gpus": "int8 and nf4, offload, the planner for your card",
+    "07_decoding": "tiles and their seams, memory, files that can make themselves again",
+    "08_upscaling": "side by side, errors, flicker, what the network invents",
+    "09_playground": "every knob on one panel, a queue, stop and resume, two runs compared",
+}
 UNGRADED = ("prompts", "facing", "clean")  # of a verdict: what is no attribute of the prompt
 
 
@@ -26,13 +42,42 @@ def tables(folders: tuple[Path, ...] = (RESULTS, POCKET)) -> dict[str, str]:
     makers = {"memory": ("memory", memory), "speed": ("speed", speed)}
     makers |= {"adherence": ("evaluation", adherence), "guidance": ("evaluation", guidance)}
     makers |= {path.stem: (path.stem, upscaling) for folder in folders for path in folder.glob("upscaling*.json")}
-    made = {}
+    made = {"settings": settings(), "notebooks": notebooks(folders)}
     for name, (file, make) in makers.items():
         path = next((folder / f"{file}.json" for folder in folders if (folder / f"{file}.json").exists()), None)
         table = make(json.loads(path.read_text("utf-8"))) if path else None
         if table:
             made[name] = table
     return made
+
+
+def settings() -> str:
+    """A row for each setting of a video: what is said of it in `t2v_kit.settings`."""
+    lines = ["| in Python | on the command line | range | what it does |", "|---|---|---|---|"]
+    for name, knob in KNOBS.items():
+        span = "" if knob.kind not in ("whole", "real") else f"{knob.lowest:g} to {knob.highest:g}"
+        span = f"from {knob.lowest:g}" if knob.highest >= 2**62 else span
+        option = "PROMPT" if name == "prompt" else f"--{name.replace('_', '-')}"
+        lines.append(f"| `{name}` | `{option}` | {span} | {knob.help} |")
+    return "\n".join(lines)
+
+
+def notebooks(folders: tuple[Path, ...], root: Path = NOTEBOOKS.parent) -> str:
+    """A row for each notebook: its own title, what it is about, and the seconds that all of its cells took."""
+    path = next((folder / "notebooks.json" for folder in folders if (folder / "notebooks.json").exists()), None)
+    took = json.loads(path.read_text("utf-8"))["seconds"] if path else {}
+    lines = ["| notebook | what it is about | seconds¹ |", "|---|---|---|"]
+    for name, about in ABOUT.items():
+        seconds = f"{took[name]:.0f}" if name in took else "not measured yet"
+        lines.append(f"| [{title(root / 'notebooks' / f'{name}.ipynb')}](notebooks/{name}.ipynb) | {about} | {seconds} |")
+    return "\n".join([*lines, "", "¹ All cells, imports included, on two CPU cores."])
+
+
+def title(notebook: Path) -> str:
+    """A notebook's number and its heading, as in '05 · Denoising'."""
+    cells = json.loads(notebook.read_text("utf-8"))["cells"]
+    heading = next(line for line in "".join(cells[0]["source"]).splitlines() if line.startswith("# "))
+    return f"{notebook.name[:2]} · {heading.removeprefix('# ').split(' · ')[-1]}"
 
 
 def adherence(report: dict) -> str | None:
