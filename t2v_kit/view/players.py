@@ -39,12 +39,13 @@ def animation(video: np.ndarray, fps: float, width: int = 384, quality: int = 60
     return file.getvalue()
 
 
-def show_video(video: np.ndarray, fps: float, title: str = "", width: int = 768, page_width: int = 384) -> None:
+def show_video(video: np.ndarray, fps: float, title: str = "", width: int = 1200, page_width: int = 768) -> None:
     """Play a video inside the notebook.
 
     The output has two forms: a live notebook shows the H.264 player; pages that block players (a notebook on GitHub)
     show an animated WebP, which browsers accept in the place of a PNG. An odd width or height is shown with its last
-    column or row repeated: an MP4 that every browser plays has even sides.
+    column or row repeated: an MP4 that every browser plays has even sides. A small video is enlarged by repeating its
+    pixels, so that what is seen is what was made: up to three times in the player, twice in the animation.
 
     Args:
         video: `(T, H, W, 3)` uint8.
@@ -61,10 +62,20 @@ def show_video(video: np.ndarray, fps: float, title: str = "", width: int = 768,
     frames = even(np.stack([np.asarray(fitted(frame, width)) for frame in check_video(video)]))
     mediapy, (height, shown_width) = mediapy_with_ffmpeg(), frames.shape[1:3]
     mp4 = mediapy.compress_video(frames, fps=fps, crf=18, encoded_format="yuv420p", ffmpeg_args=MP4_ARGS)
-    player = mediapy.html_from_compressed_video(mp4, shown_width, height, title=html.escape(title) or None)
-    webp = base64.b64encode(animation(video, fps, page_width)).decode()
+    times = _times(shown_width, width, 3)
+    player = mediapy.html_from_compressed_video(
+        mp4, shown_width * times, height * times, title=html.escape(title) or None
+    )
+    pixelated = f'<div style="image-rendering: pixelated">{player}</div>'  # the video inherits it
+    twice = _times(video.shape[2], page_width, 2)
+    webp = base64.b64encode(animation(video.repeat(twice, axis=1).repeat(twice, axis=2), fps, page_width)).decode()
     words = f"{title or 'video'}: {len(video)} frames of {video.shape[2]}x{video.shape[1]} at {fps:g} fps"
-    display({"text/html": player, "image/png": webp, "text/plain": words}, raw=True)
+    display({"text/html": pixelated, "image/png": webp, "text/plain": words}, raw=True)
+
+
+def _times(width: int, limit: int, most: int) -> int:
+    """How many times, up to `most`, something of this width may be enlarged within `limit` pixels."""
+    return min(most, max(1, limit // width))
 
 
 def show_image(image: np.ndarray | Image.Image, width: int = 1200) -> None:
