@@ -218,6 +218,13 @@ def test_a_row_of_small_films_is_enlarged_to_the_page(width, count, times):
     np.testing.assert_array_equal(row[:, label:, : width * times], frames.repeat(times, 1).repeat(times, 2))
 
 
+def test_letters_are_as_large_as_the_names_allow():
+    """A row 1,200 pixels wide has letters of 25 pixels, unless a name would be cut off then."""
+    frames = film(1, 112, 192)
+    tall, low = (side_by_side({f"{n}{name}": frames for n in range(6)}).shape[1] for name in ("", " from sigma 0.9"))
+    assert tall - 112 == 25 * 7 // 8 * 2 and 28 <= low - 112 < tall - 112
+
+
 def test_a_long_name_is_shortened_to_its_film():
     """It ends in an ellipsis inside the panel; two names with one beginning are still two films."""
     one, other = "a name much longer than the film is wide", "a name much longer than the film is high"

@@ -111,7 +111,7 @@ def side_by_side(videos: dict[str, np.ndarray], height: int | None = None) -> np
     if height is None:
         gaps = _GAP * (len(videos) - 1)
         tallest *= min(3, max(1, (_ROW - gaps) // (_row(videos, tallest) - gaps)))
-    label = round(16 * max(1, _row(videos, tallest) / _LABEL))
+    label = _label(videos, tallest)
     panels = [_panel(name, video, tallest, label) for name, video in videos.items()]
     gap = np.full((*panels[0].shape[:2], _GAP, 3), 255, np.uint8)
     return np.concatenate([part for panel in panels for part in (gap, panel)][1:], axis=2)
@@ -155,6 +155,16 @@ def _width(video: np.ndarray, height: int) -> int:
 def _row(videos: dict[str, np.ndarray], height: int) -> int:
     """The width of all of them side by side at `height`."""
     return sum(_width(video, height) for video in videos.values()) + _GAP * (len(videos) - 1)
+
+
+def _label(videos: dict[str, np.ndarray], height: int) -> int:
+    """The size of the letters: as large as the row asks for, less where a name would be cut off, at least 16 pixels."""
+    largest = round(16 * max(1, _row(videos, height) / _LABEL))
+
+    def fits(size: int) -> bool:
+        return all(font(size).getlength(name) <= _width(video, height) - 4 for name, video in videos.items())
+
+    return next((size for size in range(largest, 16, -1) if fits(size)), 16)
 
 
 def _panel(name: str, video: np.ndarray, height: int, label: int) -> np.ndarray:
