@@ -24,7 +24,12 @@ def regenerate(path: Path) -> None:
     """Execute one notebook in its own folder and write it back with cleaned outputs."""
     notebook = nbformat.read(path, as_version=4)
     client = NotebookClient(
-        notebook, timeout=600, record_timing=False, kernel_name="python3", resources={"metadata": {"path": path.parent}}
+        notebook,
+        timeout=600,
+        record_timing=False,
+        coalesce_streams=True,  # a line whose end is printed later stays one line on the page
+        kernel_name="python3",
+        resources={"metadata": {"path": path.parent}},
     )
     began = time.monotonic()
     client.execute()

@@ -123,6 +123,19 @@ def test_relative_links_lead_somewhere(path):
     assert not [target for target in targets if not (path.parent / target).exists()]
 
 
+def test_the_glossary_names_notebooks_that_use_the_term():
+    """Each entry ends in numbers of notebooks; the term is in the text or the code of every one of them."""
+    used = {path.name[:2]: path.read_text("utf-8").lower() for path in TAUGHT}
+    entries = re.findall(
+        r"^(?:-|\d\.) (.+?)(?=\n-|\n\d\.|\n\n|\Z)", (ROOT / "docs/glossary.md").read_text("utf-8"), re.M | re.S
+    )
+    assert len(entries) > 50
+    for entry in entries:
+        terms = re.findall(r"[^,`*]+", entry.split(":")[0].lower())
+        numbers = re.findall(r"\d\d", re.search(r"\(([\d, ]+)\)\.?$", entry)[1])
+        assert all(any(term.strip() in used[number] for term in terms) for number in numbers), entry
+
+
 @pytest.mark.parametrize("path", TAUGHT, ids=name)
 def test_answers_are_there_for_every_exercise(path):
     """A notebook that sets exercises has its answers in solutions/, under the same name."""
@@ -155,7 +168,7 @@ def test_regenerate_runs_and_cleans(tmp_path):
     v4 = nbformat.v4
     show = "from IPython.display import display\ndisplay({'text/html': '<video>', 'image/png': 'UklG'}, raw=True)"
     cells = [
-        v4.new_code_cell("import sys\nprint('10%| | 1/10', file=sys.stderr)\nprint(2 + 3)"),
+        v4.new_code_cell("import sys\nprint('10%| | 1/10', file=sys.stderr)\nprint(2 + 3, flush=True)\nprint(6)"),
         v4.new_code_cell(show),
     ]
     cells += [v4.new_code_cell("import sys\nprint('beware', file=sys.stderr)")]
@@ -167,7 +180,7 @@ def test_regenerate_runs_and_cleans(tmp_path):
     kept = nbformat.read(path, 4)
     printed, shown, warned = kept.cells
     assert [output.text for output in warned.outputs] == ["beware\n"]
-    assert [output.text for output in printed.outputs] == ["5\n"]
+    assert [output.text for output in printed.outputs] == ["5\n6\n"]
     assert printed.metadata == {"tags": ["nbval-check-output"]}
     assert dict(shown.outputs[0].data) == {"image/png": "UklG"} and "widgets" not in kept.metadata
     assert [cell.execution_count for cell in kept.cells] == [1, 2, 3]
