@@ -64,6 +64,13 @@ def test_nothing_but_progress_bars_goes_to_stderr(notebook):
     assert "".join(output.text for output in kept) == ""
 
 
+def test_what_is_printed_is_stored_in_one_piece(notebook):
+    """Two pieces are two boxes on a page, and a line that was printed in two goes asunder."""
+    for cell in code_cells(notebook):
+        names = [output.get("name") for output in cell.outputs]
+        assert names.count("stdout") <= 1, cell.id
+
+
 def test_bars_are_told_from_warnings():
     """tqdm's bars, with or without a total, nested or not, are dropped; a warning among them stays."""
     bars = "\rLoading:  40%|██   | 2/5 [00:00<00:01, 9.1it/s]\n\rdenoise: 7it [00:02,  3.1it/s]\x1b[A\n"
