@@ -143,6 +143,15 @@ def test_the_glossary_names_notebooks_that_use_the_term():
         assert all(any(term.strip() in used[number] for term in terms) for number in numbers), entry
 
 
+def test_a_notebook_has_one_title(notebook):
+    """Links call a notebook by its heading, and its answers do too."""
+    headings = {path.name: nbformat.read(path, 4).cells[0].source.splitlines()[0].removeprefix("# ") for path in TAUGHT}
+    prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    called = re.findall(r"\[(\d\d · [^]]+)\]\((?:\.\./)?([^)/]+\.ipynb)\)", prose)
+    assert not [(title, file) for title, file in called if title != headings[file]]
+    assert prose.startswith("# Answers to [") or prose.splitlines()[0].removeprefix("# ") in headings.values()
+
+
 @pytest.mark.parametrize("path", TAUGHT, ids=name)
 def test_answers_are_there_for_every_exercise(path):
     """A notebook that sets exercises has its answers in solutions/, under the same name."""
