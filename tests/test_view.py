@@ -281,6 +281,13 @@ def test_a_small_video_is_shown_large_and_sharp(shown):
     assert np.abs(pixels - film()[0].repeat(2, axis=0).repeat(2, axis=1)).mean() < 4
 
 
+def test_a_wide_video_fits_a_narrow_page(shown):
+    """The browser makes it smaller, and smoothly: letters would lose strokes if it left out pixels."""
+    show_video(film(2, 48, 1000), 16)
+    assert 'width="1000" height="48"' in shown[0]["text/html"] and "max-width: 100%" in shown[0]["text/html"]
+    assert "pixelated" not in shown[0]["text/html"]
+
+
 @pytest.mark.parametrize(("height", "width"), [(47, 64), (48, 63), (47, 63), (1, 1)])
 def test_an_odd_size_plays_everywhere(shown, tmp_path, height, width):
     """Firefox and Safari play yuv420p alone, which has even sides: the last row and column are repeated."""

@@ -51,7 +51,7 @@ def show_video(video: np.ndarray, fps: float, title: str = "", width: int = 1200
         video: `(T, H, W, 3)` uint8.
         fps: Frames a second.
         title: A line above the player.
-        width: The player's largest width in pixels.
+        width: The player's largest width in pixels; in a narrower page it is as wide as the page.
         page_width: The animation's largest width in pixels.
 
     Raises:
@@ -63,14 +63,17 @@ def show_video(video: np.ndarray, fps: float, title: str = "", width: int = 1200
     mediapy, (height, shown_width) = mediapy_with_ffmpeg(), frames.shape[1:3]
     mp4 = mediapy.compress_video(frames, fps=fps, crf=18, encoded_format="yuv420p", ffmpeg_args=MP4_ARGS)
     times = _times(shown_width, width, 3)
-    player = mediapy.html_from_compressed_video(
-        mp4, shown_width * times, height * times, title=html.escape(title) or None
+    sharp = "image-rendering: pixelated; " if times > 1 else ""  # made smaller, letters would lose strokes by it
+    player = (
+        f"<div>{html.escape(title)}</div>"
+        f'<video controls loop autoplay muted width="{shown_width * times}" height="{height * times}" '
+        f'style="{sharp}max-width: 100%; height: auto" '
+        f'src="data:video/mp4;base64,{base64.b64encode(mp4).decode()}"></video>'
     )
-    pixelated = f'<div style="image-rendering: pixelated">{player}</div>'  # the video inherits it
     twice = _times(video.shape[2], page_width, 2)
     webp = base64.b64encode(animation(video.repeat(twice, axis=1).repeat(twice, axis=2), fps, page_width)).decode()
     words = f"{title or 'video'}: {len(video)} frames of {video.shape[2]}x{video.shape[1]} at {fps:g} fps"
-    display({"text/html": pixelated, "image/png": webp, "text/plain": words}, raw=True)
+    display({"text/html": player, "image/png": webp, "text/plain": words}, raw=True)
 
 
 def _times(width: int, limit: int, most: int) -> int:
