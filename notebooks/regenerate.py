@@ -24,12 +24,7 @@ def regenerate(path: Path) -> None:
     """Execute one notebook in its own folder and write it back with cleaned outputs."""
     notebook = nbformat.read(path, as_version=4)
     client = NotebookClient(
-        notebook,
-        timeout=600,
-        record_timing=False,
-        coalesce_streams=True,  # a line whose end is printed later stays one line on the page
-        kernel_name="python3",
-        resources={"metadata": {"path": path.parent}},
+        notebook, timeout=600, record_timing=False, kernel_name="python3", resources={"metadata": {"path": path.parent}}
     )
     began = time.monotonic()
     client.execute()
@@ -54,13 +49,24 @@ def clean(notebook: nbformat.NotebookNode) -> None:
                     output.text = without_bars(output.text)
                 if "image/png" in output.get("data", {}):
                     output.data.pop("text/html", None)
-            cell.outputs = [output for output in cell.outputs if _kept(output)]
+            cell.outputs = _joined([output for output in cell.outputs if _kept(output)])
 
 
 def without_bars(text: str) -> str:
     """What else than progress bars is in a text written to stderr."""
     lines = (line.replace("\x1b[A", "").strip() for line in re.split(r"[\r\n]", text))
     return "".join(f"{line}\n" for line in lines if line and not BAR.search(line))
+
+
+def _joined(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
+    """What was printed in pieces, with nothing shown in between, as one: a page puts each output into a box."""
+    joined: list[nbformat.NotebookNode] = []
+    for output in outputs:
+        if joined and "name" in output and output.name == joined[-1].get("name"):
+            joined[-1].text += output.text
+        else:
+            joined.append(output)
+    return joined
 
 
 def _kept(output: nbformat.NotebookNode) -> bool:
