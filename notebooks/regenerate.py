@@ -49,13 +49,24 @@ def clean(notebook: nbformat.NotebookNode) -> None:
                     output.text = without_bars(output.text)
                 if "image/png" in output.get("data", {}):
                     output.data.pop("text/html", None)
-            cell.outputs = [output for output in cell.outputs if _kept(output)]
+            cell.outputs = _joined([output for output in cell.outputs if _kept(output)])
 
 
 def without_bars(text: str) -> str:
     """What else than progress bars is in a text written to stderr."""
     lines = (line.replace("\x1b[A", "").strip() for line in re.split(r"[\r\n]", text))
     return "".join(f"{line}\n" for line in lines if line and not BAR.search(line))
+
+
+def _joined(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
+    """What was printed in pieces, with nothing shown in between, as one: a page puts each output into a box."""
+    joined: list[nbformat.NotebookNode] = []
+    for output in outputs:
+        if joined and "name" in output and output.name == joined[-1].get("name"):
+            joined[-1].text += output.text
+        else:
+            joined.append(output)
+    return joined
 
 
 def _kept(output: nbformat.NotebookNode) -> bool:

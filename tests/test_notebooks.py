@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import nbformat
@@ -64,6 +65,13 @@ def test_nothing_but_progress_bars_goes_to_stderr(notebook):
     assert "".join(output.text for output in kept) == ""
 
 
+def test_what_is_printed_is_stored_in_one_piece(notebook):
+    """Two pieces are two boxes on a page, and a line that was printed in two goes asunder."""
+    for cell in code_cells(notebook):
+        names = [output.get("name") for output in cell.outputs]
+        assert ("stdout", "stdout") not in pairwise(names), cell.id
+
+
 def test_bars_are_told_from_warnings():
     """tqdm's bars, with or without a total, nested or not, are dropped; a warning among them stays."""
     bars = "\rLoading:  40%|██   | 2/5 [00:00<00:01, 9.1it/s]\n\rdenoise: 7it [00:02,  3.1it/s]\x1b[A\n"
@@ -123,6 +131,28 @@ def test_relative_links_lead_somewhere(path):
     assert not [target for target in targets if not (path.parent / target).exists()]
 
 
+def test_the_glossary_names_notebooks_that_use_the_term():
+    """Each entry ends in numbers of notebooks; the term is in the text or the code of every one of them."""
+    used = {path.name[:2]: path.read_text("utf-8").lower() for path in TAUGHT}
+    entries = re.findall(
+        r"^(?:-|\d\.) (.+?)(?=\n-|\n\d\.|\n\n|\Z)", (ROOT / "docs/glossary.md").read_text("utf-8"), re.M | re.S
+    )
+    assert len(entries) > 50
+    for entry in entries:
+        terms = re.findall(r"[^,`*]+", entry.split(":")[0].lower())
+        numbers = re.findall(r"\d\d", re.search(r"\(([\d, ]+)\)\.?$", entry)[1])
+        assert all(any(term.strip() in used[number] for term in terms) for number in numbers), entry
+
+
+def test_a_notebook_has_one_title(notebook):
+    """Links call a notebook by its heading, and its answers do too."""
+    headings = {path.name: nbformat.read(path, 4).cells[0].source.splitlines()[0].removeprefix("# ") for path in TAUGHT}
+    prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    called = re.findall(r"\[(\d\d · [^]]+)\]\((?:\.\./)?([^)/]+\.ipynb)\)", prose)
+    assert not [(title, file) for title, file in called if title != headings[file]]
+    assert prose.startswith("# Answers to [") or prose.splitlines()[0].removeprefix("# ") in headings.values()
+
+
 @pytest.mark.parametrize("path", TAUGHT, ids=name)
 def test_answers_are_there_for_every_exercise(path):
     """A notebook that sets exercises has its answers in solutions/, under the same name."""
@@ -154,8 +184,9 @@ def test_regenerate_runs_and_cleans(tmp_path):
     """Progress bar and player are dropped, picture, print, warning, tag and count are kept; twice is the same."""
     v4 = nbformat.v4
     show = "from IPython.display import display\ndisplay({'text/html': '<video>', 'image/png': 'UklG'}, raw=True)"
+    show += "\nprint('below')"
     cells = [
-        v4.new_code_cell("import sys\nprint('10%| | 1/10', file=sys.stderr)\nprint(2 + 3)"),
+        v4.new_code_cell("import sys\nprint('10%| | 1/10', file=sys.stderr)\nprint(2 + 3, flush=True)\nprint(6)"),
         v4.new_code_cell(show),
     ]
     cells += [v4.new_code_cell("import sys\nprint('beware', file=sys.stderr)")]
@@ -167,9 +198,10 @@ def test_regenerate_runs_and_cleans(tmp_path):
     kept = nbformat.read(path, 4)
     printed, shown, warned = kept.cells
     assert [output.text for output in warned.outputs] == ["beware\n"]
-    assert [output.text for output in printed.outputs] == ["5\n"]
+    assert [output.text for output in printed.outputs] == ["5\n6\n"]
     assert printed.metadata == {"tags": ["nbval-check-output"]}
-    assert dict(shown.outputs[0].data) == {"image/png": "UklG"} and "widgets" not in kept.metadata
+    assert dict(shown.outputs[0].data) == {"image/png": "UklG"} and shown.outputs[1].text == "below\n"
+    assert "widgets" not in kept.metadata
     assert [cell.execution_count for cell in kept.cells] == [1, 2, 3]
     regenerate(path)
     assert path.read_bytes() == first

@@ -200,17 +200,35 @@ def test_side_by_side_shows_small_pixels_as_they_are():
     """A film of a quarter of the size is enlarged by repeating pixels; the large one is untouched."""
     small = film(3)
     large = small.repeat(4, axis=1).repeat(4, axis=2)
-    both = side_by_side({"before": small, "after": large})
+    both = side_by_side({"before": small, "after": large}, height=192)
     assert both.shape == (3, 28 + 192, 2 * 256 + 8, 3)
     np.testing.assert_array_equal(both[:, 28:, :256], large)
     np.testing.assert_array_equal(both[:, 28:, 264:], large)
     assert (both[0, :28, :256] < 100).any(), "the name is written above"
 
 
+@pytest.mark.parametrize(("width", "count", "times"), [(192, 1, 3), (192, 2, 3), (192, 3, 2), (192, 4, 1), (768, 2, 1)])
+def test_a_row_of_small_films_is_enlarged_to_the_page(width, count, times):
+    """By a whole number, so that pixels stay squares; the labels are 16 pixels high where the row is shown at 768."""
+    frames = np.random.default_rng(0).integers(0, 200, (1, 112, width, 3), np.uint8)
+    row = side_by_side({f"film {number}": frames for number in range(count)})
+    label = row.shape[1] - 112 * times
+    assert row.shape[2] == count * width * times + 8 * (count - 1)
+    assert label / 28 == pytest.approx(max(1, row.shape[2] / 768), rel=0.1)
+    np.testing.assert_array_equal(row[:, label:, : width * times], frames.repeat(times, 1).repeat(times, 2))
+
+
+def test_letters_are_as_large_as_the_names_allow():
+    """A row 1,200 pixels wide has letters of 25 pixels, unless a name would be cut off then."""
+    frames = film(1, 112, 192)
+    tall, low = (side_by_side({f"{n}{name}": frames for n in range(6)}).shape[1] for name in ("", " from sigma 0.9"))
+    assert tall - 112 == 25 * 7 // 8 * 2 and 28 <= low - 112 < tall - 112
+
+
 def test_a_long_name_is_shortened_to_its_film():
     """It ends in an ellipsis inside the panel; two names with one beginning are still two films."""
     one, other = "a name much longer than the film is wide", "a name much longer than the film is high"
-    both = side_by_side({one: film(1), other: film(1), "short": film(1)})
+    both = side_by_side({one: film(1), other: film(1), "short": film(1)}, height=48)
     assert both.shape[2] == 3 * 64 + 2 * 8
     np.testing.assert_array_equal(both[0, :28, :64], both[0, :28, 72:136])
     assert (both[0, :28, 50:62] < 200).any(), "it is used to the end"
@@ -251,6 +269,23 @@ def test_show_video_is_no_wider_than_asked(shown):
     show_video(film(3, 96, 128), 16, width=64, page_width=32)
     assert 'width="64" height="48"' in shown[0]["text/html"]
     assert Image.open(io.BytesIO(base64.b64decode(shown[0]["image/png"]))).size == (32, 24)
+
+
+def test_a_small_video_is_shown_large_and_sharp(shown):
+    """Three times in the player, by the browser, and twice in the animation, where each pixel is a square."""
+    show_video(film(), 16)
+    assert 'width="192" height="144"' in shown[0]["text/html"] and "image-rendering: pixelated" in shown[0]["text/html"]
+    first = Image.open(io.BytesIO(base64.b64decode(shown[0]["image/png"])))
+    assert first.size == (128, 96)
+    pixels = np.asarray(first.convert("RGB")).astype(int)
+    assert np.abs(pixels - film()[0].repeat(2, axis=0).repeat(2, axis=1)).mean() < 4
+
+
+def test_a_wide_video_fits_a_narrow_page(shown):
+    """The browser makes it smaller, and smoothly: letters would lose strokes if it left out pixels."""
+    show_video(film(2, 48, 1000), 16)
+    assert 'width="1000" height="48"' in shown[0]["text/html"] and "max-width: 100%" in shown[0]["text/html"]
+    assert "pixelated" not in shown[0]["text/html"]
 
 
 @pytest.mark.parametrize(("height", "width"), [(47, 64), (48, 63), (47, 63), (1, 1)])

@@ -112,8 +112,8 @@ class Estimate:
             colours = ["#c0392b" if limit is not None and need > limit else "#2e86ab" for need in needs]
             ax.barh([row["stage"] for row in self.rows], needs, color=colours)
             if limit is not None:
-                ax.axvline(limit, color="#222222", linestyle="--", label=f"{limit:g} GB")
-                ax.legend(loc="lower right", fontsize=8)
+                ax.axvline(limit, color="#222222", linestyle="--")
+                title += f" (dashed: the limit, {limit:g} GB)"  # in the title: a legend would cover bars and the line
             ax.set_xlim(0, 1.15 * max([*needs, limit or 0]))
             ax.set(title=title, xlabel="GiB")
         axes[0].invert_yaxis()

@@ -14,6 +14,9 @@ from ..errors import UserError, check_whole
 from ..video.arrays import check_video
 
 _PAPER, _INK, _GREY = (255, 255, 255), (32, 32, 32), (112, 112, 112)
+_ROW = 1200  # pixels: the width of a notebook's page, to which a row of small videos is enlarged
+_LABEL = 768  # pixels: up to this width letters are 16 pixels high; a wider row is shown smaller, so they grow with it
+_GAP = 8  # pixels between videos side by side
 
 
 def stills(video: np.ndarray, count: int = 6) -> np.ndarray:
@@ -88,7 +91,8 @@ def side_by_side(videos: dict[str, np.ndarray], height: int | None = None) -> np
 
     Args:
         videos: `(T, H, W, 3)` uint8 by name, all with the same number of frames.
-        height: In pixels; None is the height of the tallest.
+        height: In pixels; None is the height of the tallest, up to three times as large (a whole number of times) where
+            the row is at most 1,200 pixels wide then.
 
     Returns:
         `(T, H', W', 3)` uint8, H' and W' even.
@@ -103,8 +107,13 @@ def side_by_side(videos: dict[str, np.ndarray], height: int | None = None) -> np
     if len(set(lengths.values())) != 1:
         raise UserError(f"videos side by side: must have the same number of frames, but these have {lengths}.")
     tallest = height or max(video.shape[1] for video in videos.values())
-    panels = [_panel(name, video, tallest + tallest % 2) for name, video in videos.items()]
-    gap = np.full((*panels[0].shape[:2], 8, 3), 255, np.uint8)
+    tallest += tallest % 2
+    if height is None:
+        gaps = _GAP * (len(videos) - 1)
+        tallest *= min(3, max(1, (_ROW - gaps) // (_row(videos, tallest) - gaps)))
+    label = _label(videos, tallest)
+    panels = [_panel(name, video, tallest, label) for name, video in videos.items()]
+    gap = np.full((*panels[0].shape[:2], _GAP, 3), 255, np.uint8)
     return np.concatenate([part for panel in panels for part in (gap, panel)][1:], axis=2)
 
 
@@ -138,13 +147,33 @@ def fitted(frame: np.ndarray, width: int) -> Image.Image:
     return resized(frame, width, max(2, round(frame.shape[0] * width / frame.shape[1] / 2) * 2))
 
 
-def _panel(name: str, video: np.ndarray, height: int) -> np.ndarray:
-    """One named video of `side_by_side`: `(T, height + 28, W, 3)`."""
-    width = round(video.shape[2] * height / video.shape[1] / 2) * 2
-    label = Image.new("RGB", (width, 28), _PAPER)
-    ImageDraw.Draw(label).text((2, 3), shortened(name, font(16), width - 4), fill=_INK, font=font(16))
+def _width(video: np.ndarray, height: int) -> int:
+    """The even width of a video shown at `height`."""
+    return max(2, round(video.shape[2] * height / video.shape[1] / 2) * 2)
+
+
+def _row(videos: dict[str, np.ndarray], height: int) -> int:
+    """The width of all of them side by side at `height`."""
+    return sum(_width(video, height) for video in videos.values()) + _GAP * (len(videos) - 1)
+
+
+def _label(videos: dict[str, np.ndarray], height: int) -> int:
+    """The size of the letters: as large as the row asks for, less where a name would be cut off, at least 16 pixels."""
+    largest = round(16 * max(1, _row(videos, height) / _LABEL))
+
+    def fits(size: int) -> bool:
+        return all(font(size).getlength(name) <= _width(video, height) - 4 for name, video in videos.items())
+
+    return next((size for size in range(largest, 16, -1) if fits(size)), 16)
+
+
+def _panel(name: str, video: np.ndarray, height: int, label: int) -> np.ndarray:
+    """One named video of `side_by_side`, its name in letters of `label` pixels: `(T, height + 1.75 label, W, 3)`."""
+    width, letters = _width(video, height), font(label)
+    strip = Image.new("RGB", (width, label * 7 // 8 * 2), _PAPER)
+    ImageDraw.Draw(strip).text((2, 3 * label // 16), shortened(name, letters, width - 4), fill=_INK, font=letters)
     frames = [Image.fromarray(frame).resize((width, height), Image.Resampling.NEAREST) for frame in video]
-    return np.stack([np.concatenate([np.asarray(label), np.asarray(frame)]) for frame in frames])
+    return np.stack([np.concatenate([np.asarray(strip), np.asarray(frame)]) for frame in frames])
 
 
 def shortened(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:

@@ -263,7 +263,7 @@ def _wide(*videos: np.ndarray) -> bool:
 
 def _below(panels: dict[str, np.ndarray]) -> np.ndarray:
     """As `side_by_side`, but one below the other."""
-    rows = [side_by_side({name: video}) for name, video in panels.items()]
+    rows = [side_by_side({name: video}, video.shape[1]) for name, video in panels.items()]
     width = max(row.shape[2] for row in rows)
     padded = [np.pad(r, [(0, 0), (0, 0), (0, width - r.shape[2]), (0, 0)], constant_values=255) for r in rows]
     return np.concatenate(padded, axis=1)
