@@ -106,7 +106,7 @@ def _make(
     Args:
         prompt: What the video shows, in quotes.
         model: pocket (shipped), hunyuan (13B, from the hub), or a folder.
-        upscale: pocket, none, a Real-ESRGAN weight file, or a published one's name; by default the model's own.
+        upscale: pocket, lanczos, none, a weight file, or a published network's name; by default the model's own.
         memory: auto, or the GB of GPU memory to get along with.
         revision: Branch, tag or commit of a model on the hub.
         out: Folder for the files; by default a new one in runs/.

