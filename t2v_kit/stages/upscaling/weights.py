@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 FILE = "Real-ESRGAN file (.pth, .safetensors)"
 _SHIPPED = Path(__file__).parents[2] / "pocket" / "upscaler"
 
+#: Interpolation in place of a network, wherever an upscaler is named.
+LANCZOS = "lanczos"
+
 #: Weights that come with the package, by name.
 SHIPPED = {"pocket": _SHIPPED / "pocket_x4.safetensors", "pocket-wdn": _SHIPPED / "pocket_wdn_x4.safetensors"}
 
@@ -168,7 +171,7 @@ def weight_files(
         raise UserError(f"unknown upscaler {name!r}: {names} the path of a {FILE} works")
     if denoise_strength is None:
         return [(_find(name, progress), 1.0)]
-    strength = _check_strength(name, denoise_strength)
+    strength = check_strength(name, denoise_strength)
     shares = {name: strength, PAIRS[name]: 1 - strength}
     return [(_find(part, progress), share) for part, share in shares.items() if share]
 
@@ -294,7 +297,12 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def _check_strength(name: str, strength: float) -> float:
+def check_strength(name: str, strength: float) -> float:
+    """Return `strength` if it is from 0 to 1 and the upscaler is one of a pair.
+
+    Raises:
+        UserError: It is not.
+    """
     number = float(strength) if isinstance(strength, Real) and not isinstance(strength, bool) else float("nan")
     if not 0 <= number <= 1:
         near = 0 if number < 0 else 1
