@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,6 +27,7 @@ from t2v_kit.stages.upscaling.network import overlap
 from t2v_kit.stages.upscaling.packaged import PACKAGED, files_in_wheel, how_to_get, read_packaged
 from t2v_kit.stages.upscaling.weights import PUBLISHED, SHIPPED, Published, available_upscalers
 
+ROOT = Path(__file__).parents[1]
 quiet = dict(progress=False)
 exact = dict(progress=False, dtype="float32")
 VIDEO, ANIME, PHOTO = "realesr-animevideov3", "RealESRGAN_x4plus_anime_6B", "RealESRGAN_x4plus"
@@ -379,3 +384,22 @@ def test_a_dtype_that_gives_another_picture_is_not_taken(tmp_path, monkeypatch):
     net._call_fn = lambda model, pixels: model(pixels) - 1e4
     monkeypatch.setattr(NETWORK, "_cpu_has_bfloat16", lambda: True)
     assert NETWORK.prepare(net, "auto", torch.device("cpu")).dtype == torch.float32
+
+
+# ---- the benchmark ----------------------------------------------------------------------------------------
+
+
+@needs_wheel
+def test_the_benchmark_runs(tmp_path):
+    """At toy size: every side has its times, and all of them computed the same picture."""
+    pytest.importorskip("realesrgan"), pytest.importorskip("ncnn")
+    out = tmp_path / "tiny.json"
+    command = [sys.executable, "-m", "benchmarks.real_networks", "--tiny", "--frames", "1", "--rounds", "2"]
+    command += ["--networks", VIDEO, "--out", str(out)]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    row = json.loads(out.read_text())[VIDEO]
+    assert len(row["seconds_a_frame"]) == 6 and all(len(times) == 2 for times in row["seconds_a_frame"].values())
+    assert all(difference < 2 for difference in row["mean_difference"].values())
+    ratios = [a / b for a, b in zip(row["seconds_a_frame"]["official"], row["seconds_a_frame"]["ours, float32"])]
+    assert row["float32_times_faster_than_official"] == pytest.approx(np.median(ratios), rel=0.05)
