@@ -240,7 +240,9 @@ def test_names_that_people_type_are_understood(typed, meant):
 
 
 def test_a_name_like_none_gets_the_list():
-    with pytest.raises(UserError, match=r"unknown upscaler 'waifu2x': choose 'pocket', .*, the path of a"):
+    with pytest.raises(
+        UserError, match=r"unknown upscaler 'waifu2x': choose 'pocket', .*, 'lanczos', or the path of a"
+    ):
         load_upscaler("waifu2x")
 
 
@@ -300,6 +302,28 @@ def test_lanczos_is_pillows(channels, scale):
         upscale(video, "lanczos", denoise_strength=0.5, **quiet)
     with pytest.raises(UserError, match="a video to enlarge is"):
         upscale(video[0], "lanczos", **quiet)
+
+
+def test_lanczos_is_no_file():
+    with pytest.raises(UserError, match=r"'lanczos': has no weights; upscale\(video, 'lanczos'\) works"):
+        load_upscaler("lanczos")
+    with pytest.raises(UserError, match="unknown upscaler 'Lancoz': did you mean 'lanczos'"):
+        upscale(photograph(4, 4)[None], "Lancoz")
+
+
+def test_a_pair_of_files_is_mixed(tmp_path):
+    """Those that were downloaded by hand are mixed as by their names; where the second is missing, it is named."""
+    torch.manual_seed(0)
+    states = [Compact(num_feat=8, num_conv=1, upscale=2).state_dict() for _ in range(2)]
+    file = tmp_path / "realesr-general-x4v3.safetensors"
+    save_file(states[0], file)
+    with pytest.raises(UserError, match=r"put realesr-general-wdn-x4v3\.safetensors beside it"):
+        load_upscaler(file, 0.25)
+    save_file(states[1], tmp_path / "realesr-general-wdn-x4v3.safetensors")
+    mixed = load_upscaler(file, 0.25).model.state_dict()
+    for key, tensor in mixed.items():
+        assert torch.allclose(tensor, 0.25 * states[0][key] + 0.75 * states[1][key], atol=1e-6)
+    assert not torch.equal(states[0]["body.0.weight"], states[1]["body.0.weight"])
 
 
 # ---- every network that spandrel knows --------------------------------------------------------------------

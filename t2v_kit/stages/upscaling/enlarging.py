@@ -71,7 +71,8 @@ def upscale(
         device: None is the first GPU, or the CPU where there is none.
         progress: Whether to show a progress bar.
         denoise_strength: 0 (noise is kept) to 1 (noise is removed), for "pocket" and "realesr-general-x4v3", which are
-            mixed with a second network; None is the named network alone, the same as 1.
+            mixed with a second network (of a file with such a name, the file beside it that has the second one's
+            name); None is the named network alone, the same as 1.
 
     Returns:
         `(T, round(H * scale), round(W * scale), channels)` uint8, with as many channels as `video`.

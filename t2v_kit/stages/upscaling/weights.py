@@ -146,7 +146,7 @@ def weight_files(
     """Return the files of an upscaler, each with its share of the weights.
 
     Args:
-        model: A name in `SHIPPED` or `PUBLISHED`, or a path. Published files are fetched first.
+        model: A name in `SHIPPED` or `PUBLISHED`, or a path. Published files are fetched first, or converted.
         denoise_strength: 0 (the pair's noise-keeping network alone) to 1 (its denoising one alone), or None for the
             named network.
         progress: Whether to show what is fetched.
@@ -163,16 +163,17 @@ def weight_files(
         raise UserError(f"upscaler {model!r}: must be a name or the path of a {FILE}; 'pocket', or in generate 'none' "
                         "for no enlargement, would work.")  # fmt: skip
     name = str(model)
+    if name == LANCZOS:
+        raise UserError("upscaler 'lanczos': has no weights; upscale(video, 'lanczos') works")
     if name not in SHIPPED and name not in PUBLISHED and not Path(model).is_file():
         near = _near(Path(name).name)
-        names = (
-            f"did you mean {near!r}? Else" if near else "choose " + ", ".join(map(repr, [*SHIPPED, *PUBLISHED])) + ","
-        )
-        raise UserError(f"unknown upscaler {name!r}: {names} the path of a {FILE} works")
+        every = ", ".join(repr(known) for known in (*SHIPPED, *PUBLISHED, LANCZOS))
+        known = f"did you mean {near!r}? Else" if near else f"choose {every}, or"
+        raise UserError(f"unknown upscaler {name!r}: {known} the path of a {FILE} works")
     if denoise_strength is None:
         return [(_find(name, progress), 1.0)]
     strength = check_strength(name, denoise_strength)
-    shares = {name: strength, PAIRS[name]: 1 - strength}
+    shares = {name: strength, str(_other(name)): 1 - strength}
     return [(_find(part, progress), share) for part, share in shares.items() if share]
 
 
@@ -273,7 +274,7 @@ def _fetch(name: str, published: Published, progress: bool) -> Path:
 
 def _near(word: str) -> str | None:
     """The upscaler that somebody means who types this: its name, a part of it, or another tool's name for it."""
-    known = {_plain(name): name for name in (*SHIPPED, *PUBLISHED)}
+    known = {_plain(name): name for name in (*SHIPPED, *PUBLISHED, LANCZOS)}
     plain = _plain(re.sub(r"\.(pth|safetensors|onnx|param|bin)$", "", word))
     containing = [name for short, name in known.items() if plain and plain in short]
     if plain in _OTHER_WORDS:
@@ -307,8 +308,20 @@ def check_strength(name: str, strength: float) -> float:
     if not 0 <= number <= 1:
         near = 0 if number < 0 else 1
         raise UserError(f"denoise_strength={strength!r} must be a number from 0 to 1: try {near}")
-    if name not in PAIRS:
+    if _other(name) is None:
         pairs = " and ".join(repr(pair) for pair in PAIRS)
+        beside = f", or put {PAIRS[Path(name).stem]}{Path(name).suffix} beside it" if Path(name).stem in PAIRS else ""
         raise UserError(f"denoise_strength={strength!r} needs a pair of networks, which only {pairs} have: "
-                        f"leave it out (None) for {name!r}")  # fmt: skip
+                        f"leave it out (None) for {name!r}{beside}")  # fmt: skip
     return number
+
+
+def _other(name: str) -> str | None:
+    """The network of a pair that keeps noise: by name, or for a file with such a name, the file beside it."""
+    if name in PAIRS:
+        return PAIRS[name]
+    path = Path(name)
+    if path.stem not in PAIRS:
+        return None
+    beside = path.with_name(PAIRS[path.stem] + path.suffix)
+    return str(beside) if beside.is_file() else None
