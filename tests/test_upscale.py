@@ -394,8 +394,9 @@ def test_memory_stays_flat(tmp_path, compact):
 
 @pytest.fixture
 def release(tmp_path, monkeypatch, compact):
-    """Puts a network at a file:// address under a published name; torch.hub's cache is an empty folder."""
+    """Puts a network at a file:// address under a published name; there is no wheel, and torch.hub's cache is empty."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(FILES, "files_in_wheel", lambda name: None)
 
     def publish(name: str, weights=compact, sha256: str | None = None):
         source = tmp_path / "release" / f"{name}.pth"
@@ -653,7 +654,7 @@ def test_the_benchmark_runs(tmp_path):
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
-    [(dict(model="esrgan"), "unknown upscaler 'esrgan': choose 'pocket'"),
+    [(dict(model="esrgan"), "unknown upscaler 'esrgan': did you mean 'RealESRGAN_x4plus'"),
      (dict(model="nowhere/x4.pth"), "unknown upscaler 'nowhere/x4.pth'"),
      (dict(dtype="half"), "dtype='half'.*float16"),
      (dict(dtype="float16", device="cpu"), "float16.*needs a GPU.*bfloat16"),
@@ -706,11 +707,12 @@ def test_damaged_and_foreign_files_are_refused(tmp_path, compact, kind, suffix):
     assert "\n" not in str(caught.value)
 
 
-def test_a_network_that_does_not_enlarge_is_refused(tmp_path):
-    """A compact denoiser, x1, is recognised and named, but it is no upscaler."""
-    save_file(Compact(num_feat=8, num_conv=1, upscale=1).state_dict(), tmp_path / "x1.safetensors")
-    with pytest.raises(UserError, match="Compact x1, which enlarges no RGB video"):
-        load_upscaler(tmp_path / "x1.safetensors")
+def test_a_network_for_other_pictures_is_refused(tmp_path):
+    """One for colours with opacity is recognised and named, but it takes no RGB video."""
+    net = Compact(num_in_ch=4, num_out_ch=4, num_feat=8, num_conv=1, upscale=2)
+    save_file(net.state_dict(), tmp_path / "rgba.safetensors")
+    with pytest.raises(UserError, match=r"Compact x2 from 4 to 4 channels, which takes no RGB video"):
+        load_upscaler(tmp_path / "rgba.safetensors")
 
 
 def test_a_file_never_runs_code(tmp_path):

@@ -21,8 +21,9 @@ from ..memory.plan import Plan, Size
 from ..memory.rules import check
 from ..model.loading import load
 from ..model.models import Models
+from ..run.upscalers import AUTO, NONE
 from ..settings import Settings
-from ..stages.upscaling.weights import PUBLISHED, SHIPPED
+from ..stages.upscaling.weights import LANCZOS, PUBLISHED, SHIPPED
 from .bars import duration
 from .controls import Field
 from .look import aligned, heading, show_if, tip
@@ -71,10 +72,9 @@ class Engine:
         self.folder = _path("folder", "a folder in HunyuanVideo's layout")
         why = "What is quantised, offloaded and tiled, to fit a smaller GPU."
         self.memory = _choice("memory", _plans(models.memory, self._machine), why)
-        upscalers = ["none", *SHIPPED, *PUBLISHED, _FILE]
-        self.upscaler = _choice("upscaler", upscalers, "Real-ESRGAN's weights. Published files are fetched once.")
-        # The model's own; where it is no name of the menu, none: the toy upscaler is made for cartoons alone.
-        self.upscaler.value = models.upscaler if models.upscaler in upscalers else "none"
+        upscalers = [AUTO, NONE, LANCZOS, *SHIPPED, *PUBLISHED, _FILE]
+        why = "auto is the model's own, or else a Real-ESRGAN network if one is at hand; others are fetched once."
+        self.upscaler = _choice("upscaler", upscalers, why)
         self.file = _path("file", "a Real-ESRGAN file, .pth or .safetensors")
         self.fields = {"model": Field(self.model), "folder": Field(self.folder), "memory": Field(self.memory)}
         self.fields |= {"upscaler": Field(self.upscaler), "file": Field(self.file)}

