@@ -35,7 +35,9 @@ from t2v_kit.memory.plan import Plan, Size
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = (RESULTS, POCKET)  # where NAME.json is looked for
-REQUIRED = {"README.md": {"memory", "speed"}}  # tables that a document must have
+# Tables that a document must have
+REQUIRED = {"README.md": {"notebooks"}, "docs/memory.md": {"memory"}, "docs/speed.md": {"speed"}}
+REQUIRED |= {"docs/command-line.md": {"settings"}}
 FIGURE = re.compile(r"(<!-- figure: ([^>]+?) as (\S+) -->)(.*?)(<!-- end -->)", re.DOTALL)
 TABLE = re.compile(r"(<!-- benchmarks: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
