@@ -5,6 +5,7 @@
 # make notebooks   every notebook run again, its outputs stored and cleaned
 # make figures     the figures in README, the card and docs, filled from what was measured
 # make colab       the Colab editions of the notebooks
+# make docs        the documentation as a site, docs/_build/index.html
 # The first of them makes .venv and installs into it; PYTHON=python3.12 chooses another interpreter.
 
 PYTHON ?= python3
@@ -22,7 +23,7 @@ PIP := $(BIN)/pip install --no-build-isolation --use-pep517
 QUIET := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1
 PYTEST := $(QUIET) $(BIN)/python -m pytest -n 2
 
-.PHONY: demo check test lab notebooks figures colab
+.PHONY: demo check test lab notebooks figures colab docs
 
 demo: $(INSTALLED)
 	$(BIN)/t2v "$(PROMPT)" --out runs/demo
@@ -52,6 +53,9 @@ figures: $(INSTALLED)
 
 colab: $(INSTALLED)
 	$(BIN)/python colab/build.py
+
+docs: $(TESTED)
+	$(BIN)/python -m sphinx -W -q -c docs . docs/_build
 
 .venv/colab: $(INSTALLED)
 	$(BIN)/pip install --quiet --upgrade --target $@ --no-deps $(COLAB)

@@ -1,6 +1,6 @@
 """How long `make demo` takes once everything is installed: the whole command, imports included, and each stage.
 
-    python -m benchmarks.demo --out benchmarks/results/demo.json
+python -m benchmarks.demo --out benchmarks/results/demo.json
 """
 
 from __future__ import annotations

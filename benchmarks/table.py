@@ -9,6 +9,7 @@ import t2v_kit  # noqa: F401  (first: it makes torchvision importable)
 
 # isort: split
 import json
+import re
 from pathlib import Path
 
 from benchmarks.common import RESULTS
@@ -39,10 +40,10 @@ UNGRADED = ("prompts", "facing", "clean")  # of a verdict: what is no attribute 
 
 def tables(folders: tuple[Path, ...] = (RESULTS, POCKET)) -> dict[str, str]:
     """Every table whose measurements are in one of `folders`, by name, as Markdown."""
-    makers = {"memory": ("memory", memory), "speed": ("speed", speed)}
+    makers = {"memory": ("memory", memory), "cards": ("memory", cards), "speed": ("speed", speed)}
     makers |= {"adherence": ("evaluation", adherence), "guidance": ("evaluation", guidance)}
     makers |= {path.stem: (path.stem, upscaling) for folder in folders for path in folder.glob("upscaling*.json")}
-    made = {"settings": settings(), "notebooks": notebooks(folders)}
+    made = {"settings": settings(), "notebooks": notebooks()}
     for name, (file, make) in makers.items():
         path = next((folder / f"{file}.json" for folder in folders if (folder / f"{file}.json").exists()), None)
         table = make(json.loads(path.read_text("utf-8"))) if path else None
@@ -62,22 +63,34 @@ def settings() -> str:
     return "\n".join(lines)
 
 
-def notebooks(folders: tuple[Path, ...], root: Path = NOTEBOOKS.parent) -> str:
-    """A row for each notebook: its own title, what it is about, and the seconds that all of its cells took."""
-    path = next((folder / "notebooks.json" for folder in folders if (folder / "notebooks.json").exists()), None)
-    took = json.loads(path.read_text("utf-8"))["seconds"] if path else {}
-    lines = ["| notebook | what it is about | seconds¹ |", "|---|---|---|"]
+def notebooks(folder: Path = NOTEBOOKS) -> str:
+    """A row for each notebook: its own title, what it is about, and the seconds that its first cell says."""
+    lines = ["| notebook | what it is about | seconds |", "|---|---|---|"]
     for name, about in ABOUT.items():
-        seconds = f"{took[name]:.0f}" if name in took else "not measured yet"
-        lines.append(f"| [{title(root / 'notebooks' / f'{name}.ipynb')}](notebooks/{name}.ipynb) | {about} | {seconds} |")
-    return "\n".join([*lines, "", "¹ All cells, imports included, on two CPU cores."])
+        heading, seconds = title_and_seconds(folder / f"{name}.ipynb")
+        lines.append(f"| [{heading}](notebooks/{name}.ipynb) | {about} | {seconds} |")
+    return "\n".join([*lines, "", "Seconds of all cells on two CPU cores, to the nearest thirty."])
 
 
-def title(notebook: Path) -> str:
-    """A notebook's number and its heading, as in '05 · Denoising'."""
-    cells = json.loads(notebook.read_text("utf-8"))["cells"]
-    heading = next(line for line in "".join(cells[0]["source"]).splitlines() if line.startswith("# "))
-    return f"{notebook.name[:2]} · {heading.removeprefix('# ').split(' · ')[-1]}"
+def title_and_seconds(notebook: Path) -> tuple[str, int]:
+    """What a notebook's first cell says: '05 · Denoising', and the seconds that `make notebooks` measured."""
+    text = "".join(json.loads(notebook.read_text("utf-8"))["cells"][0]["source"])
+    seconds = re.search(r"Runs in about (\d+) seconds", text)
+    if not text.startswith("# ") or not seconds:
+        raise ValueError(f"{notebook.name}: the first cell has no heading, or does not say how long it runs")
+    return text.partition("\n")[0].removeprefix("# "), int(seconds[1])
+
+
+def cards(report: dict) -> str:
+    """A row for each GPU memory cap at the largest size: the peak, seconds a step, and what 50 steps come to."""
+    rows = [row for row in report["rows"].values() if row.get("size") == "720x1280x129" and row["kind"] == "ours"]
+    lines = ["| GPU memory | GPU peak, GiB | RAM, GiB | seconds a step | 50 steps |", "|---|---|---|---|---|"]
+    for row in sorted((row for row in rows if row["cap"]), key=lambda row: row["cap"]):
+        peak = max(stage["gpu_gib"] for stage in row["stages"].values() if "gpu_gib" in stage)
+        ram = max(stage.get("ram_gib", 0) for stage in row["stages"].values())
+        step = row["step_seconds"]
+        lines.append(f"| {row['cap']:g} GB | {peak:.1f} | {ram:.0f} | {step:.1f} | {50 * step / 60:.0f} min |")
+    return "\n".join(lines)
 
 
 def adherence(report: dict) -> str | None:

@@ -14,9 +14,10 @@ root_doc = "docs/index"
 
 # The source is the repository itself, so that links between pages work on a forge as they do here.
 include_patterns = ["docs/*.md", "notebooks/*.ipynb", "notebooks/solutions/*.ipynb", "training/README.md"]
-include_patterns += ["t2v_kit/pocket/README.md", "README.md", "CHANGELOG.md", "CONTRIBUTING.md"]
+include_patterns += ["t2v_kit/pocket/README.md", "CHANGELOG.md", "CONTRIBUTING.md"]
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+extensions += ["sphinx-mathjax-offline"]  # formulas without a network
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 nb_execution_mode = "off"  # the stored outputs are shown

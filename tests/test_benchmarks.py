@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import figures
+from benchmarks import figures, table
 from benchmarks.fit import fit_memory
 from benchmarks.rows import ROWS, SET_ASIDE_SIZES
 from benchmarks.timeline import busy, lanes
@@ -19,6 +19,7 @@ from t2v_kit.memory.plan import Plan, Size
 from t2v_kit.memory.estimate import estimate
 
 ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("memory", "speed", "upscaling", "limits"))]
 
 
 def full_size(tmp_path: Path, *options: str) -> tuple[int, dict]:
@@ -177,7 +178,7 @@ def test_tables_of_the_evaluation(tmp_path):
     """A row a group of prompts and a guidance scale; what was not measured leaves its cell empty."""
     (tmp_path / "evaluation.json").write_text(json.dumps(EVALUATION))
     made = figures.tables((tmp_path,))
-    assert set(made) == {"adherence", "guidance"}
+    assert set(made) == {"adherence", "guidance", "settings", "notebooks"}
     assert "| 9 held-out prompts | 50 % |" in made["adherence"]
     assert made["guidance"].splitlines()[-1] == "| 3 | 100 % | 2.0 | 0.200 |  |  |"
 
@@ -208,7 +209,14 @@ def test_the_readme_is_one_page_and_lists_every_notebook():
     lines = (ROOT / "README.md").read_text("utf-8").splitlines()
     assert len(lines) <= 120
     assert sorted(table.ABOUT) == sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
-    assert table.title(ROOT / "notebooks/05_denoising.ipynb") == "05 · Denoising"
+    heading, seconds = table.title_and_seconds(ROOT / "notebooks/05_denoising.ipynb")
+    assert heading == "05 · Denoising" and seconds > 0
+
+
+def test_a_notebook_without_a_title_or_its_seconds_is_refused(tmp_path):
+    (tmp_path / "08_y.ipynb").write_text(json.dumps({"cells": [{"source": ["# 08 · None\n"]}]}), "utf-8")
+    with pytest.raises(ValueError, match="08_y"):
+        table.title_and_seconds(tmp_path / "08_y.ipynb")
 
 
 def test_shortcuts_were_measured_with_these_weights():

@@ -21,12 +21,19 @@ from packaging.specifiers import SpecifierSet
 ROOT = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 README = (ROOT / "README.md").read_text("utf-8")
+INSTALL = (ROOT / "docs/install.md").read_text("utf-8")
+COMMANDS = (ROOT / "docs/command-line.md").read_text("utf-8")
 MAKEFILE = (ROOT / "Makefile").read_text("utf-8")
 ENVIRONMENT = yaml.safe_load((ROOT / "environment.yml").read_text("utf-8"))
 ASKED_FOR = ["jupyterlab", "ipywidgets", "torch", "diffusers", "transformers", "realesrgan"]
 ASKED_FOR += ["matplotlib", "mediapy", "bitsandbytes", "nbval"]
 IMPORT_NAMES = {"imageio-ffmpeg": "imageio_ffmpeg", "scikit-image": "skimage", "pytest-xdist": "xdist", "pillow": "PIL"}
 IMPORT_NAMES |= {"import-linter": "importlinter", "open-clip-torch": "open_clip", "llama-models": "llama_models"}
+IMPORT_NAMES |= {
+    "sphinx-mathjax-offline": "sphinx-mathjax-offline",
+    "myst-nb": "myst_nb",
+    "sphinx-book-theme": "sphinx_book_theme",
+}
 IMPORT_NAMES |= {"pytest-timeout": "pytest_timeout", "pre-commit": "pre_commit"}
 
 
@@ -94,36 +101,47 @@ def test_supported_pythons(python):
 
 
 def test_readme_and_makefile_agree():
-    """Each `make` command of README is a target, and its plain commands are those that the targets run."""
+    """Each `make` command of README and docs is a target, and plain commands are those that the targets run."""
     targets = set(re.findall(r"^([a-z]+):", MAKEFILE, re.MULTILINE))
-    assert set(re.findall(r"(?:^|`)make ([a-z]+)", README, re.MULTILINE)) == targets
+    assert set(re.findall(r"(?:^|`)make ([a-z]+)", README + INSTALL, re.MULTILINE)) == targets
     recipe = re.sub(r"\s*\\\n\s*", " ", MAKEFILE)
     for name in ("PYTEST", "PIP", "BIN"):
         recipe = recipe.replace(f"$({name})", re.search(rf"^{name} := (.*)", recipe, re.MULTILINE)[1])
-    for line in re.findall(r"^\.venv/bin/pip .*", README, re.MULTILINE):
+    for line in re.findall(r"^\.venv/bin/pip .*", INSTALL, re.MULTILINE):
         assert line in recipe
-    for command in re.findall(r"python -m pytest[^`]*", README):
+    for command in re.findall(r"python -m pytest[^`]*", INSTALL):
         assert " ".join(command.split()) in recipe
     prompt = re.search(r"^PROMPT \?= (.*)", MAKEFILE, re.MULTILINE)[1]
-    assert f'.venv/bin/t2v "{prompt}" --out runs/demo' in README
+    assert f'.venv/bin/t2v "{prompt}" --out runs/demo' in INSTALL
     assert '/t2v "$(PROMPT)" --out runs/demo' in MAKEFILE
 
 
 def test_readme_names_options_and_functions_that_exist():
-    """Every command line in README is understood, and every name its Python uses is public."""
+    """Every command line in README and docs is understood, and every name README's Python uses is public."""
     import t2v_kit
     from t2v_kit.cli import app
 
-    lines = re.findall(r"^\.venv/bin/t2v (.*)", README, re.MULTILINE)
-    assert len(lines) >= 3
+    lines = re.findall(r"^(?:\.venv/bin/)?t2v (.*)", README + INSTALL + COMMANDS, re.MULTILINE)
+    assert len(lines) >= 7
     for line in lines:
         _, bound, _ = app.parse_args(shlex.split(line.split("  #")[0]), print_error=False, exit_on_error=False)
-        assert bound.arguments["prompt"]
+        assert bound.arguments
     imported = re.search(r"from t2v_kit import (.*)", README)[1].split(", ")
     assert set(imported) <= set(t2v_kit.__all__)
 
 
-@pytest.mark.parametrize("page", ["README.md", "CHANGELOG.md", "colab/README.md"])
+@pytest.mark.parametrize(
+    "page",
+    [
+        "README.md",
+        "CHANGELOG.md",
+        "CONTRIBUTING.md",
+        "colab/README.md",
+        "training/README.md",
+        "t2v_kit/pocket/README.md",
+    ]
+    + [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "docs").glob("*.md"))],
+)
 def test_links_lead_somewhere(page):
     """No page points to a file that is not in the repository."""
     links = re.findall(r"\]\(([^)#\s]+)", (ROOT / page).read_text("utf-8"))
