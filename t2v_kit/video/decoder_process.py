@@ -24,6 +24,7 @@ from ..errors import UserError
 from .colour import Colour
 from .decoding import Decoder, Frame, Info
 
+_FRACTIONS = ("time_base", "rate", "sample_aspect", "origin")
 _CRASHES = 100  # after so many the rest is given up
 
 
@@ -33,7 +34,6 @@ class DecoderProcess:
     Args:
         path: The file.
         deep: As for `Decoder`.
-        after: Frames up to this timestamp come without pixels, as `None`; None for all with theirs.
 
     Raises:
         UserError: As `Decoder`.
@@ -42,8 +42,8 @@ class DecoderProcess:
         info, damage, notes: As of `Decoder`; the latter two are complete when `frames` has ended.
     """
 
-    def __init__(self, path: str | Path, deep: bool = False, after: int | None = None) -> None:
-        self.path, self.deep, self.after = os.path.abspath(path), deep, after
+    def __init__(self, path: str | Path, deep: bool = False) -> None:
+        self.path, self.deep, self.after = os.path.abspath(path), deep, None
         self.damage: list[str] = []
         self.notes: list[str] = []
         self._threads, self._packet, self._crashes, self._leave_out = 0, 0, 0, set()
@@ -62,6 +62,12 @@ class DecoderProcess:
             self._messages.close()
             self._process = None
 
+    def skip(self, after: int | None) -> None:
+        """Let frames up to a timestamp come without pixels; before `frames`."""
+        if after is not None:
+            self.after = after
+            self.info = self._begun()
+
     def frames(self) -> Iterator[Frame | tuple[None, int, int]]:
         """The frames in order; those up to `after` as (None, pts, duration)."""
         last: int | None = None
@@ -69,7 +75,7 @@ class DecoderProcess:
             line = self._line()
             if "end" in line:
                 self.damage += line["end"]["damage"]
-                self.notes += line["end"]["notes"]
+                self.notes += [note for note in line["end"]["notes"] if note not in self.notes]
                 return
             if "crash" in line:
                 if not self._restart(last):
@@ -93,6 +99,7 @@ class DecoderProcess:
             if "mistake" in line:
                 raise UserError(line["mistake"])
             if "info" in line:
+                self.notes = line["notes"]
                 return _info(line["info"])
             if not self._after_crash():
                 raise UserError(f"cannot read {self.path!r} as a video: the decoder crashes at its first frames")
@@ -126,7 +133,7 @@ class DecoderProcess:
         root = str(Path(__file__).parents[2])
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
         command = [sys.executable, "-m", "t2v_kit.video.decoder_process", json.dumps(job)]
-        self._messages = tempfile.TemporaryFile()  # a pipe that is not read could fill up
+        self._messages = tempfile.TemporaryFile()  # noqa: SIM115  (closed in __exit__; a pipe that is not read could fill up)
         self._process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self._messages, env=environment
         )
@@ -158,7 +165,7 @@ class DecoderProcess:
 
 
 def _info(record: dict) -> Info:
-    pairs = {name: Fraction(*record[name]) for name in ("time_base", "rate", "sample_aspect")}
+    pairs = {name: Fraction(*record[name]) for name in _FRACTIONS}
     colour, shape, light = (
         Colour(**record["colour"]),
         tuple(record["shape"]),
@@ -189,9 +196,9 @@ def _main(job: dict) -> None:
         out.flush()
         return
     record = dataclasses.asdict(decoder.info)
-    for name in ("time_base", "rate", "sample_aspect"):
+    for name in _FRACTIONS:
         record[name] = (record[name].numerator, record[name].denominator)
-    say(info=record)
+    say(info=record, notes=decoder.notes)
     out.flush()
     with suppress(BrokenPipeError):
         for frame in decoder.frames():

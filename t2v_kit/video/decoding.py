@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
@@ -50,7 +50,7 @@ class Info:
         colour: What the RGB values mean.
         bits: Of the stored samples.
         light: (brightest pixel, brightest mean) in cd/m2, as HDR files state it; None without.
-        notes: What was changed in reading, a line each.
+        origin: Seconds that were taken off the timestamps, where the file's clock begins anywhere.
     """
 
     shape: tuple[int, int]
@@ -63,7 +63,7 @@ class Info:
     colour: Colour
     bits: int
     light: tuple[int, int] | None
-    notes: list[str] = field(default_factory=list)
+    origin: Fraction
 
 
 class Decoder:
@@ -283,6 +283,7 @@ class Decoder:
         bits = max(part.bits for part in first.format.components)
         return Info(
             shape, 4 if alpha else 3, self.deep, self._base, self._rate, total, aspect, colour, bits, light,
+            self._origin * self._base,
         )  # fmt: skip
 
     def _graph(self, picture: av.VideoFrame, deinterlace: bool) -> av.filter.Graph:

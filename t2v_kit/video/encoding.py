@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -88,6 +89,11 @@ class Encoding:
         ]  # fmt: skip
 
     @property
+    def keeps_aspect(self) -> bool:
+        """Whether the file can say that pixels are not square: MP4 and MOV can, and H.264 and H.265 themselves."""
+        return self.container in ("mp4", "mov") or self.codec in ("h264", "hevc")
+
+    @property
     def keeps_alpha(self) -> bool:
         return self.bit_depth in CODECS[self.codec].alpha
 
@@ -110,7 +116,8 @@ def encoding_for(
     if suffix not in CONTAINERS:
         near = near_match(suffix, CONTAINERS) or ".mp4"
         raise UserError(
-            f"path={str(path)!r}: must end in {', '.join(CONTAINERS)}; {str(Path(path).with_suffix(near))!r} would work."
+            f"path={str(path)!r}: must end in {', '.join(CONTAINERS)}; "
+            f"{str(Path(path).with_suffix(near))!r} would work."
         )
     container, codecs = CONTAINERS[suffix]
     if codec is None:
@@ -187,6 +194,7 @@ class Encoder:
         if encoding.codec == "hevc":
             most = f":max-cll={light[0]},{light[1]}" if light and colour.hdr else ""
             options["x265-params"] = f"log-level=none{most}"
+        os.environ.setdefault("SVT_LOG", "1")  # errors alone: it has no option for that
         stream = file.add_stream(codec.encoder, rate=rate, options=options)
         assert isinstance(stream, av.VideoStream)
         self.stream, self._colour = stream, colour
@@ -255,7 +263,9 @@ def whole_rate(fps: float | Fraction) -> Fraction:
 
 def open_target(path: str | Path, container: str) -> av.container.OutputContainer:
     """A file to write: MP4 with its index first, so that a browser starts playing at once."""
-    options = {"movflags": "+faststart"} if container in ("mp4", "mov") else {}
+    # MOV has a field for any tag; MP4 as players read it has not.
+    flags = {"mp4": "+faststart", "mov": "+faststart+use_metadata_tags"}
+    options = {"movflags": flags[container]} if container in flags else {}
     return av.open(f"file:{Path(path).absolute()}", "w", format=container, options=options)
 
 

@@ -22,6 +22,7 @@ from ..errors import UserError
 from .arrays import check_video
 from .decoding import Decoder, main_stream, unreadable
 from .encoding import Encoder, check_size, encoding_for, muxed, open_target, whole_rate
+from .joining import RECORDS, is_record
 
 # What mediapy's ffmpeg needs for the same colours: BT.709, tagged, as browsers assume of HD video.
 MP4_ARGS = [
@@ -29,8 +30,6 @@ MP4_ARGS = [
     *("-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709", "-color_range", "tv"),
     *("-movflags", "+faststart"),  # the index first, so that a browser starts playing at once
 ]
-#: Fields of a file in which the record of how it was made may lie, the first one that is free.
-RECORDS = ("comment", "description", "synopsis")
 
 
 def save_video(path: str | Path, video: np.ndarray, fps: float, metadata: dict | None = None) -> Path:
@@ -182,10 +181,8 @@ def read_metadata(path: str | Path) -> dict:
     except (av.error.FFmpegError, OSError, ValueError) as error:
         raise error if isinstance(error, UserError) else unreadable(path, error) from error
     for name in RECORDS:
-        with contextlib.suppress(json.JSONDecodeError):  # none, or none of ours
-            metadata = json.loads(stored.get(name, ""))
-            if isinstance(metadata, dict):
-                return metadata
+        if is_record(stored.get(name, "")):
+            return json.loads(stored[name])
     raise UserError(f"{str(path)!r} does not say how it was made; videos written by t2v_kit do")
 
 

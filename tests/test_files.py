@@ -1,0 +1,136 @@
+"""Video files of all kinds: nothing lost, nothing invented, and an interrupted film is the same film."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import imageio_ffmpeg
+import mediapy
+import numpy as np
+import pytest
+import torch
+from spandrel.architectures.Compact import Compact
+
+from t2v_kit import UserError, read_metadata, save_video, toyland, upscale, upscale_file, upscale_frames
+from t2v_kit.stages.upscaling import enlarging as ROOM
+
+quiet = dict(progress=False)
+mediapy.set_ffmpeg(imageio_ffmpeg.get_ffmpeg_exe())
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    return 10 * np.log10(255**2 / np.square(a.astype(float) - b).mean())
+
+
+def drawn(scale: int, count: int = 3) -> np.ndarray:
+    """Held-out scenes at `scale` times 56x96: (count, H, W, 3) uint8."""
+    scenes = [toyland.random_scene(seed, unseen=True) for seed in range(count)]
+    frames = toyland.render_batch(scenes, 56 * scale, 96 * scale, 1)[:, :, 0]
+    return (frames.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy()
+
+
+@pytest.fixture(scope="module")
+def compact(tmp_path_factory):
+    """A compact network of random weights, x4, in a .pth as Real-ESRGAN publishes them."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("compact") / "compact.pth"
+    torch.save({"params": Compact(num_feat=16, num_conv=3, upscale=4).state_dict()}, path)
+    return path
+
+
+def stream_of(path) -> str:
+    """What ffmpeg says of a file's frames: its time base in the first line, then a line a frame."""
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", str(path), "-f", "framecrc", "-"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize("fps", [8, 24000 / 1001, 30000 / 1001, 12.5, 60])
+def test_a_file_keeps_its_frames_and_rate(tmp_path, compact, fps):
+    """As many frames as before at exactly the same times, each the enlarged one to compression."""
+    video = drawn(1, 3).repeat(3, axis=0)
+    source = save_video(tmp_path / "small.mp4", video, fps)
+    target = upscale_file(source, tmp_path / "new folder" / "large.mp4", compact, dtype="float32", **quiet)
+    before, after = stream_of(source).splitlines(), stream_of(target).splitlines()
+    assert [line for line in before if "#tb" in line] == [line for line in after if "#tb" in line]
+    assert len([line for line in after if line[0] != "#"]) == 9
+    back = np.asarray(mediapy.read_video(target))
+    wanted = upscale(np.asarray(mediapy.read_video(source)), compact, dtype="float32", **quiet)
+    assert back.shape == wanted.shape == (9, 224, 384, 3)
+    assert min(psnr(a, b) for a, b in zip(back, wanted)) > 25  # of two different scenes it is below 20
+
+
+def test_planes_are_the_frames_colours(compact):
+    """On a GPU frames leave as yuv420p: read back, they are as near to what was enlarged as ffmpeg's own are."""
+    wanted = upscale(drawn(1, 1), compact, dtype="float32", **quiet)[0]
+    (planes,) = upscale_frames(drawn(1, 1), compact, dtype="float32", planes=True, **quiet)
+    assert planes.shape == (336, 384) and planes.dtype == np.uint8
+    theirs = av.VideoFrame.from_ndarray(wanted, format="rgb24").reformat(format="yuv420p", dst_colorspace="ITU709")
+    difference = np.abs(planes.astype(int) - theirs.to_ndarray())
+    assert difference[:224].max() <= 2 and difference.mean() < 1
+
+
+def test_a_file_still_says_how_it_was_made(tmp_path, compact):
+    """Prompt, seed and the rest are carried, with what was done; a video from elsewhere gets that alone."""
+    made = {"settings": {"prompt": "a red car", "seed": 7}}
+    done = {"enlarged": {"model": str(compact), "scale": 2}}
+    for metadata in (made, None):
+        source = save_video(tmp_path / "a.mp4", drawn(1, 1), 16, metadata)
+        target = upscale_file(source, tmp_path / "b.mp4", compact, 2, **quiet)
+        assert read_metadata(target) == (metadata or {}) | done
+
+
+def test_a_file_on_itself_and_a_failure_in_the_middle(tmp_path, compact, monkeypatch):
+    """Source and target may be one; what fails leaves the old file whole and no half one."""
+    path = save_video(tmp_path / "a.mp4", drawn(1, 3), 16)
+    assert upscale_file(path, path, compact, 2, **quiet) == path
+    assert mediapy.read_video(path).shape == (3, 112, 192, 3)
+    whole = path.read_bytes()
+    monkeypatch.setattr(ROOM, "enlarge_or_none", lambda *_: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        upscale_file(path, path, compact, 2, **quiet)
+    assert path.read_bytes() == whole and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_foreign_comment_is_not_carried(tmp_path, compact):
+    """JSON, but none of ours."""
+    source = save_video(tmp_path / "a.mp4", drawn(1, 1), 16, 2023)
+    assert read_metadata(upscale_file(source, tmp_path / "b.mp4", compact, 2, **quiet)).keys() == {"enlarged"}
+
+
+def test_mistakes_with_files_are_one_line(tmp_path, compact):
+    """No file, no video, a scale that makes odd sides, a wrong option: told before anything is written."""
+    source = save_video(tmp_path / "a.mp4", drawn(1, 1)[:, :, :90], 16)
+    (tmp_path / "b.mp4").write_text("no video")
+    for name, scale, message in (("b.mp4", 4, "b.mp4' as a video"), ("no.mp4", 4, "no.mp4' as a video"),
+                                 ("a.mp4", 1.5, "makes 135x84.*try 2"), ("a.mp4", "2", "scale='2'"),
+                                 ("a.mp4", np.nan, "scale=nan"), ("a.mp4", np.inf, "scale=inf")):  # fmt: skip
+        with pytest.raises(UserError, match=message) as caught:
+            upscale_file(tmp_path / name, tmp_path / "out.mp4", compact, scale, **quiet)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="tile=7"):
+        upscale_file(source, tmp_path / "out.mp4", compact, tile=7, **quiet)
+    assert not (tmp_path / "out.mp4").exists()
+
+
+FLAT = """
+import resource, sys
+import numpy as np
+from t2v_kit import save_video, upscale_file
+frame = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+for length in (8, 120):
+    save_video("in.mp4", np.broadcast_to(frame, (length, *frame.shape)), 24)
+    upscale_file("in.mp4", "out.mp4", sys.argv[1], progress=False, batch=2)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the resource module is Unix's")
+def test_memory_stays_flat(tmp_path, compact):
+    """120 frames need no more memory than 8: the enlarged ones together would be 35 MB, the growth is below 12."""
+    command = [sys.executable, "-c", FLAT, str(compact)]
+    said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    short, long = (int(line) * (1 if sys.platform == "darwin" else 1024) for line in said.split())
+    assert long - short < 12e6
