@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
-from pathlib import Path
+from fractions import Fraction
 
 import av
 import imageio_ffmpeg
@@ -14,8 +15,9 @@ import pytest
 import torch
 from spandrel.architectures.Compact import Compact
 
-from t2v_kit import UserError, read_metadata, save_video, toyland, upscale, upscale_file, upscale_frames
+from t2v_kit import DamagedVideo, UserError, read_metadata, save_video, toyland, upscale, upscale_file, upscale_frames
 from t2v_kit.stages.upscaling import enlarging as ROOM
+from tests.films import KINDS, PAGE, look, run, shown
 
 quiet = dict(progress=False)
 mediapy.set_ffmpeg(imageio_ffmpeg.get_ffmpeg_exe())
@@ -134,3 +136,62 @@ def test_memory_stays_flat(tmp_path, compact):
     said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
     short, long = (int(line) * (1 if sys.platform == "darwin" else 1024) for line in said.split())
     assert long - short < 12e6
+
+
+# ---- fifty kinds ------------------------------------------------------------------------------------------
+
+
+STEP = {".mkv": Fraction(1, 1000), ".webm": Fraction(1, 1000), ".gif": Fraction(1, 100)}  # the container's clock
+RESTARTED = (".ts", ".mpg")
+
+
+def enlarged(frames: np.ndarray) -> np.ndarray:
+    return frames.repeat(4, axis=1).repeat(4, axis=2)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_a_kind_of_file(tmp_path, kind):
+    """Every frame at its own time, pixels and colours as players show them, streams and tags kept, changes said."""
+    result = run(kind, tmp_path)
+    before, after = result.before, result.after
+    assert [each for each in tmp_path.iterdir() if each.name.startswith(".part")] == []
+    assert (result.damage is not None) == bool(kind.cut)
+
+    if "fps" in kind.options:
+        assert after.times == [Fraction(index, kind.options["fps"]) for index in range(24)]
+    else:
+        start = before.start if result.source.suffix in RESTARTED else 0
+        wanted = [time - start for time in before.times]
+        step = max(STEP.get(result.path.suffix, 0), Fraction(1, 50000))  # MPEG-PS states its start in microseconds
+        assert len(after.times) == len(wanted)
+        assert max(abs(a - b) for a, b in zip(after.times, wanted)) <= step
+        if before.last > 0 and not kind.cut:
+            assert after.last == pytest.approx(before.last, abs=0.011)
+
+    assert len(result.notes) == len(kind.says), result.notes
+    for note, pattern in zip(result.notes, kind.says):
+        assert re.search(pattern, note), (note, pattern)
+
+    ratio = Fraction(before.size[0], before.size[1]) * before.aspect  # as it is shown
+    turned = Fraction(after.size[0], after.size[1]) * after.aspect
+    assert abs(float(turned / ratio) - 1) < 0.01 or abs(float(turned * ratio) - 1) < 0.01
+    if kind.like is not None:
+        old, new = enlarged(shown(result.source)), shown(result.path)
+        count = min(len(old), len(new))
+        assert new.shape[1:] == old.shape[1:] and count >= len(after.times) - 1
+        assert psnr(old[:count], new[:count]) > kind.like
+
+    kept = [other for other in before.others if "data" not in other]
+    changed = {"AAC into WebM": ["opus"], "PCM into MP4": ["aac"], "SubRip into MP4": ["mov_text"],
+               "sound, not wanted": [], "sound into GIF": [], "MPEG-2 and sound in MPEG-PS": ["aac"]}  # fmt: skip
+    assert [other for other in after.others if "data" not in other] == changed.get(kind.name, kept)
+    assert after.chapters == before.chapters
+    for name in ("title", "artist"):
+        assert after.metadata.get(name) == before.metadata.get(name)
+    assert f"| {kind.name} |" in PAGE.read_text("utf-8")
+
+
+def test_the_page_lists_these_kinds():
+    """The page lists these kinds and no others."""
+    rows = re.findall(r"^\| ([^|]+) \| \w+: ", PAGE.read_text("utf-8"), re.MULTILINE)
+    assert rows == [kind.name for kind in KINDS]

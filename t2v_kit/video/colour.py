@@ -112,7 +112,7 @@ def _pq_light(code: np.ndarray) -> np.ndarray:
     return 10000 * (np.maximum(power - _C1, 0) / (_C2 - _C3 * power)) ** (1 / _M1)
 
 
-def _pq_code(light: np.ndarray) -> np.ndarray:
+def _pq_code(light: np.ndarray | np.float64) -> np.ndarray:
     power = (np.maximum(light, 0) / 10000) ** _M1
     return ((_C1 + _C2 * power) / (1 + _C3 * power)) ** _M2
 

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -26,6 +27,13 @@ from .decoding import Decoder, Frame, Info
 
 _FRACTIONS = ("time_base", "rate", "sample_aspect", "origin")
 _CRASHES = 100  # after so many the rest is given up
+
+
+class Skipped(NamedTuple):
+    """A frame that was decoded and not sent."""
+
+    pts: int
+    duration: int
 
 
 class DecoderProcess:
@@ -68,8 +76,8 @@ class DecoderProcess:
             self.after = after
             self.info = self._begun()
 
-    def frames(self) -> Iterator[Frame | tuple[None, int, int]]:
-        """The frames in order; those up to `after` as (None, pts, duration)."""
+    def frames(self) -> Iterator[Frame | Skipped]:
+        """The frames in order; those up to `after` as `Skipped`."""
         last: int | None = None
         while True:
             line = self._line()
@@ -89,8 +97,8 @@ class DecoderProcess:
                     continue  # cut short by a crash, which the next line will be
             if last is not None and line["pts"] <= last:
                 continue
-            last = line["pts"]
-            yield Frame(pixels, last, line["duration"]) if pixels is not None else (None, last, line["duration"])
+            last, duration = int(line["pts"]), int(line["duration"])
+            yield Skipped(last, duration) if pixels is None else Frame(pixels, last, duration)
 
     def _begun(self) -> Info:
         while True:
@@ -155,7 +163,7 @@ class DecoderProcess:
 
     def _fill(self, pixels: np.ndarray) -> bool:
         assert self._process is not None and self._process.stdout is not None
-        rest = memoryview(pixels).cast("B")
+        rest = memoryview(pixels.data).cast("B")
         while rest:
             count = self._process.stdout.readinto(rest)  # type: ignore[attr-defined]
             if not count:

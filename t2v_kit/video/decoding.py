@@ -12,12 +12,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import av
 import av.error
-import av.filter
 import numpy as np
+from av.filter import Graph
+from av.stream import Disposition
+from av.video.codeccontext import VideoCodecContext
 
 from ..errors import UserError
 from .colour import MATRICES, UNSPECIFIED, Colour, cube, known_colour, sdr
@@ -125,7 +127,7 @@ class Decoder:
 
     def frames(self) -> Iterator[Frame]:
         """The frames in the order in which they are shown, their timestamps strictly increasing."""
-        info, graph, form = self.info, None, None
+        info, graph, form = self.info, Graph(), ("", 0, 0, False)
         durations: dict[int, int] = {}
         deinterlace = False
 
@@ -142,18 +144,17 @@ class Decoder:
             deinterlace = deinterlace or picture.interlaced_frame
             kind = (picture.format.name, picture.width, picture.height, deinterlace)
             if kind != form:
-                if graph is not None:
+                if form[0]:
                     graph.push(None)
                     yield from pulled(graph)
                     if kind[1:3] != form[1:3]:
                         self._note("frames of another size in the middle were scaled to the first one's")
                 graph, form = self._graph(picture, deinterlace), kind
-            durations[picture.pts] = picture.duration or 0
+            durations[picture.pts or 0] = picture.duration or 0
             graph.push(picture)
             yield from pulled(graph)
-        if graph is not None:
-            graph.push(None)
-            yield from pulled(graph)
+        graph.push(None)
+        yield from pulled(graph)
         self._look_for_the_end()
 
     def _chained(self) -> Iterator[av.VideoFrame]:
@@ -259,8 +260,8 @@ class Decoder:
 
     def _describe(self, first: av.VideoFrame) -> Info:
         stream, rgb = self._stream, _is_rgb(first.format)
-        tagged = [first.colorspace, first.color_primaries, first.color_trc]
-        colour = known_colour(*map(int, tagged), (first.height, first.width), rgb)
+        size = (first.height, first.width)
+        colour = known_colour(int(first.colorspace), int(first.color_primaries), int(first.color_trc), size, rgb)
         if not rgb and first.colorspace not in (*MATRICES, 0, UNSPECIFIED):
             self._note(f"colour matrix {int(first.colorspace)} cannot be read: taken for {MATRICES[colour.matrix]}")
         light = _light(first)
@@ -272,9 +273,8 @@ class Decoder:
             self._note("interlaced: deinterlaced by bwdif, a frame from each pair of fields")
         self._orientation = _orientation(first)
         aspect = Fraction(stream.sample_aspect_ratio or self._codec.sample_aspect_ratio or 1) or Fraction(1)
-        shape = (first.height, first.width)
         if self._orientation[0] % 2:
-            shape, aspect = shape[::-1], 1 / aspect
+            size, aspect = (size[1], size[0]), 1 / aspect
         alpha = any(part.is_alpha for part in first.format.components) or first.format.name in ("pal8", "bgra", "rgba")
         total = _indexed(self._file, stream) or stream.frames
         if not total:
@@ -282,13 +282,13 @@ class Decoder:
             total = round(seconds * self._rate)
         bits = max(part.bits for part in first.format.components)
         return Info(
-            shape, 4 if alpha else 3, self.deep, self._base, self._rate, total, aspect, colour, bits, light,
+            size, 4 if alpha else 3, self.deep, self._base, self._rate, total, aspect, colour, bits, light,
             self._origin * self._base,
         )  # fmt: skip
 
-    def _graph(self, picture: av.VideoFrame, deinterlace: bool) -> av.filter.Graph:
+    def _graph(self, picture: av.VideoFrame, deinterlace: bool) -> Graph:
         """From the stored form to RGB."""
-        graph = av.filter.Graph()
+        graph = Graph()
         source = picture.format
         nodes = [
             graph.add_buffer(width=picture.width, height=picture.height, format=source, time_base=self._base),
@@ -349,16 +349,17 @@ def main_stream(file, path: str | Path):
 
 def is_cover(stream) -> bool:
     """Whether a stream is a single attached picture."""
-    return bool(stream.disposition & av.stream.Disposition.attached_pic)
+    return bool(stream.disposition & Disposition.attached_pic)
 
 
-def _codec(stream):
+def _codec(stream) -> VideoCodecContext:
     """The stream's decoder; for VP8 and VP9 with opacity, libvpx's, because ffmpeg's own decodes colours alone."""
     context = stream.codec_context
     if context is None:
         raise UserError(f"cannot read {stream.container.name!r} as a video: its codec is unknown")
     if stream.metadata.get("alpha_mode") == "1" and context.name in ("vp8", "vp9"):
-        return av.CodecContext.create({"vp8": "libvpx", "vp9": "libvpx-vp9"}[context.name], "r")
+        context = av.CodecContext.create({"vp8": "libvpx", "vp9": "libvpx-vp9"}[context.name], "r")
+    assert isinstance(context, VideoCodecContext)
     return context
 
 
@@ -386,8 +387,12 @@ def _stated_seconds(file, stream) -> float:
     return (file.duration or 0) / 1e6 if matroska and not others else 0
 
 
+def _side_data(picture: av.VideoFrame) -> list[Any]:
+    return list(picture.side_data)  # typed as a mapping, but it lists its values
+
+
 def _light(picture: av.VideoFrame) -> tuple[int, int] | None:
-    for data in picture.side_data:
+    for data in _side_data(picture):
         if data.type.name == "CONTENT_LIGHT_LEVEL":
             most, mean = np.frombuffer(bytes(data), np.uint32, 2)
             return (int(most), int(mean)) if most else None
@@ -396,7 +401,7 @@ def _light(picture: av.VideoFrame) -> tuple[int, int] | None:
 
 def _orientation(picture: av.VideoFrame) -> tuple[int, bool]:
     """Quarter turns counterclockwise, after mirroring left and right, from the display matrix."""
-    for data in picture.side_data:
+    for data in _side_data(picture):
         if data.type.name == "DISPLAYMATRIX":
             a, b, _, c, d = np.frombuffer(bytes(data), np.int32, 5) / 65536
             mirrored = a * d - b * c < 0

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.container import OutputContainer
 from av.video.reformatter import ColorRange, Interpolation
 
 from ..errors import UserError, did_you_mean, near_match
@@ -174,7 +175,7 @@ class Encoder:
 
     def __init__(
         self,
-        file: av.container.OutputContainer,
+        file: OutputContainer,
         encoding: Encoding,
         shape: tuple[int, int],
         rate: Fraction,
@@ -210,6 +211,8 @@ class Encoder:
         context.colorspace, context.color_range = (0, 2) if self._rgb else (colour.matrix, 1)
         if encoding.codec == "hevc" and encoding.container in ("mp4", "mov"):
             context.codec_tag = "hvc1"  # which Apple's players ask for
+        if encoding.codec == "vp9" and channels == 4:
+            stream.metadata["alpha_mode"] = "1"  # by which players know
         self._count = 0
 
     def encode(self, pixels: np.ndarray, pts: int | None = None) -> list[av.Packet]:
@@ -261,14 +264,19 @@ def whole_rate(fps: float | Fraction) -> Fraction:
     return Fraction(fps).limit_denominator(100000)
 
 
-def open_target(path: str | Path, container: str) -> av.container.OutputContainer:
-    """A file to write: MP4 with its index first, so that a browser starts playing at once."""
+def open_target(path: str | Path, container: str, clock: int = 1) -> OutputContainer:
+    """A file to write: MP4 with its index first, so that a browser starts playing at once.
+
+    clock: Units in a second of the film's timestamps, in which MP4 then writes where a stream begins; its own default
+        is milliseconds.
+    """
     # MOV has a field for any tag; MP4 as players read it has not.
     flags = {"mp4": "+faststart", "mov": "+faststart+use_metadata_tags"}
-    options = {"movflags": flags[container]} if container in flags else {}
+    ticks = str(clock * -(-10000 // clock))
+    options = {"movflags": flags[container], "movie_timescale": ticks} if container in flags else {}
     return av.open(f"file:{Path(path).absolute()}", "w", format=container, options=options)
 
 
-def muxed(file: av.container.OutputContainer, packets: Iterator[av.Packet] | list[av.Packet]) -> None:
+def muxed(file: OutputContainer, packets: Iterator[av.Packet] | list[av.Packet]) -> None:
     for packet in packets:
         file.mux(packet)

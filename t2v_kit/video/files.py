@@ -16,6 +16,7 @@ from pathlib import Path
 import av
 import av.error
 import numpy as np
+from av.container import OutputContainer
 
 from ..atomic import write_whole
 from ..errors import UserError
@@ -91,7 +92,7 @@ def video_writer(path: str | Path, shape: tuple[int, int], fps: float, metadata:
 class _Writer:
     """What `video_writer` gives."""
 
-    def __init__(self, file: av.container.OutputContainer, encoder: Encoder) -> None:
+    def __init__(self, file: OutputContainer, encoder: Encoder) -> None:
         self._file, self._encoder = file, encoder
 
     def add_image(self, frame: np.ndarray) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import av
 import av.error
+from av.filter import Graph
 
 from ..errors import give_note
 from .decoding import is_cover, main_stream
@@ -30,7 +31,7 @@ RECORDS = ("comment", "description", "synopsis")
 # What a muxer writes itself, or what described the old file's pictures.
 _OWN_TAGS = {
     "encoder", "major_brand", "minor_version", "compatible_brands", "duration", "handler_name", "vendor_id",
-    "creation_time", "alpha_mode", "number_of_frames", "number_of_bytes", "bps", "language",
+    "creation_time", "alpha_mode", "number_of_frames", "number_of_bytes", "bps", "language", "software",
 }  # fmt: skip
 
 
@@ -59,8 +60,9 @@ def join(
         sample_aspect: The shape of a pixel, width : height.
     """
     with av.open(f"file:{os.path.abspath(source)}", metadata_errors="replace") as old:
-        tags = _with_record(_tags(old.metadata), record)
-        with open_target(target, encoding.container) as new:
+        held = dict(old.metadata)
+        tags = _with_record(_tags(held), record)
+        with open_target(target, encoding.container, time_base.denominator) as new:
             film = main_stream(old, source)
             stream = (
                 None if encoding.container == "gif" else _film_stream(new, segments, film, time_base, sample_aspect)
@@ -77,7 +79,7 @@ def join(
                 _mux(new, segments, stream, time_base, old, others, origin)
     with av.open(str(target), metadata_errors="replace") as written:
         lost = set(map(str.lower, tags)) - set(map(str.lower, written.metadata))
-    if lost:
+    if lost := lost & set(map(str.lower, _tags(held))):
         give_note(f"left out: tags {', '.join(sorted(lost))}, which {encoding.container} does not hold")
 
 
@@ -110,8 +112,11 @@ def _film_stream(new, segments: Segments, film, time_base: Fraction, sample_aspe
     with av.open(str(path)) as part:
         stream = new.add_stream_from_template(part.streams.video[0], opaque=True)
         stream.codec_context.sample_aspect_ratio = sample_aspect
+        alpha = part.streams.video[0].metadata.get("ALPHA_MODE")
     stream.time_base = time_base
     _named(stream, film)
+    if alpha:
+        stream.metadata["alpha_mode"] = alpha
     return stream
 
 
@@ -122,20 +127,20 @@ def _pictures(segments: Segments, stream, time_base: Fraction) -> Iterator[tuple
     for path, times in segments.files():
         with av.open(str(path)) as part:
             packets = [packet for packet in part.demux(part.streams.video[0]) if packet.size]
-            ranks = {pts: rank for rank, pts in enumerate(sorted(packet.pts for packet in packets))}
+            ranks = {pts: rank for rank, pts in enumerate(sorted(packet.pts or 0 for packet in packets))}
             shown = [*shown[len(shown) - early :], *(pts for pts, _ in times)]
             before, tick = len(shown) - len(times), tick or times[0][1]
             for place, packet in enumerate(packets):
-                pts, duration = times[ranks[packet.pts]]
+                pts, duration = times[ranks[packet.pts or 0]]
                 # Decoding times are the showing times in order, as many frames late as frames are reordered.
                 index = before + place - early
-                packet.dts = shown[index] if index >= 0 else shown[0] + index * tick
+                packet.dts = dts = shown[index] if index >= 0 else shown[0] + index * tick
                 packet.pts, packet.duration = pts, duration
                 if indexed and count == segments.frames - 1:
                     # MP4 reckons the film's length by decoding times, of which the last is `early` frames late.
-                    packet.duration = max(1, sum(times[-1]) - early * tick - packet.dts)
+                    packet.duration = max(1, sum(times[-1]) - early * tick - dts)
                 packet.time_base, packet.stream = time_base, stream
-                yield float(packet.dts * time_base), count, packet
+                yield float(dts * time_base), count, packet
                 count += 1
 
 
@@ -187,6 +192,7 @@ class _Text:
     def __init__(self, stream, new, codec: str) -> None:
         self.stream = stream
         self.out = new.add_stream(codec)
+        stream.codec_context.open()  # which writes the header
         self.out.codec_context.subtitle_header = stream.codec_context.subtitle_header
         self.out.codec_context.time_base = stream.time_base
         self.out.time_base = stream.time_base
@@ -266,6 +272,8 @@ def _takes(container: str, name: str, new, stream) -> bool:
         return name == "mov_text"
     if container == "mp4" and name.startswith("pcm_"):
         return False
+    if container in ("mp4", "mov") and name in ("mp1", "mp2"):  # would be labelled as MP3
+        return False
     if stream.type == "video" and container == "webm":
         return False
     return name in new.supported_codecs
@@ -276,6 +284,8 @@ def _say_what_is_left(old, source, kept: set[int], container: str, audio: str) -
     for stream in old.streams:
         if stream is film or id(stream) in kept or (stream.type == "audio" and audio == "none"):
             continue
+        if stream.type == "data" and old.chapters() and "mp4" in old.format.name:
+            continue  # the chapters' titles, which are written anew
         name = stream.codec_context.codec.canonical_name if stream.codec_context is not None else "unknown codec"
         give_note(f"left out: stream {stream.index} ({stream.type}, {name}), which {container} does not take from here")
     if container == "gif" and old.chapters():
@@ -291,13 +301,15 @@ def _passed(old, others: list, origin: Fraction) -> Iterator[tuple[float, int, a
     indexed = next(iter(by_stream.values())).out.container.format.name in ("mp4", "mov")
     try:
         for packet in old.demux([each.stream for each in by_stream.values()]):
-            if packet.dts is None and packet.pts is None:
+            if not packet.size:
                 continue
+            if packet.dts is None and packet.pts is None:  # a cover
+                packet.pts = packet.dts = 0
             shift = round(origin / packet.time_base)
             packet.pts = None if packet.pts is None else packet.pts - shift
             packet.dts = None if packet.dts is None else packet.dts - shift
             base = packet.time_base
-            start = packet.dts if packet.dts is not None else packet.pts
+            start = packet.dts if packet.dts is not None else packet.pts or 0
             if start + (packet.duration or 0) <= 0 and not indexed:
                 continue  # what a codec needs to begin, and players cut; it would make the container shift everything
             seconds = max(seconds, float(start * base))
@@ -314,8 +326,7 @@ def _passed(old, others: list, origin: Fraction) -> Iterator[tuple[float, int, a
 
 def _gif(new, segments: Segments, time_base: Fraction) -> None:
     """GIF keeps 256 colours a frame: a palette for each, and times in hundredths of a second."""
-    encoder, last = None, -1
-    graph = None
+    encoder, graph, last = None, Graph(), -1
     for path, times in segments.files():
         with av.open(str(path)) as part:
             for picture, (pts, duration) in zip(part.decode(video=0), times):
@@ -336,8 +347,8 @@ def _gif(new, segments: Segments, time_base: Fraction) -> None:
         new.mux(encoder.encode(None))
 
 
-def _palette_graph(picture) -> av.filter.Graph:
-    graph = av.filter.Graph()
+def _palette_graph(picture) -> Graph:
+    graph = Graph()
     start = graph.add_buffer(
         width=picture.width, height=picture.height, format=picture.format, time_base=Fraction(1, 100)
     )

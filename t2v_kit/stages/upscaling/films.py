@@ -27,8 +27,8 @@ from tqdm.auto import tqdm
 from ...atomic import PREFIX, write_whole
 from ...errors import UserError, give_note
 from ...memory.machine import pick_device
-from ...video.decoder_process import DecoderProcess
-from ...video.decoding import Info
+from ...video.decoder_process import DecoderProcess, Skipped
+from ...video.decoding import Frame, Info
 from ...video.encoding import CODECS, Encoding, encoding_for, whole_rate
 from ...video.files import opaque, read_metadata
 from ...video.joining import join
@@ -179,17 +179,18 @@ class _Film:
 
     def timed(self, rate: Fraction | None) -> Iterator[tuple[np.ndarray, list[tuple[int, int]], int]]:
         """Frames that are shown, with (pts, duration) of each showing and the source's own timestamp."""
-        held, start = None, None
+        held: Frame | Skipped | None = None
+        start = 0
         for frame in self.process.frames():
-            start = frame[1] if start is None else start
-            if held is not None and held[0] is not None:
-                yield from self._showings(held, frame[1], start, rate)
+            start = frame.pts if held is None else start
+            if isinstance(held, Frame):
+                yield from self._showings(held, frame.pts, start, rate)
             held = frame
-        if held is not None and held[0] is not None:
+        if isinstance(held, Frame):
             tick = round(1 / (self.info.rate * self.info.time_base))
-            yield from self._showings(held, held[1] + (held[2] or max(1, tick)), start, rate)
+            yield from self._showings(held, held.pts + (held.duration or max(1, tick)), start, rate)
 
-    def _showings(self, frame, end: int, start: int, rate: Fraction | None):
+    def _showings(self, frame: Frame, end: int, start: int, rate: Fraction | None):
         pixels, pts, _ = frame
         if rate is None:
             yield pixels, [(pts, end - pts)], pts
