@@ -62,6 +62,9 @@ def lavfi(*arguments: str, video: str = TEST) -> tuple[str, ...]:
     return (f"-f lavfi -i {video} " + " ".join(arguments) + " {out}",)
 
 
+PQ, HLG = (lavfi(HDR.format(transfer), video=LARGER) for transfer in ("smpte2084", "arib-std-b67"))
+BURSTS = "-vf settb=1/1000,setpts='(floor(N/3)*0.3+mod(N\\,3)*0.002)/TB' -fps_mode passthrough -enc_time_base 1/1000"
+UNEVEN = "-vf settb=1/100,setpts='(N+floor(N/4)*3)/10/TB' -fps_mode passthrough"
 X264 = "-c:v libx264 -pix_fmt yuv420p -crf 8"
 SRT = "1\n00:00:00,200 --> 00:00:00,800\nHello there\n"
 CHAPTERS = (
@@ -76,17 +79,16 @@ KINDS = [
     Kind("variable rate", "a.mkv", "x.mp4", lavfi(
         "-vf select='lt(mod(n\\,60)\\,10)' -fps_mode passthrough -enc_time_base 1/1000", X264,
         video="testsrc2=s=48x32:r=60:d=1.5")),
-    Kind("bursts", "a.mkv", "x.mkv", lavfi("-vf settb=1/1000,setpts='(floor(N/3)*0.3+mod(N\\,3)*0.002)/TB'",
-                                           "-fps_mode passthrough -enc_time_base 1/1000", X264)),
+    Kind("bursts", "a.mkv", "x.mkv", lavfi(BURSTS, X264)),
     Kind("bursts into H.265", "a.mkv", "x.mp4", lavfi(
-        "-vf settb=1/1000,setpts='(floor(N/3)*0.3+mod(N\\,3)*0.002)/TB' -fps_mode passthrough -enc_time_base 1/1000", X264),
+        BURSTS, X264),
         {"codec": "hevc"}),
     Kind("begins at 2 s, MKV", "a.mkv", "x.mkv", lavfi("-vf settb=1/1000,setpts=PTS+2/TB -fps_mode passthrough", X264)),
     Kind("begins at 2 s, MP4", "a.mp4", "x.mp4", lavfi("-vf settb=1/1000,setpts=PTS+2/TB -fps_mode passthrough", X264)),
     Kind("edit list", "a.mp4", "x.mp4", ("-f lavfi -i testsrc2=s=48x32:r=10:d=2 -g 10 " + X264 + " {a}.mp4",
                                          "-ss 0.45 -i {a}.mp4 -c copy {out}")),
-    Kind("GIF with uneven delays", "a.gif", "x.gif", lavfi("-vf settb=1/100,setpts='(N+floor(N/4)*3)/10/TB' -fps_mode passthrough")),
-    Kind("GIF", "a.gif", "x.mp4", lavfi("-vf settb=1/100,setpts='(N+floor(N/4)*3)/10/TB' -fps_mode passthrough"), like=25),
+    Kind("GIF with uneven delays", "a.gif", "x.gif", lavfi(UNEVEN)),
+    Kind("GIF", "a.gif", "x.mp4", lavfi(UNEVEN), like=25),
     Kind("APNG with opacity", "a.apng", "x.webm", lavfi(
         "-f apng", video="testsrc2=s=48x32:r=10:d=0.5,format=rgba,colorchannelmixer=aa=0.5"), like=None),
     Kind("pixels of 32:27, MP4", "a.mp4", "x.mp4", lavfi("-vf setsar=32/27", X264)),
@@ -101,19 +103,21 @@ KINDS = [
                                         "-display_hflip -i {a}.mp4 -c copy {out}")),
     Kind("H.264 in MPEG-TS", "a.ts", "x.mp4", lavfi(X264), like=None),
     Kind("MPEG-2 and sound in MPEG-PS", "a.mpg", "x.mp4", lavfi(
-        f"-f lavfi -i {SOUND} -c:v mpeg2video -q:v 2 -c:a mp2 -shortest", video="testsrc2=s=48x32:r=25:d=1")),
+        f"-f lavfi -i {SOUND} -c:v mpeg2video -q:v 2 -c:a mp2 -shortest", video="testsrc2=s=48x32:r=25:d=1"),
+         {}, ("mp2 does not go into mp4, and became aac",)),
     Kind("interlaced, top field first", "a.mp4", "x.mp4", lavfi(
         "-vf interlace,fieldorder=tff", X264, "-flags +ilme+ildct", video="testsrc2=s=48x32:r=50:d=0.5"),
         {}, ("interlaced: deinterlaced",), None),
     Kind("interlaced MPEG-2, bottom field first", "a.ts", "x.mkv", lavfi(
         "-vf interlace=scan=bff -c:v mpeg2video -q:v 2 -flags +ilme+ildct", video="testsrc2=s=48x32:r=50:d=0.5"),
         {}, ("interlaced: deinterlaced",), None),
-    Kind("HDR (PQ)", "a.mkv", "x.mp4", lavfi(HDR.format("smpte2084"), video=LARGER), {}, ("HDR was mapped to SDR",), None),
-    Kind("HDR (PQ), kept", "a.mkv", "x.mp4", lavfi(HDR.format("smpte2084"), video=LARGER), {"bit_depth": 10}),
-    Kind("HDR (HLG)", "a.mp4", "x.mp4", lavfi(HDR.format("arib-std-b67"), video=LARGER), {}, ("HDR was mapped to SDR",), None),
-    Kind("HDR (HLG), kept in AV1", "a.mp4", "x.webm", lavfi(HDR.format("arib-std-b67"), video=LARGER),
+    Kind("HDR (PQ)", "a.mkv", "x.mp4", PQ, {}, ("HDR was mapped to SDR",), None),
+    Kind("HDR (PQ), kept", "a.mkv", "x.mp4", PQ, {"bit_depth": 10}),
+    Kind("HDR (HLG)", "a.mp4", "x.mp4", HLG, {}, ("HDR was mapped to SDR",), None),
+    Kind("HDR (HLG), kept in AV1", "a.mp4", "x.webm", HLG,
          {"bit_depth": 10, "codec": "av1"}),
-    Kind("10 bits", "a.mkv", "x.mp4", lavfi("-c:v libx265 -x265-params log-level=none -pix_fmt yuv420p10le", video=LARGER), {},
+    Kind("10 bits", "a.mkv", "x.mp4", lavfi(
+        "-c:v libx265 -x265-params log-level=none -pix_fmt yuv420p10le", video=LARGER), {},
          ("10 bits became 8",)),
     Kind("10 bits, kept in ProRes", "a.mkv", "x.mov", lavfi("-c:v ffv1 -pix_fmt yuv422p10le"), {"codec": "prores"}),
     Kind("10 bits, kept in H.264", "a.mkv", "x.mp4", lavfi("-c:v ffv1 -pix_fmt yuv420p10le"),
@@ -150,12 +154,14 @@ KINDS = [
     Kind("SubRip into MP4", "a.mkv", "x.mp4", lavfi("-i {dir}/a.srt -map 0 -map 1 -c:s subrip", X264), {},
          ("subtitles: subrip does not go into mp4, and became mov_text",)),
     Kind("chapters, tags, a font", "a.mkv", "x.mkv", lavfi(
-        "-i {dir}/a.txt -map 0 -map_metadata 1 -map_chapters 1 -attach {dir}/a.ttf -metadata:s:t mimetype=font/ttf", X264)),
+        "-i {dir}/a.txt -map 0 -map_metadata 1 -map_chapters 1",
+        "-attach {dir}/a.ttf -metadata:s:t mimetype=font/ttf", X264)),
     Kind("chapters and tags", "a.mp4", "x.mp4", lavfi("-i {dir}/a.txt -map 0 -map_metadata 1 -map_chapters 1", X264)),
     Kind("a cover", "a.mp4", "x.mp4", (
         "-f lavfi -i testsrc2=s=16x16 -frames:v 1 {a}.png", "-f lavfi -i " + TEST + " -i {a}.png -map 0 -map 1 " + X264
         + " -c:v:1 copy -disposition:v:1 attached_pic {out}")),
-    Kind("odd size", "a.mkv", "x.mp4", lavfi("-c:v ffv1 -pix_fmt yuv444p", video="testsrc=s=47x33:r=10:d=0.3"), like=25),
+    Kind("odd size", "a.mkv", "x.mp4", lavfi(
+        "-c:v ffv1 -pix_fmt yuv444p", video="testsrc=s=47x33:r=10:d=0.3"), like=25),
     Kind("one frame", "a.mp4", "x.mp4", lavfi("-frames:v 1", X264)),
     Kind("MPEG-4 with B frames in AVI", "a.avi", "x.mp4", lavfi("-c:v mpeg4 -q:v 2 -bf 2")),
     Kind("Windows Media", "a.wmv", "x.mp4", lavfi("-c:v wmv2 -q:v 2")),
@@ -245,7 +251,7 @@ def look(path: Path) -> Seen:
                 name = other.codec_context.codec.canonical_name if other.codec_context else other.type
                 others.append(f"{name} {other.language}" if other.language not in (None, "und") else name)
         if "mp4" in file.format.name and stream.duration:  # packets are as long as decoding lasts, not showing
-            end = (stream.start_time + stream.duration) * stream.time_base
+            end = min(end, (stream.start_time + stream.duration) * stream.time_base)
         if tag := next((text for name, text in stream.metadata.items() if name.upper() == "DURATION"), None):
             end = sum(Fraction(part) * 60**power for power, part in enumerate(reversed(tag.split(":"))))
         tags = tuple(map(int, (first.colorspace, first.color_primaries, first.color_trc, first.color_range)))

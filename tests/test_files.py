@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import random
 import re
+import signal
 import subprocess
 import sys
+import time
 from fractions import Fraction
 
 import av
@@ -16,8 +19,10 @@ import torch
 from spandrel.architectures.Compact import Compact
 
 from t2v_kit import DamagedVideo, UserError, read_metadata, save_video, toyland, upscale, upscale_file, upscale_frames
+from t2v_kit.cli import main
 from t2v_kit.stages.upscaling import enlarging as ROOM
-from tests.films import KINDS, PAGE, look, run, shown
+from t2v_kit.video.decoder_process import DecoderProcess
+from tests.films import FFMPEG, KINDS, PAGE, look, nearest, run, shown
 
 quiet = dict(progress=False)
 mediapy.set_ffmpeg(imageio_ffmpeg.get_ffmpeg_exe())
@@ -195,3 +200,298 @@ def test_the_page_lists_these_kinds():
     """The page lists these kinds and no others."""
     rows = re.findall(r"^\| ([^|]+) \| \w+: ", PAGE.read_text("utf-8"), re.MULTILINE)
     assert rows == [kind.name for kind in KINDS]
+
+
+# ---- colours, opacity, damage -----------------------------------------------------------------------------
+
+
+def ffmpeg(*arguments) -> None:
+    subprocess.run([FFMPEG, "-v", "error", "-y", *map(str, arguments)], check=True)
+
+
+@pytest.fixture(scope="module")
+def repeating(tmp_path_factory):
+    """A x4 network that repeats each pixel."""
+    return nearest(tmp_path_factory.mktemp("nearest"))
+
+
+def write_flat(path, code, transfer: int, primaries: int = 9) -> None:
+    """Two frames of one RGB colour from 0 to 1 in 10 bits, lossless, tagged."""
+    picture = np.broadcast_to(np.round(np.array(code) * 65535).astype(np.uint16), (16, 16, 3))
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("ffv1", rate=10)
+        stream.width = stream.height = 16
+        stream.pix_fmt = "yuv444p10le"
+        context = stream.codec_context
+        context.colorspace, context.color_primaries, context.color_trc, context.color_range = 9, primaries, transfer, 1
+        for _ in range(2):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb48le")
+            frame = frame.reformat(format="yuv444p10le", dst_colorspace=9, src_color_range=2, dst_color_range=1)
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))
+
+
+def pq(light: float) -> float:
+    """SMPTE ST 2084: cd/m2 to a code from 0 to 1."""
+    power = (light / 10000) ** (2610 / 16384)
+    return ((3424 / 4096 + 2413 / 128 * power) / (1 + 2392 / 128 * power)) ** (2523 / 32)
+
+
+@pytest.mark.parametrize(
+    ("light", "lowest", "highest"), [(0, 0, 1), (1, 30, 45), (100, 205, 235), (203, 235, 248), (1000, 254, 255)]
+)
+def test_hdr_light_becomes_sdr(tmp_path, repeating, light, lowest, highest):
+    """100 cd/m2, white on an SDR screen, is bright; 203, white in HDR, brighter still; 1000 is the end."""
+    write_flat(tmp_path / "a.mkv", [pq(light)] * 3, 16)
+    with pytest.warns(UserWarning, match="HDR was mapped to SDR"):
+        target = upscale_file(tmp_path / "a.mkv", tmp_path / "b.mp4", repeating, dtype="float32", **quiet)
+    grey = shown(target)[0, 30, 30].astype(int)
+    assert lowest <= grey.min() and grey.max() <= highest and np.ptp(grey) <= 2
+    assert look(target).tags[:3] == (1, 1, 1)
+
+
+def test_hdr_keeps_its_codes_in_10_bits(tmp_path, repeating):
+    """Within a level of 1023, tags and all; 10 bits of the network's own, not 8 in a 10-bit file."""
+    codes = [pq(100) + 1 / 1023, pq(10), pq(400)]
+    write_flat(tmp_path / "a.mkv", codes, 16)
+    target = upscale_file(tmp_path / "a.mkv", tmp_path / "b.mkv", repeating, codec="hevc", bit_depth=10, crf=0, **quiet)
+    with av.open(str(target)) as file:
+        frame = next(file.decode(video=0))
+    assert (frame.colorspace, frame.color_primaries, frame.color_trc, frame.format.name) == (9, 9, 16, "yuv420p10le")
+    with av.open(str(tmp_path / "a.mkv")) as file:
+        wanted = next(file.decode(video=0)).to_ndarray()
+    luma = np.frombuffer(frame.planes[0], np.uint16).reshape(64, -1)[:64, :64]
+    assert abs(int(luma[30, 30]) - int(wanted[0, 8, 8])) <= 1
+
+
+@pytest.mark.parametrize(
+    ("tags", "size", "wanted"),
+    [
+        ("", "48x32", (6, 6, 6, 1)),
+        ("", "32x600", (1, 1, 1, 1)),
+        ("-colorspace bt709 -color_primaries bt709 -color_trc bt709", "48x32", (1, 1, 1, 1)),
+        ("-colorspace bt470bg -color_primaries bt470bg -color_trc gamma28", "48x32", (5, 5, 5, 1)),
+        ("-colorspace bt2020nc -color_primaries bt2020 -color_trc bt2020-10", "48x32", (9, 9, 14, 1)),
+        ("-color_range pc", "48x32", (6, 6, 6, 1)),
+    ],
+)
+def test_colour_tags(tmp_path, repeating, tags, size, wanted):
+    """Tags stay; without them BT.601 or 709 by the source's size is meant, and the enlarged file says which."""
+    source = f"color=c=0x20A060:s={size}:r=10:d=0.2"
+    encode = [*tags.split(), "-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", "1"]
+    ffmpeg("-f", "lavfi", "-i", source, *encode, tmp_path / "a.mp4")
+    target = upscale_file(tmp_path / "a.mp4", tmp_path / "b.mp4", repeating, dtype="float32", **quiet)
+    assert look(target).tags == wanted
+    with av.open(str(tmp_path / "a.mp4")) as file:
+        frame = next(file.decode(video=0))
+    matrix = {5: "bt470bg", 6: "smpte170m"}.get(wanted[0], {1: "ITU709", 9: "BT2020"}.get(wanted[0]))
+    matrix = {"bt470bg": "ITU601", "smpte170m": "ITU601"}.get(matrix, matrix)
+    full = 2 if "pc" in tags else 1
+    meant = frame.to_ndarray(format="rgb24", src_colorspace=matrix, src_color_range=full, dst_color_range=2)[8, 8]
+    assert np.abs(shown(target)[0, 30, 30].astype(int) - meant).max() <= 3
+
+
+@pytest.mark.parametrize(
+    ("target", "codec"), [("b.webm", None), ("b.mov", "prores"), ("b.mkv", "ffv1"), ("b.gif", None)]
+)
+def test_opacity_is_kept(tmp_path, repeating, target, codec):
+    """Opaque left half, transparent right half: in every container that can say so."""
+    picture = np.full((32, 48, 4), (200, 60, 30, 255), np.uint8)
+    picture[:, 24:, 3] = 0
+    with av.open(str(tmp_path / "a.mkv"), "w") as file:
+        stream = file.add_stream("ffv1", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 48, 32, "bgra"
+        file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgba")))
+        file.mux(stream.encode(None))
+    path = upscale_file(tmp_path / "a.mkv", tmp_path / target, repeating, codec=codec, dtype="float32", **quiet)
+    with av.open(str(path)) as file:
+        stream = file.streams.video[0]
+        vp9 = stream.codec.canonical_name == "vp9"
+        assert not vp9 or stream.metadata["alpha_mode"] == "1"
+        context = av.CodecContext.create("libvpx-vp9", "r") if vp9 else stream.codec_context
+        frames = [frame for packet in file.demux(stream) for frame in context.decode(packet if packet.size else None)]
+    back = frames[0].to_ndarray(format="rgba")
+    assert back[64, 10, 3] >= 253 and back[64, 180, 3] <= 2
+    assert np.abs(back[64, 20, :3].astype(int) - (200, 60, 30)).max() < 12
+
+
+def test_an_interlaced_film_has_no_combs(tmp_path, repeating):
+    """A bar that moves between two fields: after deinterlacing neighbouring rows agree as in the progressive film."""
+    code = ["-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", "1"]
+    fields = ["-vf", "interlace=lowpass=0,fieldorder=tff", "-flags", "+ilme+ildct"]
+    ffmpeg("-f", "lavfi", "-i", "testsrc2=s=64x64:r=50:d=0.6", *fields, *code, tmp_path / "a.mp4")
+    with pytest.warns(UserWarning, match="deinterlaced"):
+        target = upscale_file(tmp_path / "a.mp4", tmp_path / "b.mp4", repeating, dtype="float32", **quiet)
+
+    def combs(frames: np.ndarray) -> float:
+        """How much rows differ from the next in a way that the row after undoes."""
+        rows = frames.astype(float).mean(axis=3)
+        return float(np.abs(2 * rows[:, 1:-1] - rows[:, :-2] - rows[:, 2:]).mean())
+
+    small = shown(target)[:, 2::4, 2::4]
+    assert combs(small) < 0.7 * combs(shown(tmp_path / "a.mp4"))
+    assert len(small) == len(look(tmp_path / "a.mp4").times)
+
+
+def test_a_cut_film_keeps_what_came(tmp_path, repeating):
+    """The error counts the frames, the file's name says that it is not whole, the target's own name stays free."""
+    ffmpeg("-f", "lavfi", "-i", "testsrc2=s=48x32:r=10:d=3", "-g", 5, "-movflags", "+faststart", tmp_path / "a.mp4")
+    data = (tmp_path / "a.mp4").read_bytes()
+    (tmp_path / "half.mp4").write_bytes(data[: len(data) * 2 // 3])
+    (tmp_path / "b.mp4").write_text("an older file")
+    with pytest.raises(DamagedVideo, match=r"is damaged .*ends after \d+ of 30.* \d+ of 30 frames came") as caught:
+        upscale_file(tmp_path / "half.mp4", tmp_path / "b.mp4", repeating, **quiet)
+    assert caught.value.path == tmp_path / "b.incomplete.mp4"
+    assert 5 < caught.value.frames == len(look(caught.value.path).times) < 25
+    assert (tmp_path / "b.mp4").read_text() == "an older file"
+
+
+def test_the_command_line_ends_with_1_for_a_damaged_film(tmp_path, repeating, capsys):
+    """One line on stderr; a user's mistake has 2."""
+    ffmpeg("-f", "lavfi", "-i", "testsrc2=s=48x32:r=10:d=2", "-g", 5, "-movflags", "+faststart", tmp_path / "a.mp4")
+    data = (tmp_path / "a.mp4").read_bytes()
+    (tmp_path / "half.mp4").write_bytes(data[: len(data) * 2 // 3])
+    command = ["upscale", str(tmp_path / "half.mp4"), str(tmp_path / "b.mp4"), "--model", str(repeating)]
+    with pytest.raises(SystemExit) as stop:
+        main(command)
+    assert stop.value.code == 1 and "b.incomplete.mp4" in capsys.readouterr().err
+    assert main(["upscale", str(tmp_path / "a.mp4"), str(tmp_path / "b.xyz"), "--model", str(repeating)]) == 2
+    options = ["--codec", "hevc", "--crf", "30", "--bit-depth", "10", "--fps", "5", "--audio", "none", "--scale", "2"]
+    assert main(["upscale", str(tmp_path / "a.mp4"), str(tmp_path / "c.mp4"), "--model", str(repeating), *options]) == 0
+    after = look(tmp_path / "c.mp4")
+    assert (after.codec, after.pixels, len(after.times), after.size) == ("hevc", "yuv420p10le", 10, (96, 64))
+
+
+# ---- targets ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("x.xyz", {}, r"must end in \.mp4, .*x\.mp4' would work"),
+        ("x", {}, r"must end in .*x\.mp4' would work"),
+        ("x.mk", {}, r"x\.mkv' would work"),
+        ("folder.mp4", {}, r"is a folder; .*large\.mp4' would work"),
+        ("taken/x.mp4", {}, "cannot be written"),
+        ("x.mp4", {"codec": "prores"}, r"a \.mp4 file holds h264 or hevc or av1; .*x\.mov' would work"),
+        ("x.mp4", {"codec": "h265"}, "codec='h265': is unknown"),
+        ("x.mkv", {"codec": "ffv1", "crf": 3}, "ffv1 has no such scale"),
+        ("x.mp4", {"crf": 99}, "whole number from 0 .best. to 51; 16 would work"),
+        ("x.webm", {"bit_depth": 10, "codec": "vp9"}, "vp9 stores 8 bits"),
+        ("x.mp4", {"bit_depth": 9}, "bit_depth=9: h264 stores 8 or 10 bits"),
+        ("x.mp4", {"fps": 0}, "fps=0: must be 'keep' or a number"),
+        ("x.mp4", {"audio": "loud"}, "audio='loud'"),
+    ],
+)
+def test_a_target_that_cannot_be_is_refused_before_the_work(tmp_path, repeating, monkeypatch, name, options, message):
+    """One line with what would work; no network is loaded and nothing is written."""
+    save_video(tmp_path / "a.mp4", drawn(1, 1), 16)
+    (tmp_path / "folder.mp4").mkdir()
+    (tmp_path / "taken").write_text("a file")
+    monkeypatch.setattr("t2v_kit.stages.upscaling.films.load_upscaler", lambda *_: 1 // 0)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match=message) as caught:
+        upscale_file(tmp_path / "a.mp4", tmp_path / name, repeating, **options, **quiet)
+    assert "\n" not in str(caught.value) and sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_home_folder_is_understood(tmp_path, repeating, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    save_video(tmp_path / "a.mp4", drawn(1, 1), 16)
+    assert upscale_file("~/a.mp4", "~/b.mp4", repeating, 1, **quiet) == tmp_path / "b.mp4"
+
+
+# ---- interruptions ----------------------------------------------------------------------------------------
+
+
+LONG = """
+import sys
+from t2v_kit import upscale_file
+from t2v_kit.video import segments
+segments._PIXELS, segments._FEWEST = 1, 4
+from t2v_kit.stages.upscaling import films
+print("begun", flush=True)
+upscale_file(sys.argv[1], sys.argv[2], sys.argv[3], dtype="float32", progress=False)
+"""
+
+
+def test_killed_at_any_moment_the_film_is_the_same(tmp_path, repeating):
+    """kill -9 at random moments: in the end the same bytes as in one go, and nothing else in the folder."""
+    source = tmp_path / "a.mkv"
+    ffmpeg("-f", "lavfi", "-i", "testsrc2=s=96x64:r=25:d=4", "-f", "lavfi", "-i", "sine=d=4", "-c:a", "aac", source)
+    command = [sys.executable, "-c", LONG, source]
+    begun = time.monotonic()
+    subprocess.run([*command, tmp_path / "one.mp4", repeating], check=True, timeout=120)
+    whole = time.monotonic() - begun
+    dice, kills, grown = random.Random(3), 0, set()
+    for _ in range(40):
+        child = subprocess.Popen([*command, tmp_path / "two.mp4", repeating], stdout=subprocess.PIPE)
+        child.stdout.readline()
+        try:
+            child.wait(dice.uniform(0.1, 0.7) * whole)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            kills += 1
+        child.wait()
+        child.stdout.close()
+        grown.add(len(list((tmp_path / ".part.two.mp4").glob("0*.mkv"))))
+        if child.returncode == 0:
+            break
+    assert kills >= 2 and len(grown) >= 3  # it was killed in the middle, and went on behind what it had
+    assert (tmp_path / "two.mp4").read_bytes() == (tmp_path / "one.mp4").read_bytes()
+    assert {path.name for path in tmp_path.iterdir()} == {"a.mkv", "one.mp4", "two.mp4"}
+    assert len(look(tmp_path / "two.mp4").times) == 100
+
+
+def test_parts_of_another_job_are_not_used(tmp_path, repeating, monkeypatch):
+    """After an interruption other settings begin again, and say so."""
+    monkeypatch.setattr("t2v_kit.video.segments._PIXELS", 1)
+    save_video(tmp_path / "a.mp4", drawn(1, 3).repeat(8, axis=0), 16)
+    real, calls = ROOM.enlarge_or_none, []
+
+    def stops(*arguments):
+        calls.append(1)
+        if len(calls) == 20:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(ROOM, "enlarge_or_none", stops)
+    with pytest.raises(KeyboardInterrupt):
+        upscale_file(tmp_path / "a.mp4", tmp_path / "b.mp4", repeating, 2, batch=1, **quiet)
+    assert len(list((tmp_path / ".part.b.mp4").glob("0*.mkv"))) == 2
+    done = len(calls)
+    upscale_file(tmp_path / "a.mp4", tmp_path / "b.mp4", repeating, 2, batch=1, **quiet)
+    assert len(calls) - done == 24 - 16  # two parts of eight were there already
+    calls[:] = [1] * 2
+    with pytest.raises(KeyboardInterrupt):
+        upscale_file(tmp_path / "a.mp4", tmp_path / "b.mp4", repeating, 2, batch=1, **quiet)
+    with pytest.warns(UserWarning, match="made with another encoding.*begun again"):
+        upscale_file(tmp_path / "a.mp4", tmp_path / "b.mp4", repeating, 2, batch=1, crf=30, **quiet)
+    assert {path.name for path in tmp_path.iterdir()} == {"a.mp4", "b.mp4"}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are Unix's")
+def test_a_crash_of_the_decoder_is_not_the_end(tmp_path):
+    """Killed by a segmentation fault, the decoder is started again behind the last frame; killed once more, it leaves
+    out the packet at which it died, and says so."""
+    ffmpeg("-f", "lavfi", "-i", "testsrc2=s=48x32:r=25:d=3", "-g", 1, tmp_path / "a.mp4")
+    with DecoderProcess(tmp_path / "a.mp4") as film:
+        wanted = [frame.pts for frame in film.frames()]
+    for crashes in ([20], [20, 40]):
+        with DecoderProcess(tmp_path / "a.mp4") as film:
+            came = []
+            for frame in film.frames():
+                came.append(frame.pts)
+                if len(came) in crashes:
+                    film._process.send_signal(signal.SIGSEGV)
+        assert came == sorted(set(came)) and set(came) <= set(wanted)
+        assert len(wanted) - len(came) == len(crashes) - 1 == len(film.damage)
+
+
+def test_the_bar_begins_at_once(tmp_path, repeating, capsys, monkeypatch):
+    """The length is known from the file's index, without counting frames, before the network is loaded."""
+    save_video(tmp_path / "a.mp4", drawn(1, 3), 16)
+    monkeypatch.setattr("t2v_kit.stages.upscaling.films.load_upscaler", lambda *_: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        upscale_file(tmp_path / "a.mp4", tmp_path / "b.mp4", repeating)
+    assert "0/3" in capsys.readouterr().err
