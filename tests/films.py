@@ -226,14 +226,17 @@ class Seen:
         return ", ".join([f"{self.codec} {self.pixels}", shape, f"{len(self.times)} frames", *self.others, *more])
 
 
+def decoder(stream):
+    """ffmpeg's own decoder of VP9 leaves opacity out; libvpx's does not."""
+    opacity = {name.lower(): text for name, text in stream.metadata.items()}.get("alpha_mode") == "1"
+    return av.CodecContext.create("libvpx-vp9", "r") if opacity else stream.codec_context
+
+
 def look(path: Path) -> Seen:
     """Open a file with PyAV and decode it: times are those of the frames."""
     with av.open(f"file:{path}", metadata_errors="replace") as file:
         stream = file.streams.video[0]
-        if stream.metadata.get("alpha_mode") == "1":
-            context = av.CodecContext.create("libvpx-vp9", "r")
-        else:
-            context = stream.codec_context
+        context = decoder(stream)
         times, first, end = [], None, Fraction(0)
         for packet in file.demux(stream):
             if packet.size and packet.pts is not None:
@@ -304,11 +307,8 @@ class Result:
         if self.damage is not None:
             inner = re.search(r"is damaged \((.*?)\): (.*?) came", str(self.damage))
             said = f"damaged ({inner[1]}): {inner[2]} kept, exit 1" if inner else str(self.damage)
-        return (
-            f"| {self.kind.name} | {self.kind.source.rsplit('.')[-1]}: {self.before} | {self.after} | {said} |".replace(
-                str(self.source.parent), ""
-            )
-        )
+        ending = self.source.suffix[1:]
+        return f"| {self.kind.name} | {ending}: {self.before} | {self.path.suffix[1:]}: {self.after} | {said} |"
 
 
 def run(kind: Kind, folder: Path) -> Result:

@@ -22,7 +22,7 @@ from t2v_kit import DamagedVideo, UserError, read_metadata, save_video, toyland,
 from t2v_kit.cli import main
 from t2v_kit.stages.upscaling import enlarging as ROOM
 from t2v_kit.video.decoder_process import DecoderProcess
-from tests.films import FFMPEG, KINDS, PAGE, look, nearest, run, shown
+from tests.films import FFMPEG, KINDS, PAGE, decoder, look, nearest, run, shown
 
 quiet = dict(progress=False)
 mediapy.set_ffmpeg(imageio_ffmpeg.get_ffmpeg_exe())
@@ -127,7 +127,7 @@ import resource, sys
 import numpy as np
 from t2v_kit import save_video, upscale_file
 frame = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
-for length in (8, 120):
+for length in (8, 80):
     save_video("in.mp4", np.broadcast_to(frame, (length, *frame.shape)), 24)
     upscale_file("in.mp4", "out.mp4", sys.argv[1], progress=False, batch=2)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
@@ -136,7 +136,7 @@ for length in (8, 120):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the resource module is Unix's")
 def test_memory_stays_flat(tmp_path, compact):
-    """120 frames need no more memory than 8: the enlarged ones together would be 35 MB, the growth is below 12."""
+    """80 frames need no more memory than 8: the enlarged ones together would be 24 MB, the growth is below 12."""
     command = [sys.executable, "-c", FLAT, str(compact)]
     said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
     short, long = (int(line) * (1 if sys.platform == "darwin" else 1024) for line in said.split())
@@ -259,9 +259,9 @@ def test_hdr_keeps_its_codes_in_10_bits(tmp_path, repeating):
         frame = next(file.decode(video=0))
     assert (frame.colorspace, frame.color_primaries, frame.color_trc, frame.format.name) == (9, 9, 16, "yuv420p10le")
     with av.open(str(tmp_path / "a.mkv")) as file:
-        wanted = next(file.decode(video=0)).to_ndarray()
-    luma = np.frombuffer(frame.planes[0], np.uint16).reshape(64, -1)[:64, :64]
-    assert abs(int(luma[30, 30]) - int(wanted[0, 8, 8])) <= 1
+        source = next(file.decode(video=0))
+    wanted, came = (np.frombuffer(each.planes[0], np.uint16).reshape(each.height, -1) for each in (source, frame))
+    assert abs(int(came[30, 30]) - int(wanted[8, 8])) <= 1
 
 
 @pytest.mark.parametrize(
@@ -306,9 +306,7 @@ def test_opacity_is_kept(tmp_path, repeating, target, codec):
     path = upscale_file(tmp_path / "a.mkv", tmp_path / target, repeating, codec=codec, dtype="float32", **quiet)
     with av.open(str(path)) as file:
         stream = file.streams.video[0]
-        vp9 = stream.codec.canonical_name == "vp9"
-        assert not vp9 or stream.metadata["alpha_mode"] == "1"
-        context = av.CodecContext.create("libvpx-vp9", "r") if vp9 else stream.codec_context
+        context = decoder(stream)
         frames = [frame for packet in file.demux(stream) for frame in context.decode(packet if packet.size else None)]
     back = frames[0].to_ndarray(format="rgba")
     assert back[64, 10, 3] >= 253 and back[64, 180, 3] <= 2
@@ -317,9 +315,9 @@ def test_opacity_is_kept(tmp_path, repeating, target, codec):
 
 def test_an_interlaced_film_has_no_combs(tmp_path, repeating):
     """A bar that moves between two fields: after deinterlacing neighbouring rows agree as in the progressive film."""
-    code = ["-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", "1"]
-    fields = ["-vf", "interlace=lowpass=0,fieldorder=tff", "-flags", "+ilme+ildct"]
-    ffmpeg("-f", "lavfi", "-i", "testsrc2=s=64x64:r=50:d=0.6", *fields, *code, tmp_path / "a.mp4")
+    bar = "color=black:s=64x64:r=50:d=0.6[a];color=white:s=12x64:r=50:d=0.6[b];[a][b]overlay=x=mod(n*4\\,48)"
+    code = ["-flags", "+ilme+ildct", "-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", "1"]
+    ffmpeg("-f", "lavfi", "-i", bar, "-vf", "interlace=lowpass=0,fieldorder=tff", *code, tmp_path / "a.mp4")
     with pytest.warns(UserWarning, match="deinterlaced"):
         target = upscale_file(tmp_path / "a.mp4", tmp_path / "b.mp4", repeating, dtype="float32", **quiet)
 
@@ -329,7 +327,7 @@ def test_an_interlaced_film_has_no_combs(tmp_path, repeating):
         return float(np.abs(2 * rows[:, 1:-1] - rows[:, :-2] - rows[:, 2:]).mean())
 
     small = shown(target)[:, 2::4, 2::4]
-    assert combs(small) < 0.7 * combs(shown(tmp_path / "a.mp4"))
+    assert combs(small) < 0.2 * combs(shown(tmp_path / "a.mp4"))
     assert len(small) == len(look(tmp_path / "a.mp4").times)
 
 
@@ -409,8 +407,6 @@ import sys
 from t2v_kit import upscale_file
 from t2v_kit.video import segments
 segments._PIXELS, segments._FEWEST = 1, 4
-from t2v_kit.stages.upscaling import films
-print("begun", flush=True)
 upscale_file(sys.argv[1], sys.argv[2], sys.argv[3], dtype="float32", progress=False)
 """
 
@@ -420,24 +416,19 @@ def test_killed_at_any_moment_the_film_is_the_same(tmp_path, repeating):
     source = tmp_path / "a.mkv"
     ffmpeg("-f", "lavfi", "-i", "testsrc2=s=96x64:r=25:d=4", "-f", "lavfi", "-i", "sine=d=4", "-c:a", "aac", source)
     command = [sys.executable, "-c", LONG, source]
-    begun = time.monotonic()
     subprocess.run([*command, tmp_path / "one.mp4", repeating], check=True, timeout=120)
-    whole = time.monotonic() - begun
-    dice, kills, grown = random.Random(3), 0, set()
-    for _ in range(40):
-        child = subprocess.Popen([*command, tmp_path / "two.mp4", repeating], stdout=subprocess.PIPE)
-        child.stdout.readline()
-        try:
-            child.wait(dice.uniform(0.1, 0.7) * whole)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            kills += 1
+    dice, folder, grown = random.Random(3), tmp_path / ".part.two.mp4", [0]
+    for _ in range(3):
+        child = subprocess.Popen([*command, tmp_path / "two.mp4", repeating])
+        wanted, limit = grown[-1] + dice.randint(2, 6), time.monotonic() + 60
+        while len(list(folder.glob("0*.mkv"))) < wanted and time.monotonic() < limit:
+            time.sleep(0.002)
+        time.sleep(dice.uniform(0, 0.05))
+        child.kill()
         child.wait()
-        child.stdout.close()
-        grown.add(len(list((tmp_path / ".part.two.mp4").glob("0*.mkv"))))
-        if child.returncode == 0:
-            break
-    assert kills >= 2 and len(grown) >= 3  # it was killed in the middle, and went on behind what it had
+        grown.append(len(list(folder.glob("0*.mkv"))))
+    assert grown == sorted(set(grown)) and grown[-1] < 25  # each went on behind what the last one had
+    subprocess.run([*command, tmp_path / "two.mp4", repeating], check=True, timeout=120)
     assert (tmp_path / "two.mp4").read_bytes() == (tmp_path / "one.mp4").read_bytes()
     assert {path.name for path in tmp_path.iterdir()} == {"a.mkv", "one.mp4", "two.mp4"}
     assert len(look(tmp_path / "two.mp4").times) == 100
@@ -474,7 +465,7 @@ def test_parts_of_another_job_are_not_used(tmp_path, repeating, monkeypatch):
 def test_a_crash_of_the_decoder_is_not_the_end(tmp_path):
     """Killed by a segmentation fault, the decoder is started again behind the last frame; killed once more, it leaves
     out the packet at which it died, and says so."""
-    ffmpeg("-f", "lavfi", "-i", "testsrc2=s=48x32:r=25:d=3", "-g", 1, tmp_path / "a.mp4")
+    ffmpeg("-f", "lavfi", "-i", "testsrc2=s=160x120:r=25:d=3", "-g", 1, tmp_path / "a.mp4")
     with DecoderProcess(tmp_path / "a.mp4") as film:
         wanted = [frame.pts for frame in film.frames()]
     for crashes in ([20], [20, 40]):

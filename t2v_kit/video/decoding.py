@@ -357,8 +357,10 @@ def _codec(stream) -> VideoCodecContext:
     context = stream.codec_context
     if context is None:
         raise UserError(f"cannot read {stream.container.name!r} as a video: its codec is unknown")
-    if stream.metadata.get("alpha_mode") == "1" and context.name in ("vp8", "vp9"):
-        context = av.CodecContext.create({"vp8": "libvpx", "vp9": "libvpx-vp9"}[context.name], "r")
+    tags = {name.lower(): text for name, text in stream.metadata.items()}
+    full = {"vp8": "libvpx", "vp9": "libvpx-vp9"}.get(context.name)
+    if full and tags.get("alpha_mode") == "1":
+        context = av.CodecContext.create(full, "r")
     assert isinstance(context, VideoCodecContext)
     return context
 
