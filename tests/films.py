@@ -1,4 +1,4 @@
-"""About fifty kinds of video files, each made by ffmpeg at a tiny size: the table of `docs/files.md`.
+"""About sixty kinds of video files, each made by ffmpeg at a tiny size: the table of `docs/files.md`.
 
 `python -m tests.films` enlarges them all and writes the table into that page.
 """
