@@ -18,7 +18,6 @@ import av
 import imageio_ffmpeg
 import numpy as np
 import torch
-from spandrel.architectures.Compact import Compact
 
 import t2v_kit  # noqa: F401  (first: it makes torchvision importable)
 from t2v_kit import DamagedVideo, upscale_file
@@ -178,6 +177,8 @@ KINDS = [
 
 def nearest(folder: Path) -> Path:
     """A x4 network whose weights are all zero: it repeats each pixel, so that targets can be foretold."""
+    from spandrel.architectures.Compact import Compact  # after t2v_kit, which makes torchvision importable
+
     net = Compact(num_feat=4, num_conv=1, upscale=4)
     for weight in net.parameters():
         weight.data.zero_()
