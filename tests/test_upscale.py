@@ -32,20 +32,15 @@ from t2v_kit import (
     UserError,
     errors,
     load_upscaler,
-    read_metadata,
-    save_video,
     toyland,
     upscale,
-    upscale_file,
     upscale_frames,
 )
 from t2v_kit.stages.upscaling import enlarging as ROOM
 from t2v_kit.stages.upscaling import network as NETWORK
 from t2v_kit.stages.upscaling import weights as FILES
 from t2v_kit.stages.upscaling.network import overlap, prepare, share_cores, tiled
-from t2v_kit.stages.upscaling.planes import PlaneWriter
 from t2v_kit.stages.upscaling.weights import PUBLISHED, SHIPPED, Published, available_upscalers
-from t2v_kit.video.files import video_writer
 from training.degrade import KERNEL, Dice, blur, degrade, jpeg, kernels, sinc
 
 quiet = dict(progress=False)
@@ -269,124 +264,6 @@ def test_tiles_keep_step_with_pixel_unshuffle(tmp_path):
     video = noise_video(1, 61, 75)
     assert furthest(upscale(video, path, 2, "float32", tile=0, **quiet),
                     upscale(video, path, 2, "float32", tile=24, **quiet)) <= 1  # fmt: skip
-
-
-# ---- files ------------------------------------------------------------------------------------------------
-
-
-def stream_of(path) -> str:
-    """What ffmpeg says of a file's frames: its time base in the first line, then a line a frame."""
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", str(path), "-f", "framecrc", "-"]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-
-@pytest.mark.parametrize("fps", [8, 24000 / 1001, 30000 / 1001, 12.5, 60])
-def test_a_file_keeps_its_frames_and_rate(tmp_path, compact, fps):
-    """As many frames as before at exactly the same times, each the enlarged one to compression."""
-    video = drawn(1, 3).repeat(3, axis=0)
-    source = save_video(tmp_path / "small.mp4", video, fps)
-    target = upscale_file(source, tmp_path / "new folder" / "large.mp4", compact, dtype="float32", **quiet)
-    before, after = stream_of(source).splitlines(), stream_of(target).splitlines()
-    assert [line for line in before if "#tb" in line] == [line for line in after if "#tb" in line]
-    assert len([line for line in after if line[0] != "#"]) == 9
-    back = np.asarray(mediapy.read_video(target))
-    wanted = upscale(np.asarray(mediapy.read_video(source)), compact, dtype="float32", **quiet)
-    assert back.shape == wanted.shape == (9, 224, 384, 3)
-    assert min(psnr(a, b) for a, b in zip(back, wanted)) > 25  # of two different scenes it is below 20
-
-
-@pytest.mark.parametrize("fps", [16, 24000 / 1001])
-def test_planes_make_the_file_that_frames_make(tmp_path, compact, fps):
-    """On a GPU frames leave as yuv420p: the same times, metadata and colours, no further from what was enlarged."""
-    video = drawn(1, 3)
-    wanted = upscale(video, compact, dtype="float32", **quiet)
-    with video_writer(tmp_path / "frames.mp4", (224, 384), fps, {"a": 1}) as writer:
-        for frame in wanted:
-            writer.add_image(frame)
-    with PlaneWriter(tmp_path / "planes.mp4", (224, 384), fps, {"a": 1}) as writer:
-        for frame in upscale_frames(video, compact, dtype="float32", planes=True, **quiet):
-            assert frame.shape == (336, 384) and frame.dtype == np.uint8
-            writer.add_image(frame)
-    files = [tmp_path / "frames.mp4", tmp_path / "planes.mp4"]
-    times = [[line.split(",")[:5] for line in stream_of(file).splitlines()] for file in files]
-    assert times[0] == times[1] and [read_metadata(file) for file in files] == [{"a": 1}] * 2
-    first, second = (np.asarray(mediapy.read_video(file)).astype(float) for file in files)
-    assert np.abs(second - wanted).mean() < 1.05 * np.abs(first - wanted).mean()
-    assert np.abs((first - second).mean(axis=(0, 1, 2))).max() < 0.5  # no cast of colour
-
-
-def test_a_writer_that_fails_says_why(tmp_path):
-    """In the middle or at the end: what ffmpeg said."""
-    with (
-        pytest.raises(RuntimeError, match=r"ffmpeg: .*No such file"),
-        PlaneWriter(tmp_path / "no folder" / "a.mp4", (64, 64), 16) as writer,
-    ):
-        for _ in range(1000):
-            writer.add_image(np.zeros((96, 64), np.uint8))
-
-
-def test_a_file_still_says_how_it_was_made(tmp_path, compact):
-    """Prompt, seed and the rest are carried, with what was done; a video from elsewhere gets that alone."""
-    made = {"settings": {"prompt": "a red car", "seed": 7}}
-    done = {"enlarged": {"model": str(compact), "scale": 2}}
-    for metadata in (made, None):
-        source = save_video(tmp_path / "a.mp4", drawn(1, 1), 16, metadata)
-        target = upscale_file(source, tmp_path / "b.mp4", compact, 2, **quiet)
-        assert read_metadata(target) == (metadata or {}) | done
-
-
-def test_a_file_on_itself_and_a_failure_in_the_middle(tmp_path, compact, monkeypatch):
-    """Source and target may be one; what fails leaves the old file whole and no half one."""
-    path = save_video(tmp_path / "a.mp4", drawn(1, 3), 16)
-    assert upscale_file(path, path, compact, 2, **quiet) == path
-    assert mediapy.read_video(path).shape == (3, 112, 192, 3)
-    whole = path.read_bytes()
-    monkeypatch.setattr(ROOM, "enlarge_or_none", lambda *_: 1 // 0)
-    with pytest.raises(ZeroDivisionError):
-        upscale_file(path, path, compact, 2, **quiet)
-    assert path.read_bytes() == whole and list(tmp_path.iterdir()) == [path]
-
-
-def test_a_foreign_comment_is_not_carried(tmp_path, compact):
-    """JSON, but none of ours."""
-    source = save_video(tmp_path / "a.mp4", drawn(1, 1), 16, 2023)
-    assert read_metadata(upscale_file(source, tmp_path / "b.mp4", compact, 2, **quiet)).keys() == {"enlarged"}
-
-
-def test_mistakes_with_files_are_one_line(tmp_path, compact):
-    """No file, no video, a scale that makes odd sides, a wrong option: told before anything is written."""
-    source = save_video(tmp_path / "a.mp4", drawn(1, 1)[:, :, :90], 16)
-    (tmp_path / "b.mp4").write_text("no video")
-    for name, scale, message in (("b.mp4", 4, "b.mp4' as a video"), ("no.mp4", 4, "no.mp4' as a video"),
-                                 ("a.mp4", 1.5, "makes 135x84.*try 2"), ("a.mp4", "2", "scale='2'"),
-                                 ("a.mp4", np.nan, "scale=nan"), ("a.mp4", np.inf, "scale=inf")):  # fmt: skip
-        with pytest.raises(UserError, match=message) as caught:
-            upscale_file(tmp_path / name, tmp_path / "out.mp4", compact, scale, **quiet)
-        assert "\n" not in str(caught.value)
-    with pytest.raises(UserError, match="tile=7"):
-        upscale_file(source, tmp_path / "out.mp4", compact, tile=7, **quiet)
-    assert not (tmp_path / "out.mp4").exists()
-
-
-FLAT = """
-import resource, sys
-import numpy as np
-from t2v_kit import save_video, upscale_file
-frame = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
-for length in (8, 120):
-    save_video("in.mp4", np.broadcast_to(frame, (length, *frame.shape)), 24)
-    upscale_file("in.mp4", "out.mp4", sys.argv[1], progress=False, batch=2)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-"""
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="the resource module is Unix's")
-def test_memory_stays_flat(tmp_path, compact):
-    """120 frames need no more memory than 8: the enlarged ones together would be 35 MB, the growth is below 12."""
-    command = [sys.executable, "-c", FLAT, str(compact)]
-    said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
-    short, long = (int(line) * (1 if sys.platform == "darwin" else 1024) for line in said.split())
-    assert long - short < 12e6
 
 
 # ---- published files --------------------------------------------------------------------------------------

@@ -115,7 +115,11 @@ def test_frames_one_by_one(tmp_path, fps):
     with video_reader(path) as reader:
         assert (reader.shape, reader.num_images) == ((48, 64), 9)
         assert reader.fps == pytest.approx(fps, abs=1e-9)
-        assert np.array_equal(np.stack(list(reader)), mediapy.read_video(path))
+        back = np.stack(list(reader)).astype(int)
+    theirs = np.asarray(mediapy.read_video(path)).astype(
+        int
+    )  # rounds down, and repeats colours where ours interpolates
+    assert np.abs(back - theirs).mean() < 2 and np.abs(back - video).mean(axis=(1, 2, 3)).max() < 2
 
 
 def test_a_reader_of_no_video_says_so(tmp_path):

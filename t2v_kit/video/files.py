@@ -8,27 +8,29 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
-from typing import IO
 
+import av
+import av.error
 import numpy as np
+from av.container import OutputContainer
 
 from ..atomic import write_whole
 from ..errors import UserError
 from .arrays import check_video
+from .decoding import Decoder, main_stream, unreadable
+from .encoding import Encoder, check_size, encoding_for, muxed, open_target, whole_rate
+from .joining import RECORDS, is_record
 
-# Colours are tagged as BT.709, which is what browsers assume of HD video and ffmpeg does not write by itself:
-# untagged, a small video and its enlargement would be shown in slightly different colours.
-_TAGS = [
+# What mediapy's ffmpeg needs for the same colours: BT.709, tagged, as browsers assume of HD video.
+MP4_ARGS = [
+    *("-vf", "scale=out_color_matrix=bt709:out_range=tv:flags=accurate_rnd+full_chroma_int"),
     *("-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709", "-color_range", "tv"),
     *("-movflags", "+faststart"),  # the index first, so that a browser starts playing at once
 ]
-MP4_ARGS = ["-vf", "scale=out_color_matrix=bt709:out_range=tv:flags=accurate_rnd+full_chroma_int", *_TAGS]
-_CRF = 16  # of x264, for files: no loss that one sees
 
 
 def save_video(path: str | Path, video: np.ndarray, fps: float, metadata: dict | None = None) -> Path:
@@ -75,36 +77,27 @@ def video_writer(path: str | Path, shape: tuple[int, int], fps: float, metadata:
         ...     for frame in video:
         ...         writer.add_image(frame)
     """
-    _check_target(path, shape)
-    arguments = {"crf": _CRF, "encoded_format": "yuv420p", "ffmpeg_args": [*MP4_ARGS, *_comment(metadata)]}
-    with (
-        write_whole(path) as temporary,
-        mediapy_with_ffmpeg().VideoWriter(temporary, shape, fps=fps, **arguments) as writer,
-    ):
-        yield writer
-
-
-def _check_target(path: str | Path, shape: tuple[int, int]) -> None:
-    """Refuse what ffmpeg would write as something else than was asked for."""
     if Path(path).suffix.lower() != ".mp4":
         raise UserError(f"path={str(path)!r}: must end in .mp4; {str(Path(path).with_suffix('.mp4'))!r} would work.")
-    if shape[0] % 2 or shape[1] % 2:
-        raise UserError(
-            f"{shape[1]}x{shape[0]} pixels: an MP4 that every browser plays has an even width and height; "
-            f"{shape[1] // 2 * 2 or 2}x{shape[0] // 2 * 2 or 2} would work."
-        )
+    encoding = encoding_for(path)
+    check_size(encoding, shape)
+    with write_whole(path) as temporary, open_target(temporary, encoding.container) as file:
+        if metadata:
+            file.metadata["comment"] = json.dumps(metadata)
+        encoder = Encoder(file, encoding, shape, whole_rate(fps))
+        yield _Writer(file, encoder)
+        muxed(file, encoder.finish())
 
 
-def mp4_command(path: str | Path, shape: tuple[int, int], fps: float, metadata: dict | None = None) -> list[str]:
-    """The ffmpeg command that writes the same file as `video_writer`, from yuv420p frames on its standard input."""
-    _check_target(path, shape)
-    form = ["-f", "rawvideo", "-pix_fmt", "yuv420p", "-s", f"{shape[1]}x{shape[0]}", "-r", f"{fps}", "-i", "-"]
-    codec = ["-an", "-vcodec", "libx264", "-pix_fmt", "yuv420p", "-crf", f"{_CRF}"]
-    return [_ffmpeg(), "-v", "error", "-y", *form, *codec, *_TAGS, *_comment(metadata), os.path.abspath(path)]
+class _Writer:
+    """What `video_writer` gives."""
 
+    def __init__(self, file: OutputContainer, encoder: Encoder) -> None:
+        self._file, self._encoder = file, encoder
 
-def _comment(metadata: dict | None) -> list[str]:
-    return ["-metadata", f"comment={json.dumps(metadata)}"] if metadata else []
+    def add_image(self, frame: np.ndarray) -> None:
+        """Write a frame: `(H, W, 3)` uint8, or `(H, W)` grey."""
+        muxed(self._file, self._encoder.encode(frame))
 
 
 @dataclass
@@ -113,28 +106,44 @@ class Frames:
 
     Attributes:
         shape: (height, width).
-        fps: Frames a second.
-        num_images: The number of frames; -1 when it is not known.
+        fps: Frames a second; the mean rate where it varies.
+        num_images: The number of frames by the file's index or length; 0 when it is not known.
+        times: When the frames so far are shown, in seconds.
+        damage: What was wrong with the file, a line each; complete after the last frame.
     """
 
     shape: tuple[int, int]
     fps: float
     num_images: int
-    _pipe: IO[bytes] = field(repr=False)
+    times: list[Fraction] = field(default_factory=list, repr=False)
+    damage: list[str] = field(default_factory=list)
+    _decoder: Decoder | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
-        return max(self.num_images, 0)
+        return self.num_images
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        while data := self._pipe.read(3 * self.shape[0] * self.shape[1]):
-            yield np.frombuffer(data, np.uint8).reshape(*self.shape, 3)
+        assert self._decoder is not None
+        for frame in self._decoder.frames():
+            self.times.append(frame.pts * self._decoder.info.time_base)
+            yield opaque(frame.pixels)
+        self.damage += self._decoder.damage
+
+
+def opaque(pixels: np.ndarray) -> np.ndarray:
+    """Colours alone: where there is opacity, over black."""
+    if pixels.shape[2] == 3:
+        return pixels
+    most = np.iinfo(pixels.dtype).max
+    over = pixels[..., :3].astype(np.uint32) * pixels[..., 3:]
+    return ((over + most // 2) // most).astype(pixels.dtype)
 
 
 @contextlib.contextmanager
 def video_reader(path: str | Path) -> Iterator[Frames]:
     """Read a video file's frames one by one, as they are stored: none dropped or doubled.
 
-    A video that a phone recorded upright comes upright, as players show it.
+    They come as players show them: upright, deinterlaced, opacity over black, HDR mapped to SDR.
 
     Args:
         path: Any file that ffmpeg reads.
@@ -149,29 +158,12 @@ def video_reader(path: str | Path) -> Iterator[Frames]:
         >>> with video_reader("in.mp4") as frames:
         ...     video = np.stack(list(frames))
     """
-    # Not by mediapy, which reads an upright video as a wide one, and fails at tags that are not UTF-8.
-    command = [_ffmpeg(), "-nostdin", "-i", os.path.abspath(path), "-map", "0:v:0", "-vsync", "vfr"]
-    log = subprocess.run([*command, "-f", "null", "-"], capture_output=True).stderr.decode(errors="replace")
-    stream = re.search(r"Stream #0:.*?: Video: .*?, (\d+)x(\d+).*?([\d.]+)(k?) (?:fps|tbr)", log)
-    if not stream:
-        why = "it has no pictures" if "Stream #0:" in log else log.strip().splitlines()[-1].strip()
-        raise UserError(f"cannot read {str(path)!r} as a video: {why}")
-    width, height = int(stream[1]), int(stream[2])
-    turned = re.search(r"rotation of (-?[\d.]+)", log[stream.end() :].split("Stream #")[0])  # the next is another's
-    if turned and round(float(turned[1])) % 180 == 90:
-        width, height = height, width
-    counts = re.findall(r"frame= *(\d+)", log)
-    fps = float(stream[3]) * (1000 if stream[4] else 1)
-    command += ["-v", "panic", "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        yield Frames((height, width), _whole_rate(fps), int(counts[-1]) if counts else -1, process.stdout)
-
-
-def _whole_rate(fps: float) -> float:
-    """The exact rates of broadcasting, of which ffmpeg prints two digits: 23.98 is 24000/1001, 29.97 is 30000/1001."""
-    broadcast = round(fps * 1.001) * 1000 / 1001
-    return broadcast if fps % 1 and abs(fps - broadcast) < 0.006 else fps
+    decoder = Decoder(path)
+    try:
+        info = decoder.info
+        yield Frames(info.shape, float(info.rate), info.total, _decoder=decoder)
+    finally:
+        decoder.close()
 
 
 def read_metadata(path: str | Path) -> dict:
@@ -183,28 +175,22 @@ def read_metadata(path: str | Path) -> dict:
     Raises:
         UserError: The file is missing, is not a video, or carries no such metadata.
     """
-    command = [_ffmpeg(), "-v", "error", "-i", os.path.abspath(path), "-f", "ffmetadata", "-"]
-    result = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", errors="replace")
-    if result.returncode:
-        raise UserError(f"cannot read {str(path)!r} as a video: {result.stderr.strip().splitlines()[-1]}")
-    comment = re.search(r"^comment=((?:\\.|[^\\\n])*)$", result.stdout, flags=re.MULTILINE | re.DOTALL)
-    text = re.sub(r"\\(.)", r"\1", comment[1], flags=re.DOTALL) if comment else ""  # ffmetadata escapes = ; # and \
-    with contextlib.suppress(json.JSONDecodeError):  # no comment, or none of ours
-        metadata = json.loads(text)
-        if isinstance(metadata, dict):
-            return metadata
+    try:
+        with av.open(f"file:{os.path.abspath(path)}", metadata_errors="replace") as file:
+            main_stream(file, path)
+            stored = {name.lower(): text for name, text in file.metadata.items()}
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        raise error if isinstance(error, UserError) else unreadable(path, error) from error
+    for name in RECORDS:
+        if is_record(stored.get(name, "")):
+            return json.loads(stored[name])
     raise UserError(f"{str(path)!r} does not say how it was made; videos written by t2v_kit do")
-
-
-def _ffmpeg() -> str:
-    import imageio_ffmpeg
-
-    return imageio_ffmpeg.get_ffmpeg_exe()
 
 
 def mediapy_with_ffmpeg():
     """mediapy, set to use the ffmpeg of imageio-ffmpeg. Set at first use, because the setting is global."""
+    import imageio_ffmpeg
     import mediapy
 
-    mediapy.set_ffmpeg(_ffmpeg())
+    mediapy.set_ffmpeg(imageio_ffmpeg.get_ffmpeg_exe())
     return mediapy

@@ -6,9 +6,7 @@ each core; `weights` lists the networks.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, islice
 from numbers import Real
 from pathlib import Path
@@ -18,12 +16,10 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ...atomic import write_whole
 from ...errors import UserError, give_note, is_whole
 from ...memory.machine import pick_device
-from ...video.files import read_metadata, video_reader, video_writer
 from .network import enlarge_or_none, halved, prepare, share_cores
-from .planes import PlaneWriter, as_planes
+from .planes import as_planes
 from .weights import LANCZOS, check_strength, load_upscaler
 
 MAX_SCALE = 16
@@ -87,7 +83,7 @@ def upscale(
     """
     _check_video(video)
     frames = upscale_frames(video, model, scale, dtype, tile, batch, device, progress, denoise_strength)
-    enlarged = np.empty((len(video), *_target(video.shape[1:3], scale), video.shape[3]), np.uint8)
+    enlarged = np.empty((len(video), *target_size(video.shape[1:3], scale), video.shape[3]), np.uint8)
     for index, frame in enumerate(frames):
         enlarged[index] = frame
     return enlarged
@@ -110,7 +106,7 @@ def upscale_frames(
     Args:
         frames: `(H, W, C)` uint8 frames of one shape, with 1, 3 or 4 channels as in `upscale`.
         model, scale, dtype, tile, batch, device, progress, denoise_strength: As in `upscale`.
-        planes: Whether the enlarged frames come as `planes.as_planes` returns them, for a `PlaneWriter`.
+        planes: Whether the enlarged frames come as `planes.as_planes` returns them.
 
     Returns:
         An iterator of enlarged frames, `(round(H * scale), round(W * scale), C)` uint8.
@@ -118,88 +114,50 @@ def upscale_frames(
     Raises:
         UserError: As `upscale`: for options here, for frames at the frame.
     """
-    _check_options(scale, tile, batch)
-    finish = as_planes if planes else None
-    if str(model) == LANCZOS:
+    check_options(scale, tile, batch)
+    net = prepared(model, denoise_strength, progress, scale, dtype, pick_device(device))
+    tile, batch = (None if option == "auto" else option for option in (tile, batch))
+    return enlarge_stream(net, frames, scale, tile, batch, progress, as_planes if planes else None)
+
+
+def prepared(model, denoise_strength: float | None, progress: bool, scale: float, dtype: str, device: torch.device):
+    """The network that an upscaler's name stands for, ready to work; None for Lanczos. A note if it won't enlarge."""
+    if str(model).lower() == LANCZOS:
         if denoise_strength is not None:
             check_strength(LANCZOS, denoise_strength)
-        return _interpolated(frames, scale, progress, finish)
-    device = pick_device(device)
+        return None
     net = prepare(load_upscaler(model, denoise_strength, progress, scale), dtype, device)
     if net.scale == 1 and scale > 1:
         give_note(
             f"{str(model)!r} restores without enlarging: bicubic interpolation enlarges its frames to scale={scale!r}; "
             "scale=1 keeps their size."
         )
-    tile, batch = (None if option == "auto" else option for option in (tile, batch))
-    return _stream(net, frames, scale, tile, batch, progress, finish)
+    return net
 
 
-def upscale_file(
-    source: str | Path, target: str | Path, model: str | Path = "pocket", scale: float = 4, **options
-) -> Path:
-    """Enlarge a video file of any length into an MP4 (H.264), with one batch of frames in memory at a time.
-
-    Every frame is enlarged once, at the source's rate. The metadata that `read_metadata` finds in the source is copied,
-    with the upscaler and the scale added under "enlarged". Sound is not copied. The target appears once it is whole.
+def enlarge_stream(net, frames, scale, tile, batch, progress, finish, part: int = 2**62) -> Iterator[np.ndarray]:
+    """Enlarge frames by a prepared network, or by Lanczos interpolation.
 
     Args:
-        source: The video file.
-        target: The file to write; it may be the source.
-        model: As in `upscale`.
-        scale: As in `upscale`.
-        options: `dtype`, `tile`, `batch`, `device`, `progress`, `denoise_strength` of `upscale`.
-
-    Returns:
-        The target's path.
-
-    Raises:
-        UserError: As `upscale`; the source is no video; or height or width would be odd, which H.264 as browsers
-            play it cannot store.
+        net: As `prepared` returns it.
+        frames: (H, W, C) of one shape: uint8, or float32 from 0 to 255.
+        scale: As in `upscale`, or the (height, width) to make.
+        tile, batch, progress: As in `upscale`; None for "auto".
+        finish: As in `network.enlarge_or_none`.
+        part: No batch reaches over a multiple of so many frames, so that each part is computed as if it were alone.
     """
-    target = Path(target)
-    _check_scale(scale)
-    with video_reader(source) as reader:
-        size = _target(reader.shape, scale)
-        if size[0] % 2 or size[1] % 2:
-            near = max(2, 2 * round(scale / 2))
-            raise UserError(f"scale={scale!r} makes {size[1]}x{size[0]}, and an MP4's sides are even: try {near}")
-        # A processor converts no faster than ffmpeg does; a GPU does, and has half as much to hand over.
-        on_gpu = pick_device(options.get("device")).type == "cuda"
-        frames = upscale_frames(reader, model, scale, planes=on_gpu, **options)
-        metadata = _carried(source) | {"enlarged": {"model": os.fspath(model), "scale": scale}}
-        target.parent.mkdir(parents=True, exist_ok=True)
-        kind = PlaneWriter if on_gpu else video_writer
-        with write_whole(target) as temporary, kind(temporary, size, reader.fps, metadata) as writer:
-            for frame in _ahead(frames):
-                writer.add_image(frame)
-    return target
-
-
-def _carried(source: str | Path) -> dict:
-    try:
-        return read_metadata(source)
-    except UserError:  # a video of another program has no metadata of ours, which is no mistake here
-        return {}
-
-
-def _ahead(frames: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-    """The same frames; a thread computes the next one while the last one is being written."""
-    with ThreadPoolExecutor(1) as thread:
-        following = thread.submit(next, frames, None)
-        while (frame := following.result()) is not None:
-            following = thread.submit(next, frames, None)
-            yield frame
-
-
-def _stream(net, frames, scale, tile, batch, progress, finish) -> Iterator[np.ndarray]:
     total = len(frames) if hasattr(frames, "__len__") else None
     frames = iter(frames)
     first = next(frames, None)
     if first is None:
         return
-    _check_video(np.asarray(first)[None])
+    if first.dtype != np.float32:
+        _check_video(np.asarray(first)[None])
     height, width = first.shape[:2]
+    target = scale if isinstance(scale, tuple) else target_size((height, width), scale)
+    if net is None:
+        yield from _interpolated(_like(first, chain([first], frames)), target, total, progress, finish)
+        return
     tile = tile if tile is not None else _TILE if height * width > _LARGEST else 0
     on_cpu = net.device.type == "cpu"
     fitting = max(1, _PIXELS // (height * width))
@@ -208,47 +166,47 @@ def _stream(net, frames, scale, tile, batch, progress, finish) -> Iterator[np.nd
     warned = short = False
     bar = tqdm(total=total, desc="upscale", unit="frame", disable=not progress)
     with bar, share_cores(batch if on_cpu else 1) as workers:
-        group = list(islice(frames, batch))
+        done, group = 0, list(islice(frames, min(batch, part)))
         while group:
-            part = np.stack(group[:batch])
-            enlarged = enlarge_or_none(net, part, _target((height, width), scale), tile, workers, finish)
+            now = np.stack(group[:batch])
+            enlarged = enlarge_or_none(net, now, target, tile, workers, finish)
             if enlarged is None:
                 short = True
-                batch, tile = halved(len(part), tile, max(height, width))
+                batch, tile = halved(len(now), tile, max(height, width))
                 continue
             if short and not warned:
                 warned = True
-                now = f"batch={batch} and tile={tile}" if tile else f"batch={batch}"
-                give_note(f"out of GPU memory: went on with {now}; give these to start so")
-            bar.update(len(part))
+                given = f"batch={batch} and tile={tile}" if tile else f"batch={batch}"
+                give_note(f"out of GPU memory: went on with {given}; give these to start so")
+            bar.update(len(now))
             yield from enlarged
-            group = group[len(part) :] or list(islice(frames, batch))
+            done += len(now)
+            group = group[len(now) :] or list(islice(frames, min(batch, part - done % part)))
 
 
-def _interpolated(frames: Iterable[np.ndarray], scale: float, progress: bool, finish) -> Iterator[np.ndarray]:
-    frames = iter(tqdm(frames, desc="upscale", unit="frame", disable=not progress))
-    first = next(frames, None)
-    if first is None:
-        return
-    _check_video(np.asarray(first)[None])
-    height, width = _target(first.shape[:2], scale)
-    for frame in _like(first, chain([first], frames)):
+def _interpolated(frames: Iterable[np.ndarray], target: tuple[int, int], total, progress: bool, finish):
+    """Frames resized by Pillow's Lanczos filter, a channel at a time: opacity does not bleed into colours."""
+    for frame in tqdm(frames, total=total, desc="upscale", unit="frame", disable=not progress):
         channels = (Image.fromarray(frame[..., channel]) for channel in range(frame.shape[2]))
-        larger = [np.asarray(channel.resize((width, height), Image.Resampling.LANCZOS)) for channel in channels]
+        larger = [np.asarray(channel.resize(target[::-1], Image.Resampling.LANCZOS)) for channel in channels]
         large = np.stack(larger, 2)
-        yield large if finish is None else finish(torch.from_numpy(large).permute(2, 0, 1).unsqueeze(0) / 255)[0]
+        if finish is None:
+            yield large
+        else:
+            yield finish(torch.from_numpy(large).permute(2, 0, 1).unsqueeze(0).float().div(255).clamp(0, 1))[0]
 
 
 def _like(first: np.ndarray, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     for frame in frames:
-        if frame.shape != first.shape or frame.dtype != np.uint8:
+        if frame.shape != first.shape or frame.dtype != first.dtype:
             raise UserError(
-                f"every frame must be {first.shape} uint8 like the first, but one is {frame.shape} {frame.dtype}"
+                f"every frame must be {first.shape} {first.dtype} like the first, "
+                f"but one is {frame.shape} {frame.dtype}"
             )
         yield frame
 
 
-def _target(size: tuple[int, int], scale: float) -> tuple[int, int]:
+def target_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
@@ -260,15 +218,15 @@ def _check_video(video) -> None:
         raise UserError(f"{what} with at least one frame and one pixel, but this is {video.shape} {video.dtype}")
 
 
-def _check_scale(scale) -> None:
+def check_scale(scale) -> None:
     number = float(scale) if isinstance(scale, Real) and not isinstance(scale, bool) else float("nan")
     if not 1 <= number <= MAX_SCALE:
         near = MAX_SCALE if number > MAX_SCALE else 4
         raise UserError(f"scale={scale!r} must be a number from 1 to {MAX_SCALE}: try {near}")
 
 
-def _check_options(scale, tile, batch) -> None:
-    _check_scale(scale)
+def check_options(scale, tile, batch) -> None:
+    check_scale(scale)
     if tile not in (None, "auto") and (not is_whole(tile) or tile < 0 or tile % 8):
         raise UserError(f"tile={tile!r} must be 'auto', a multiple of 8 input pixels, or 0 for none: try {_TILE}")
     if batch not in (None, "auto") and (not is_whole(batch) or batch < 1):
