@@ -386,7 +386,7 @@ def test_a_target_that_cannot_be_is_refused_before_the_work(tmp_path, repeating,
     save_video(tmp_path / "a.mp4", drawn(1, 1), 16)
     (tmp_path / "folder.mp4").mkdir()
     (tmp_path / "taken").write_text("a file")
-    monkeypatch.setattr("t2v_kit.stages.upscaling.films.load_upscaler", lambda *_: 1 // 0)
+    monkeypatch.setattr("t2v_kit.stages.upscaling.films.prepared", lambda *_: 1 // 0)
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(UserError, match=message) as caught:
         upscale_file(tmp_path / "a.mp4", tmp_path / name, repeating, **options, **quiet)
@@ -484,7 +484,7 @@ def test_a_crash_of_the_decoder_is_not_the_end(tmp_path):
 def test_the_bar_begins_at_once(tmp_path, repeating, capsys, monkeypatch):
     """The length is known from the file's index, without counting frames, before the network is loaded."""
     save_video(tmp_path / "a.mp4", drawn(1, 3), 16)
-    monkeypatch.setattr("t2v_kit.stages.upscaling.films.load_upscaler", lambda *_: 1 // 0)
+    monkeypatch.setattr("t2v_kit.stages.upscaling.films.prepared", lambda *_: 1 // 0)
     with pytest.raises(ZeroDivisionError):
         upscale_file(tmp_path / "a.mp4", tmp_path / "b.mp4", repeating)
     assert "0/3" in capsys.readouterr().err

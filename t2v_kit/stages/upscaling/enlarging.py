@@ -186,9 +186,10 @@ def enlarge_stream(net, frames, scale, tile, batch, progress, finish, part: int 
 
 def _interpolated(frames: Iterable[np.ndarray], target: tuple[int, int], total, progress: bool, finish):
     """Frames resized by Pillow's Lanczos filter, a channel at a time: opacity does not bleed into colours."""
+    height, width = target
     for frame in tqdm(frames, total=total, desc="upscale", unit="frame", disable=not progress):
         channels = (Image.fromarray(frame[..., channel]) for channel in range(frame.shape[2]))
-        larger = [np.asarray(channel.resize(target[::-1], Image.Resampling.LANCZOS)) for channel in channels]
+        larger = [np.asarray(channel.resize((width, height), Image.Resampling.LANCZOS)) for channel in channels]
         large = np.stack(larger, 2)
         if finish is None:
             yield large
