@@ -12,6 +12,7 @@ import av
 import numpy as np
 from av.container import OutputContainer
 from av.video.reformatter import ColorRange, Interpolation
+from numpy._core._multiarray_umath import __cpu_features__  # type: ignore[attr-defined]
 
 from ..errors import UserError, did_you_mean, near_match
 from .colour import Colour
@@ -192,6 +193,9 @@ class Encoder:
             options["crf"] = str(encoding.crf)
         if encoding.codec in _PROFILES:
             options["profile"] = _PROFILES[encoding.codec][channels == 4]
+        if encoding.codec == "h264" and __cpu_features__.get("AVX512F"):
+            # x264's AVX-512 code, as PyAV brings it, gives other bits from run to run; its AVX2 code does not.
+            options["x264-params"] = "asm=avx2"
         if encoding.codec == "hevc":
             most = f":max-cll={light[0]},{light[1]}" if light and colour.hdr else ""
             options["x265-params"] = f"log-level=none{most}"
