@@ -27,11 +27,13 @@ from cyclopts import App, CycloptsError, MissingArgumentError, Parameter, Token,
 
 from ._version import __version__
 from .errors import UserError, near_match
-from .settings import KNOBS, Knob, settings_from
+from .settings import KNOBS, Knob, Settings, settings_from
 
 if TYPE_CHECKING:
     from .run.generating import Run
 
+#: The 13B model's repository, as `hunyuan.files` has it, which imports torch.
+HUB_ID = "hunyuanvideo-community/HunyuanVideo"
 EXAMPLE = "A man with a beard riding a motorcycle on the street."
 #: Shorter words that are accepted for a setting.
 SHORT = {
@@ -99,6 +101,7 @@ def _make(
     revision: str | None = None,
     out: str | None = None,
     reuse: bool = True,
+    yes: bool = False,
     **settings: Any,
 ) -> None:
     """Make a video.
@@ -111,6 +114,7 @@ def _make(
         revision: Branch, tag or commit of a model on the hub.
         out: Folder for the files; by default a new one in runs/.
         reuse: Take saved latents of the same settings.
+        yes: Download the 13B model without asking.
     """
     started = time.perf_counter()
     if len(prompt) == 0:
@@ -129,6 +133,8 @@ def _make(
     given = {name: getattr(wanted, name) for name, value in settings.items() if value is not None}
     if upscale is not None:
         given["upscale"] = upscale
+    if model in ("hunyuan", HUB_ID) and not yes:
+        _ask_for_download(wanted, revision)
     print(f"loading {model}", flush=True)
     try:
         _quieten()
@@ -140,6 +146,44 @@ def _make(
     except KeyboardInterrupt:
         raise KeyboardInterrupt(_what_remains(folder)) from None
     _report(run, time.perf_counter() - started)
+
+
+def _ask_for_download(wanted: Settings, revision: str | None) -> None:
+    """Before the 13B's weights are fetched: their size, where their licence holds, what this machine could do."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if isinstance(try_to_load_from_cache(HUB_ID, "model_index.json", revision=revision), str):
+        return  # a download was agreed to before
+    print(
+        f"--model hunyuan downloads about 41 GB ({HUB_ID}).\n"
+        "Licence: Tencent Hunyuan Community License. It does not apply in the European Union, the United Kingdom and "
+        f"South Korea: there it grants no right to use the weights.\nThis machine: {_what_is_possible(wanted)}",
+        flush=True,
+    )
+    if not sys.stdin.isatty():
+        raise UserError("--model hunyuan: nobody is there to agree to the download; --yes would work.")
+    if input("Download? [y/N] ").strip().lower() not in ("y", "yes"):
+        raise UserError("--model hunyuan: not downloaded; --model pocket needs no download.")
+
+
+def _what_is_possible(wanted: Settings) -> str:
+    """The plan that fits this machine's GPU for the video, or that there is none."""
+    from .memory.choose import plan as choose_plan
+    from .memory.estimate import estimate
+    from .memory.machine import Machine
+    from .memory.plan import Size
+
+    machine = Machine.here()
+    if not machine.vram_gb:
+        return (
+            f"no GPU, {machine.ram_gb:g} GB of RAM. The 13B needs a GPU to be of use; t2v plan --vram 12 plans for one."
+        )
+    size = Size(wanted.height or 720, wanted.width or 1280, wanted.num_frames or 129)
+    try:
+        needs = estimate(choose_plan(height=size.height, width=size.width, num_frames=size.num_frames), size)
+    except UserError as mistake:
+        return f"{machine.gpu}. {mistake}"
+    return f"{machine.gpu}. --memory auto takes {needs.vram_gb:.1f} GB of the GPU and {needs.ram_gb:.1f} GB of RAM."
 
 
 def _number(kind: Any, tokens: tuple[Token, ...]) -> int | float:

@@ -253,6 +253,52 @@ def test_the_other_commands(tiny_folder, here, capsys):
         assert status(*mistake) == 2 and capsys.readouterr().err.count("\n") == 1
 
 
+@pytest.fixture
+def nothing_fetched(monkeypatch):
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_, **__: None)
+    loaded = []
+    monkeypatch.setattr("t2v_kit.run.generating.generate", lambda *words, **_: loaded.append(words) or 1 / 0)
+    return loaded
+
+
+def test_the_repository_is_the_one_that_is_downloaded():
+    from t2v_kit.cli import HUB_ID
+    from t2v_kit.hunyuan import files
+
+    assert files.HUB_ID == HUB_ID
+
+
+def test_a_large_download_is_not_begun_unasked(here, capsys, monkeypatch, nothing_fetched):
+    """Size, territory and machine are told; without a terminal it is refused, and --yes would have been enough."""
+    monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)
+    assert status(PROMPT, "--model", "hunyuan") == 2
+    told = capsys.readouterr()
+    assert "41 GB" in told.out and "European Union, the United Kingdom and South Korea" in told.out
+    assert re.search(r"This machine: .*GB of RAM", told.out)
+    assert "--yes would work" in told.err and told.err.count("\n") == 1 and not nothing_fetched
+
+
+@pytest.mark.parametrize(("answer", "fetched"), [("n", False), ("", False), ("y", True), ("YES", True)])
+def test_the_answer_decides_on_the_download(here, monkeypatch, nothing_fetched, answer, fetched):
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("builtins.input", lambda _: answer)
+    if fetched:
+        with pytest.raises(ZeroDivisionError):
+            status(PROMPT, "--model", "hunyuan")
+    else:
+        assert status(PROMPT, "--model", "hunyuan") == 2
+    assert bool(nothing_fetched) == fetched
+
+
+def test_yes_downloads_without_asking(here, capsys, monkeypatch, nothing_fetched):
+    monkeypatch.setattr("builtins.input", lambda _: pytest.fail("asked"))
+    with pytest.raises(ZeroDivisionError):
+        status(PROMPT, "--model", "hunyuan", "--yes")
+    assert nothing_fetched and "41 GB" not in capsys.readouterr().out
+
+
 def test_help_answers_at_once():
     """In half a second on a quiet machine; three times that where other tests run too."""
     seconds = []
