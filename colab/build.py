@@ -31,12 +31,12 @@ def editions(repository: str = REPOSITORY) -> dict[str, str]:
         notebook = nbformat.read(SOURCE / name, as_version=4)
         made[name] = written(convert(notebook, name, repository, names))
     name = "t2v_colab_13b.ipynb"
-    made[name] = written(thirteen_b(name, repository))
+    made[name] = written(thirteen_b(name, repository, names))
     return made
 
 
 def convert(notebook: nbformat.NotebookNode, name: str, repository: str, siblings: set[str]) -> nbformat.NotebookNode:
-    """The Colab edition of the notebook called `name`; siblings: names that links may keep."""
+    """The Colab edition of the notebook called `name`; siblings: names of the other editions."""
     title, *rest = (_converted(cell, name, repository, siblings) for cell in notebook.cells)
     return whole([markdown("colab-badge", badge(name, repository)), title, *front(repository), *rest])
 
@@ -52,11 +52,14 @@ def _converted(cell: nbformat.NotebookNode, name: str, repository: str, siblings
     return code(cell.id, cell.source)
 
 
-def thirteen_b(name: str, repository: str) -> nbformat.NotebookNode:
+def thirteen_b(name: str, repository: str, siblings: set[str]) -> nbformat.NotebookNode:
     """The notebook for the 13B model, which has no counterpart in notebooks/."""
     title = markdown("title", f"{badge(name, repository)}\n\n{NOT_RUN}")
-    made = {"markdown": markdown, "code": code}
-    return whole([title, *front(repository), *(made[kind](id, source) for id, kind, source in THIRTEEN_B)], gpu="T4")
+    own = nbformat.v4.new_notebook(
+        cells=[{"markdown": markdown, "code": code}[kind](id, source) for id, kind, source in THIRTEEN_B]
+    )
+    cells = (_converted(cell, name, repository, siblings) for cell in own.cells)
+    return whole([title, *front(repository), *cells], gpu="T4")
 
 
 def front(repository: str) -> list[nbformat.NotebookNode]:
@@ -71,9 +74,14 @@ def badge(name: str, repository: str) -> str:
     """Markdown: a link that opens the edition in Colab, or that there is none yet."""
     if not repository:
         return NO_ADDRESS
-    there = f"{repository.removeprefix('https://github.com')}/blob/{BRANCH}/colab/{name}"
     picture = "https://colab.research.google.com/assets/colab-badge.svg"
-    return f"[![Open in Colab]({picture})](https://colab.research.google.com/github{there})"
+    return f"[![Open in Colab]({picture})]({_opened(name, repository)})"
+
+
+def _opened(name: str, repository: str) -> str:
+    """The address at which Colab opens an edition."""
+    there = f"{repository.removeprefix('https://github.com')}/blob/{BRANCH}/colab/{name}"
+    return f"https://colab.research.google.com/github{there}"
 
 
 def form(source: str, where: str) -> str:
@@ -107,13 +115,16 @@ def _assignment(line: str) -> ast.Assign | None:
 
 
 def _link(link: re.Match, repository: str, siblings: set[str]) -> str:
-    """A Markdown link that holds in colab/: as it is, absolute, or only its text."""
+    """A Markdown link that holds on Colab, where a notebook has no neighbours: absolute, or only its text."""
     picture, text, target = link.groups()
     path, _, anchor = target.partition("#")
-    if re.match(r"[a-z]+:|#", target) or path in siblings:
+    if re.match(r"[a-z]+:|#", target):
         return link.group()
     if not repository:
-        return f"*{text}*" if picture else text
+        answers = path.startswith("solutions/") and path not in text
+        return f"*{text}*" if picture else f"{text} (`notebooks/{path}` in the repository)" if answers else text
+    if path in siblings:
+        return f"[{text}]({_opened(path, repository)})"
     inside = (SOURCE / path).resolve().relative_to(HERE.parent.resolve()).as_posix()
     view = "raw" if picture else "tree" if (HERE.parent / inside).is_dir() else "blob"
     return f"{picture}[{text}]({repository}/{view}/{BRANCH}/{inside}{'#' + anchor if anchor else ''})"

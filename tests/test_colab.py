@@ -53,7 +53,7 @@ def test_tells_what_differs(tmp_path):
 
 @pytest.mark.parametrize("path", EDITIONS, ids=lambda path: path.stem)
 def test_an_edition_is_valid_empty_and_needs_only_what_colab_has(path):
-    """No outputs, counts or tags; the two cells in front; links to files beside it; realesrgan only inside a try."""
+    """No outputs, counts or tags; the two cells in front; no relative links; realesrgan only inside a try."""
     notebook = nbformat.read(path, 4)
     nbformat.validate(notebook)
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
@@ -65,7 +65,8 @@ def test_an_edition_is_valid_empty_and_needs_only_what_colab_has(path):
     assert not imported & {"realesrgan", "basicsr", "benchmarks", "training"}
     prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     targets = [link[3] for link in build.LINK.finditer(prose) if not link[3].startswith(("http", "#"))]
-    assert not [target for target in targets if not (path.parent / target).exists()]
+    assert not targets, "Colab shows a notebook without its neighbours: a relative link leads nowhere"
+    assert "Open in Colab" in notebook.cells[0].source, "a badge, or what to do while there is no address"
 
 
 def test_every_notebook_has_an_edition():
@@ -76,12 +77,17 @@ def test_every_notebook_has_an_edition():
 def test_the_address_is_everywhere_it_is_needed():
     """With an address: badge, setup and links to the repository; without: a word, and no dead link."""
     text = "[next](00_quickstart.ipynb#end), [`training/`](../training), ![panel](../assets/playground.png)"
+    text += ", [answers](solutions/00_quickstart.ipynb)"
     cell = v4.new_markdown_cell(text, id="text")
     plain, told = convert(cell), convert(cell, repository=ADDRESS)
-    assert source_of(plain, "text") == "[next](00_quickstart.ipynb#end), `training/`, *panel*"
+    assert source_of(plain, "text") == (
+        "next, `training/`, *panel*, answers (`notebooks/solutions/00_quickstart.ipynb` in the repository)"
+    )
+    colab = "https://colab.research.google.com/github/OWNER/NAME/blob/main/colab"
     assert source_of(told, "text") == (
-        f"[next](00_quickstart.ipynb#end), [`training/`]({ADDRESS}/tree/main/training), "
-        f"![panel]({ADDRESS}/raw/main/assets/playground.png)"
+        f"[next]({colab}/00_quickstart.ipynb), [`training/`]({ADDRESS}/tree/main/training), "
+        f"![panel]({ADDRESS}/raw/main/assets/playground.png), "
+        f"[answers]({ADDRESS}/blob/main/notebooks/solutions/00_quickstart.ipynb)"
     )
     assert "no public address" in plain.cells[0].source and "](" not in plain.cells[0].source
     opened = "https://colab.research.google.com/github/OWNER/NAME/blob/main/colab/98_made_up.ipynb"
