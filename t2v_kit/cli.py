@@ -27,13 +27,15 @@ from cyclopts import App, CycloptsError, MissingArgumentError, Parameter, Token,
 
 from ._version import __version__
 from .errors import UserError, near_match
-from .settings import KNOBS, Knob, Settings, settings_from
+from .settings import KNOBS, Knob, Settings, check_multiples, settings_from
 
 if TYPE_CHECKING:
     from .run.generating import Run
 
 #: The 13B model's repository, as `hunyuan.files` has it, which imports torch.
 HUB_ID = "hunyuanvideo-community/HunyuanVideo"
+#: Pixels and frames of a token, of HunyuanVideo and of pocket.
+TOKEN = (16, 4)
 EXAMPLE = "A man with a beard riding a motorcycle on the street."
 #: Shorter words that are accepted for a setting.
 SHORT = {
@@ -133,6 +135,8 @@ def _make(
     given = {name: getattr(wanted, name) for name, value in settings.items() if value is not None}
     if upscale is not None:
         given["upscale"] = upscale
+    if model in ("pocket", "hunyuan", HUB_ID):  # of a folder, only its own configurations know
+        check_multiples(wanted, *TOKEN)
     if model in ("hunyuan", HUB_ID) and not yes:
         _ask_for_download(wanted, revision)
     print(f"loading {model}", flush=True)

@@ -271,6 +271,38 @@ def settings_from(*, also: tuple[str, ...] = (), **keywords) -> Settings:
     return Settings(**keywords)
 
 
+def check_multiples(settings: Settings, spatial: int, temporal: int) -> None:
+    """Check that what the VAE compresses and the transformer cuts into patches comes out whole.
+
+    Args:
+        settings: Of which height, width and num_frames are looked at, where they are given.
+        spatial: Pixels that a token is high and wide.
+        temporal: Frames that share a latent.
+
+    Raises:
+        UserError: One of them does not; the message names the nearest values that do.
+    """
+    for name in ("height", "width"):
+        value = getattr(settings, name)
+        if value is not None and value % spatial:
+            below, above = value // spatial * spatial, (value // spatial + 1) * spatial
+            near = f"{below} or {above}" if below else f"{above}"
+            raise UserError(
+                f"{name}={value}: must be a multiple of {spatial} (VAE compression times patch size); "
+                f"{near} would work.",
+                setting=name,
+            )
+    if settings.num_frames is None:
+        return
+    k = (settings.num_frames - 1) // temporal
+    if settings.num_frames != temporal * k + 1:
+        raise UserError(
+            f"num_frames={settings.num_frames}: must be {temporal}k+1 (the first frame stands alone, then "
+            f"{temporal} share a latent); {temporal * k + 1} or {temporal * (k + 1) + 1} would work.",
+            setting="num_frames",
+        )
+
+
 def _checked_number(name: str, value: Any, knob: Knob) -> int | float:
     """`value` as a plain int or float, one value for one meaning: 3 and 3.0 are the same guidance."""
     whole = knob.kind == "whole"

@@ -253,6 +253,31 @@ def test_the_other_commands(tiny_folder, here, capsys):
         assert status(*mistake) == 2 and capsys.readouterr().err.count("\n") == 1
 
 
+@pytest.mark.parametrize("model", ["pocket", "hunyuan"])
+@pytest.mark.parametrize(
+    ("argv", "near"),
+    [(["--height", "100"], "96 or 112"), (["--num-frames", "56"], "53 or 57"), (["--fps", "0"], "1 would")],
+)
+def test_a_mistake_in_sizes_does_not_wait_for_torch(here, model, argv, near):
+    """It is one line, nothing was loaded or asked for, and torch was not imported."""
+    command = [sys.executable, "-X", "importtime", "-m", "t2v_kit", PROMPT, "--model", model, *argv]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("t2v: ")]
+    imported = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines()}
+    assert result.returncode == 2 and near in line and result.stdout == ""
+    assert not imported & {"torch", "numpy", "diffusers"}
+
+
+def test_what_a_token_holds_is_what_the_model_says():
+    from t2v_kit import load
+    from t2v_kit.cli import TOKEN
+
+    pipe = load("pocket").pipe
+    config = pipe.transformer.config
+    space, time = pipe.vae_scale_factor_spatial, pipe.vae_scale_factor_temporal
+    assert (space * config.patch_size, time * config.patch_size_t) == TOKEN
+
+
 @pytest.fixture
 def nothing_fetched(monkeypatch):
     import huggingface_hub

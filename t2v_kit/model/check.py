@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..errors import UserError
 from ..hunyuan.tokens import check_length, token_rows
-from ..settings import MAX_VIDEO_TOKENS, Resolved, Settings
+from ..settings import MAX_VIDEO_TOKENS, Resolved, Settings, check_multiples
 
 
 class Limits(Protocol):
@@ -39,7 +39,7 @@ def resolve(settings: Settings, models: Limits) -> Resolved:
     config = models.pipe.transformer.config
     spatial = models.pipe.vae_scale_factor_spatial * config.patch_size
     temporal = models.pipe.vae_scale_factor_temporal * config.patch_size_t
-    _check_multiples(full, spatial, temporal)
+    _check_size(full, spatial, temporal)
     _check_guidance(full, models.pipe.transformer.dtype)
     _check_lengths(full, models)
     return full
@@ -69,25 +69,10 @@ def notes(settings: Settings, models: Limits) -> dict[str, str]:
     return found
 
 
-def _check_multiples(full: Resolved, spatial: int, temporal: int) -> None:
-    """The VAE compresses space and time, the transformer cuts patches: both must come out whole."""
-    for name in ("height", "width"):
-        value = getattr(full, name)
-        if value % spatial:
-            below, above = value // spatial * spatial, (value // spatial + 1) * spatial
-            near = f"{below} or {above}" if below else f"{above}"
-            raise UserError(
-                f"{name}={value}: must be a multiple of {spatial} (VAE compression times patch size); "
-                f"{near} would work.",
-                setting=name,
-            )
+def _check_size(full: Resolved, spatial: int, temporal: int) -> None:
+    """Sides and frames come out whole, and are not more tokens than any model takes."""
+    check_multiples(full, spatial, temporal)
     k = (full.num_frames - 1) // temporal
-    if full.num_frames != temporal * k + 1:
-        raise UserError(
-            f"num_frames={full.num_frames}: must be {temporal}k+1 (the first frame stands alone, then "
-            f"{temporal} share a latent); {temporal * k + 1} or {temporal * (k + 1) + 1} would work.",
-            setting="num_frames",
-        )
     tokens_a_frame = full.height * full.width // spatial**2
     if tokens_a_frame * (k + 1) > MAX_VIDEO_TOKENS:
         frames = temporal * max(MAX_VIDEO_TOKENS // tokens_a_frame - 1, 0) + 1
