@@ -1,5 +1,6 @@
 """Sphinx: the documentation, built offline from the repository's own pages, notebooks and docstrings by `make docs`."""
 
+import json
 import tomllib
 from pathlib import Path
 
@@ -36,3 +37,17 @@ html_theme = "sphinx_book_theme"
 html_title = "t2v-kit"
 html_theme_options = {"show_toc_level": 2, "use_download_button": False}
 html_show_sourcelink = False
+
+
+def fold_answers(app, name: str, source: list[str]) -> None:
+    """Cells of answers are folded: a reader opens them one by one."""
+    if name.startswith("notebooks/solutions/"):
+        notebook = json.loads(source[0])
+        for cell in notebook["cells"]:
+            if cell["cell_type"] == "code":
+                cell["metadata"]["tags"] = [*cell["metadata"].get("tags", []), "hide-cell"]
+        source[0] = json.dumps(notebook)
+
+
+def setup(app) -> None:
+    app.connect("source-read", fold_answers)
