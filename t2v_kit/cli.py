@@ -102,6 +102,7 @@ def _make(
     memory: str | None = None,
     revision: str | None = None,
     out: str | None = None,
+    prompts: str | None = None,
     reuse: bool = True,
     yes: bool = False,
     **settings: Any,
@@ -115,11 +116,15 @@ def _make(
         memory: auto, or the GB of GPU memory to get along with.
         revision: Branch, tag or commit of a model on the hub.
         out: Folder for the files; by default a new one in runs/.
+        prompts: A text file with a prompt on each line, in place of PROMPT: a run for each, in folders of --out.
         reuse: Take saved latents of the same settings.
         yes: Download the 13B model without asking.
     """
     started = time.perf_counter()
-    if len(prompt) == 0:
+    several = None if prompts is None else _prompts_in(prompts)
+    if several and prompt:
+        raise UserError(f"--prompts {prompts}: takes the place of PROMPT {prompt[0]!r}; give one of the two.")
+    if len(prompt) == 0 and not several:
         raise UserError("PROMPT is missing: say what the video shows, in quotes (see --help)")
     if len(prompt) > 1:
         command = near_match(prompt[0], [name for name in app if not name.startswith("-")])
@@ -130,8 +135,11 @@ def _make(
     if settings.get("seed") in ("random", -1):
         settings["seed"] = secrets.randbelow(2**32)
         print(f"seed {settings['seed']}", flush=True)
-    wanted = settings_from(prompt=prompt[0], **{name: v for name, v in settings.items() if v is not None})
-    folder = default_folder(wanted.prompt, wanted.seed) if out is None else out
+    chosen = {name: value for name, value in settings.items() if value is not None}
+    wanted, *_ = [settings_from(prompt=each, **chosen) for each in several or prompt]  # all of them are checked
+    folder: str | Path | None = out
+    if folder is None:
+        folder = Path("runs") / Path(prompts).stem if prompts else default_folder(wanted.prompt, wanted.seed)
     given = {name: getattr(wanted, name) for name, value in settings.items() if value is not None}
     if upscale is not None:
         given["upscale"] = upscale
@@ -144,12 +152,29 @@ def _make(
         _quieten()
         from .model.loading import load
         from .run.generating import generate
+        from .run.sweeps.sweeping import sweep
 
         loaded = load(model, memory, revision, video=wanted) if memory or revision else model
+        if several:
+            result = sweep(prompt=several, model=loaded, out=folder, **{"upscale": "auto", **given})
+            print(f"written  {result.folder}  {len(result.runs)} runs  in {time.perf_counter() - started:.1f} s")
+            return
         run = generate(wanted.prompt, loaded, folder, reuse=reuse, **given)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(_what_remains(folder)) from None
     _report(run, time.perf_counter() - started)
+
+
+def _prompts_in(file: str) -> list[str]:
+    """The lines of a file that are not blank."""
+    try:
+        lines = Path(file).expanduser().read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "is not UTF-8 text"
+        raise UserError(f"--prompts {file}: {reason}; a text file with a prompt on each line would work.") from error
+    if prompts := [line.strip() for line in lines if line.strip()]:
+        return prompts
+    raise UserError(f"--prompts {file}: holds no prompt; one on each line would work.")
 
 
 def _ask_for_download(wanted: Settings, revision: str | None) -> None:

@@ -120,8 +120,27 @@ BAD = {  # arguments beside the tiny model's, and what the line must say
     "unknown option with value": (["a", "--step=3"], "unknown option '--step'; did you mean --steps"),
     "option without value": (["a", "--seed"], "--seed.*(needs a value|requires an argument)"),
     "word of another tool": (["a", "--cfg-scale", "3"], "did you mean --guidance-scale"),
+    "prompts without a file": (
+        ["--prompts", "prompts.txt"],
+        "--prompts prompts.txt: No such file.*a prompt on each line",
+    ),
+    "prompts and a prompt": (["a", "--prompts", "taken"], "takes the place of PROMPT 'a'"),
     "a command misspelt": (["resum", "x"], "did you mean the command resume"),
 }
+
+
+def test_a_file_of_prompts_becomes_runs_and_a_grid(tiny_folder, here, capsys):
+    """A line, a run; blank lines are none; a second time nothing is made again."""
+    Path("many.txt").write_text("A red car.\n\n  A blue cat. \n")
+    command = ["--prompts", "many.txt", "--model", str(tiny_folder), "--upscale", "none", "--steps", "2"]
+    assert status(*command) == 0
+    runs = sorted(path.parent for path in Path("runs/many").glob("*/settings.json"))
+    prompts = {json.loads((run / "settings.json").read_text())["settings"]["prompt"] for run in runs}
+    assert prompts == {"A red car.", "A blue cat."} and Path("runs/many/grid.png").exists()
+    made = {run: (run / "video.mp4").stat().st_mtime_ns for run in runs}
+    assert status(*command) == 0
+    assert made == {run: (run / "video.mp4").stat().st_mtime_ns for run in runs}
+    assert "2 runs" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("argv", "message"), BAD.values(), ids=BAD)

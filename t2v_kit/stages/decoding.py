@@ -1,4 +1,4 @@
-"""Stage 3: latents become frames, and frames become latents again; in tiles, and what is lost on the way."""
+"""Stage 4: latents become frames, and frames become latents again; in tiles, and what is lost on the way."""
 
 from __future__ import annotations
 

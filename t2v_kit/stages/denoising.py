@@ -1,4 +1,4 @@
-"""Stage 2: noise becomes latents, one step at a time. Observers consume the yielded Steps."""
+"""Stage 3: noise becomes latents, one step at a time. Observers consume the yielded Steps."""
 
 from __future__ import annotations
 

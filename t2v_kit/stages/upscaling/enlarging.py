@@ -1,4 +1,4 @@
-"""Stage 4: enlarge a video by Real-ESRGAN: an array, a stream of frames, or a file of any length.
+"""Stage 5: enlarge a video by Real-ESRGAN: an array, a stream of frames, or a file of any length.
 
 The official tool enlarges frame by frame. Here whole batches go through the network (`network`), on a CPU one frame on
 each core; `weights` lists the networks.
