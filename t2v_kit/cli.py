@@ -307,13 +307,12 @@ def upscale(
     }  # fmt: skip
     started = time.perf_counter()
     _quieten()
-    from .run.upscalers import upscaler_of_file
     from .stages.upscaling.films import DamagedVideo, upscale_file
 
     small = Path(source).expanduser()
     given = {name: value for name, value in options.items() if value is not None}
     try:
-        path = upscale_file(small, target, model or upscaler_of_file(small), scale, fps=rate, audio=audio, **given)
+        path = upscale_file(small, target, model, scale, fps=rate, audio=audio, **given)
     except DamagedVideo as damage:  # not the user's mistake: another exit status
         print(f"t2v: {damage}", file=sys.stderr)
         raise SystemExit(1) from None

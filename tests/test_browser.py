@@ -167,6 +167,7 @@ def test_a_person_plays(page):
     page.click(".t2v-choice button:has-text('Enlarged')")
 
     if pictures := os.environ.get("T2V_SCREENSHOTS"):  # a folder for what README shows
+        page.set_viewport_size({"width": 1600, "height": 2000})  # a picture of what is out of sight has bars across it
         pick(page)
         playing(page, "t2v-compare-video")
         page.locator(".t2v").screenshot(path=f"{pictures}/playground.png")

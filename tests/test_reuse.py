@@ -318,7 +318,7 @@ def test_the_default_upscaler_is_the_models(model, pocket, here, monkeypatch, tm
     assert (again.upscaled == run.upscaled).all()
     (tmp_path / "hub/checkpoints").mkdir(parents=True)
     (tmp_path / "hub/checkpoints/RealESRGAN_x4plus.pth").write_bytes(b"")
-    monkeypatch.setattr("t2v_kit.run.upscalers.load_upscaler", lambda name, **_: None)
+    monkeypatch.setattr("t2v_kit.stages.upscaling.defaults.load_upscaler", lambda name, **_: None)
     assert choose_upscaler(model) == "RealESRGAN_x4plus"
 
 

@@ -78,7 +78,7 @@ class Playground(widgets.VBox):
         self.add_class("t2v")
         self.unfinished = _unfinished(self.out)
         if self.unfinished:
-            self._say(note(f"{self.unfinished} was not finished; Resume continues it."))
+            self._say(note(f"{_short(self.unfinished)} was not finished; Resume continues it."))
         self._free()
 
     def generate(self) -> None:
@@ -345,8 +345,8 @@ class Playground(widgets.VBox):
         elif run.reused.absolute() == self._folder:
             reused = " Resumed from its own latents."
         else:
-            reused = f" Latents reused from {run.reused}."
-        self._say(note(f"Done in {entry.seconds:.1f} s: {run.folder}.{reused}", "good"))
+            reused = f" Latents reused from {_short(run.reused)}."
+        self._say(note(f"Done in {entry.seconds:.1f} s: {_short(entry.folder)}.{reused}", "good"))
 
     def _ended(self, line: str) -> None:
         """Stopped or failed: say it, and offer to resume where something was saved."""
@@ -368,6 +368,11 @@ class Playground(widgets.VBox):
         show_if(self.code_text, self.code_button.value)
         if self.code_button.value:
             self.code_text.value = self.code()
+
+
+def _short(folder: Path) -> Path:
+    """A folder as seen from the working directory, where it lies below it."""
+    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
 
 
 def _can_resume(folder: Path) -> bool:

@@ -33,6 +33,7 @@ from ...video.encoding import CODECS, Encoding, encoding_for, whole_rate
 from ...video.files import opaque, read_metadata
 from ...video.joining import join
 from ...video.segments import Segments, part_length
+from .defaults import upscaler_of_file
 from .enlarging import check_options, enlarge_stream, prepared, target_size
 from .planes import as_planes
 
@@ -56,7 +57,7 @@ class DamagedVideo(UserError):
 def upscale_file(
     source: str | Path,
     target: str | Path,
-    model: str | Path = "pocket",
+    model: str | Path | None = None,
     scale: float = 4,
     *,
     codec: str | None = None,
@@ -83,7 +84,8 @@ def upscale_file(
         source: The video file.
         target: The file to write, which may be the source. Its ending is the container: .mp4, .m4v, .mov, .mkv, .webm
             or .gif.
-        model: As in `upscale`.
+        model: As in `upscale`; None is pocket's own upscaler for what pocket made, and for any other video a real
+            network that works offline, else Lanczos interpolation with a note.
         scale: As in `upscale`.
         codec: "h264", "hevc", "av1", "vp9", "ffv1" (lossless) or "prores"; None takes the container's usual one.
         crf: The quality, 0 (best) to 51 (63 for AV1 and VP9); None is 16 for H.264 and about as good for others.
@@ -113,6 +115,7 @@ def upscale_file(
     _check_place(target)
     deep = encoding.bit_depth == 10
     film = _Film(source, deep)
+    model = upscaler_of_file(source) if model is None else model
     with film.process:
         size, aspect = _shown_as(film.info, scale, encoding)
         _check_size(encoding, size, scale)
