@@ -160,7 +160,8 @@ class TestControls:
         controls.set(prompt="A red zeppelin.")
         assert "zeppelin" in said(controls.fields["prompt"])
         controls.surprise.click()
-        assert controls.values()["prompt"] != "A red zeppelin." and not said(controls.fields["prompt"])
+        assert controls.values()["prompt"] != "A red zeppelin."
+        assert "does not know" not in said(controls.fields["prompt"])  # a long one may still get a note on its length
 
     def test_another_model_brings_its_defaults(self, panel):
         """Before the 13B model is loaded, its defaults and the rules it shares with the others hold."""
