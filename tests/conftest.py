@@ -6,6 +6,7 @@ import gc
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import (
@@ -18,6 +19,7 @@ from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import DEFAULT_PRO
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, LlamaConfig, LlamaModel, PreTrainedTokenizerFast
 
+from t2v_kit import toyland
 from t2v_kit.errors import fresh_notes
 from t2v_kit.hunyuan.files import POCKET
 from t2v_kit.model.loading import load
@@ -38,6 +40,17 @@ SENTENCES = [
 PROMPT = "A man with a beard riding a motorcycle."
 
 gc.freeze()  # the libraries' objects are never garbage, and looking through them takes 0.2 s each time
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    return 10 * np.log10(255**2 / np.square(a.astype(float) - b).mean())
+
+
+def drawn(scale: int, count: int = 3) -> np.ndarray:
+    """Held-out scenes at `scale` times 56x96: (count, H, W, 3) uint8."""
+    scenes = [toyland.random_scene(seed, unseen=True) for seed in range(count)]
+    frames = toyland.render_batch(scenes, 56 * scale, 96 * scale, 1)[:, :, 0]
+    return (frames.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy()
 
 
 def pytest_collection_modifyitems(items):

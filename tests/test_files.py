@@ -16,6 +16,7 @@ import mediapy
 import numpy as np
 import pytest
 import torch
+from conftest import drawn, psnr
 from spandrel.architectures.Compact import Compact
 
 from t2v_kit import (
@@ -23,7 +24,6 @@ from t2v_kit import (
     UserError,
     read_metadata,
     save_video,
-    toyland,
     upscale,
     upscale_file,
     upscale_frames,
@@ -36,17 +36,6 @@ from tests.films import FFMPEG, KINDS, PAGE, decoder, look, nearest, run, shown
 
 quiet = dict(progress=False)
 mediapy.set_ffmpeg(imageio_ffmpeg.get_ffmpeg_exe())
-
-
-def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    return 10 * np.log10(255**2 / np.square(a.astype(float) - b).mean())
-
-
-def drawn(scale: int, count: int = 3) -> np.ndarray:
-    """Held-out scenes at `scale` times 56x96: (count, H, W, 3) uint8."""
-    scenes = [toyland.random_scene(seed, unseen=True) for seed in range(count)]
-    frames = toyland.render_batch(scenes, 56 * scale, 96 * scale, 1)[:, :, 0]
-    return (frames.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy()
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import drawn, psnr
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from spandrel.architectures.Compact import Compact
@@ -32,7 +33,6 @@ from t2v_kit import (
     UserError,
     errors,
     load_upscaler,
-    toyland,
     upscale,
     upscale_frames,
 )
@@ -55,17 +55,6 @@ def noise_video(*shape: int) -> np.ndarray:
 def furthest(a: np.ndarray, b: np.ndarray) -> int:
     """Largest difference in levels of 255."""
     return int(np.abs(a.astype(int) - b.astype(int)).max())
-
-
-def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    return 10 * np.log10(255**2 / np.square(a.astype(float) - b).mean())
-
-
-def drawn(scale: int, count: int = 3) -> np.ndarray:
-    """Held-out scenes at `scale` times 56x96: (count, H, W, 3) uint8."""
-    scenes = [toyland.random_scene(seed, unseen=True) for seed in range(count)]
-    frames = toyland.render_batch(scenes, 56 * scale, 96 * scale, 1)[:, :, 0]
-    return (frames.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy()
 
 
 def lanczos(frames: np.ndarray, scale: int = 4) -> np.ndarray:
