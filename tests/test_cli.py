@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from t2v_kit._version import __version__
-from t2v_kit.cli import default_folder, main
+from t2v_kit.cli import main
+from t2v_kit.cli.making import default_folder
 from t2v_kit.settings import KNOBS
 
 PROMPT = "A man with a beard riding a motorcycle."
@@ -289,7 +290,7 @@ def test_a_mistake_in_sizes_does_not_wait_for_torch(here, model, argv, near):
 
 def test_what_a_token_holds_is_what_the_model_says():
     from t2v_kit import load
-    from t2v_kit.cli import TOKEN
+    from t2v_kit.cli.making import TOKEN
 
     pipe = load("pocket").pipe
     config = pipe.transformer.config
@@ -308,7 +309,7 @@ def nothing_fetched(monkeypatch):
 
 
 def test_the_repository_is_the_one_that_is_downloaded():
-    from t2v_kit.cli import HUB_ID
+    from t2v_kit.cli.download import HUB_ID
     from t2v_kit.hunyuan import files
 
     assert files.HUB_ID == HUB_ID

@@ -1,0 +1,49 @@
+"""The question before 41 GB are downloaded."""
+
+from __future__ import annotations
+
+import sys
+
+from ..errors import UserError
+from ..settings import Settings
+
+#: The 13B model's repository, as `hunyuan.files` has it, which imports torch.
+HUB_ID = "hunyuanvideo-community/HunyuanVideo"
+
+
+def ask_for_download(wanted: Settings, revision: str | None) -> None:
+    """Before the 13B's weights are fetched: their size, where their licence holds, what this machine could do."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if isinstance(try_to_load_from_cache(HUB_ID, "model_index.json", revision=revision), str):
+        return  # a download was agreed to before
+    print(
+        f"--model hunyuan downloads about 41 GB ({HUB_ID}).\n"
+        "Licence: Tencent Hunyuan Community License. It does not apply in the European Union, the United Kingdom and "
+        f"South Korea: there it grants no right to use the weights.\nThis machine: {_what_is_possible(wanted)}",
+        flush=True,
+    )
+    if not sys.stdin.isatty():
+        raise UserError("--model hunyuan: nobody is there to agree to the download; --yes would work.")
+    if input("Download? [y/N] ").strip().lower() not in ("y", "yes"):
+        raise UserError("--model hunyuan: not downloaded; --model pocket needs no download.")
+
+
+def _what_is_possible(wanted: Settings) -> str:
+    """The plan that fits this machine's GPU for the video, or that there is none."""
+    from ..memory.choose import plan as choose_plan
+    from ..memory.estimate import estimate
+    from ..memory.machine import Machine
+    from ..memory.plan import Size
+
+    machine = Machine.here()
+    if not machine.vram_gb:
+        return (
+            f"no GPU, {machine.ram_gb:g} GB of RAM. The 13B needs a GPU to be of use; t2v plan --vram 12 plans for one."
+        )
+    size = Size(wanted.height or 720, wanted.width or 1280, wanted.num_frames or 129)
+    try:
+        needs = estimate(choose_plan(height=size.height, width=size.width, num_frames=size.num_frames), size)
+    except UserError as mistake:
+        return f"{machine.gpu}. {mistake}"
+    return f"{machine.gpu}. --memory auto takes {needs.vram_gb:.1f} GB of the GPU and {needs.ram_gb:.1f} GB of RAM."

@@ -1,0 +1,185 @@
+"""`t2v "PROMPT"`: make a video, or one for each prompt of a file.
+
+The options of a video are written from `KNOBS`, where each setting's help and range are said, instead of being listed
+again.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import secrets
+import time
+import unicodedata
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter, Token
+
+from ..errors import UserError, near_match
+from ..settings import KNOBS, Knob, check_multiples, settings_from
+from .app import app, quieten, report, what_remains
+from .download import HUB_ID, ask_for_download
+
+#: Pixels and frames of a token, of HunyuanVideo and of pocket.
+TOKEN = (16, 4)
+#: Shorter words that are accepted for a setting.
+SHORT = {
+    "num_frames": "--frames",
+    "num_inference_steps": "--steps",
+    "guidance_scale": "--guidance",
+    "flow_shift": "--shift",
+    "negative_prompt": "--negative",
+    "true_cfg_scale": "--true-cfg",
+}
+
+
+def _make(
+    *prompt: str,
+    model: str = "pocket",
+    upscale: str | None = None,
+    memory: str | None = None,
+    revision: str | None = None,
+    out: str | None = None,
+    prompts: str | None = None,
+    reuse: bool = True,
+    yes: bool = False,
+    **settings: Any,
+) -> None:
+    """Make a video.
+
+    Args:
+        prompt: What the video shows, in quotes.
+        model: pocket (shipped), hunyuan (13B, from the hub), or a folder.
+        upscale: pocket, lanczos, none, a weight file, or a published network's name; by default the model's own.
+        memory: auto, or the GB of GPU memory to get along with.
+        revision: Branch, tag or commit of a model on the hub.
+        out: Folder for the files; by default a new one in runs/.
+        prompts: A text file with a prompt on each line, in place of PROMPT: a run for each, in folders of --out.
+        reuse: Take saved latents of the same settings.
+        yes: Download the 13B model without asking.
+    """
+    started = time.perf_counter()
+    several = None if prompts is None else _prompts_in(prompts)
+    if several and prompt:
+        raise UserError(f"--prompts {prompts}: takes the place of PROMPT {prompt[0]!r}; give one of the two.")
+    if len(prompt) == 0 and not several:
+        raise UserError("PROMPT is missing: say what the video shows, in quotes (see --help)")
+    if len(prompt) > 1:
+        command = near_match(prompt[0], [name for name in app if not name.startswith("-")])
+        raise UserError(
+            f'the prompt is one argument: put it in quotes, as in "{" ".join(prompt)}"'
+            + (f"; or did you mean the command {command}?" if command else "")
+        )
+    if settings.get("seed") in ("random", -1):
+        settings["seed"] = secrets.randbelow(2**32)
+        print(f"seed {settings['seed']}", flush=True)
+    chosen = {name: value for name, value in settings.items() if value is not None}
+    wanted, *_ = [settings_from(prompt=each, **chosen) for each in several or prompt]  # all of them are checked
+    folder: str | Path | None = out
+    if folder is None:
+        folder = Path("runs") / Path(prompts).stem if prompts else default_folder(wanted.prompt, wanted.seed)
+    given = {name: getattr(wanted, name) for name, value in settings.items() if value is not None}
+    if upscale is not None:
+        given["upscale"] = upscale
+    if model in ("pocket", "hunyuan", HUB_ID):  # of a folder, only its own configurations know
+        check_multiples(wanted, *TOKEN)
+    if model in ("hunyuan", HUB_ID) and not yes:
+        ask_for_download(wanted, revision)
+    print(f"loading {model}", flush=True)
+    try:
+        quieten()
+        from ..model.loading import load
+        from ..run.generating import generate
+        from ..run.sweeps.sweeping import sweep
+
+        loaded = load(model, memory, revision, video=wanted) if memory or revision else model
+        if several:
+            result = sweep(prompt=several, model=loaded, out=folder, **{"upscale": "auto", **given})
+            print(f"written  {result.folder}  {len(result.runs)} runs  in {time.perf_counter() - started:.1f} s")
+            return
+        run = generate(wanted.prompt, loaded, folder, reuse=reuse, **given)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(what_remains(folder)) from None
+    report(run, time.perf_counter() - started)
+
+
+def _prompts_in(file: str) -> list[str]:
+    """The lines of a file that are not blank."""
+    try:
+        lines = Path(file).expanduser().read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "is not UTF-8 text"
+        raise UserError(f"--prompts {file}: {reason}; a text file with a prompt on each line would work.") from error
+    if prompts := [line.strip() for line in lines if line.strip()]:
+        return prompts
+    raise UserError(f"--prompts {file}: holds no prompt; one on each line would work.")
+
+
+def _number(kind: Any, tokens: tuple[Token, ...]) -> int | float:
+    """A whole number where the text is one, else a decimal one: the rules are those of `Settings`."""
+    text = tokens[0].value
+    for number in (int, float):
+        try:
+            return number(text)
+        except ValueError:
+            pass
+    raise ValueError(f"{text!r} is not a number")
+
+
+def _seed(kind: Any, tokens: tuple[Token, ...]) -> int | float | str:
+    """As `_number`, or the word random."""
+    return "random" if tokens[0].value.lower() == "random" else _number(kind, tokens)
+
+
+def _option(name: str, knob: Knob) -> inspect.Parameter:
+    """The option of a setting, described by its metadata. None, its default, leaves the setting to the model."""
+    kind = {"text": str, "flag": bool, "whole": int, "real": float}[knob.kind]
+    span = f"{knob.lowest:g} to {knob.highest:g}." if name != "seed" else "random, or -1, draws one and prints it."
+    how = Parameter(
+        name=[f"--{name.replace('_', '-')}", *([SHORT[name]] if name in SHORT else [])],
+        help=f"{knob.help} {span}" if kind in (int, float) else knob.help,
+        converter={"seed": _seed}.get(name, _number) if kind in (int, float) else None,
+        allow_leading_hyphen=kind is str,
+        negative="",
+        group="Settings",
+    )
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, how])
+
+
+def _signature() -> inspect.Signature:
+    """The parameters of `_make` with each setting in the place of `**settings`."""
+    prompt, *own, _ = inspect.signature(_make, eval_str=True).parameters.values()
+    return inspect.Signature([prompt, *(_option(name, knob) for name, knob in KNOBS.items() if name != "prompt"), *own])
+
+
+_make.__signature__ = _signature()  # type: ignore[attr-defined]
+app.default(_make)
+
+
+def default_folder(prompt: str, seed: int) -> Path:
+    """Name a new run's folder: `runs/<date>-<prompt>-<seed>-<random>`, different at every call.
+
+    Args:
+        prompt: Its first 40 letters and digits are kept, in its own script; accents on Latin letters are dropped.
+        seed: Put behind the prompt.
+
+    Returns:
+        A relative path. The date has milliseconds; the random part is four hexadecimal digits.
+
+    Example:
+        >>> default_folder("A red car", 7).name  # doctest: +SKIP
+        '20261128-093012-417-a-red-car-7-5be1'
+    """
+    now = datetime.now()
+    name = f"{now:%Y%m%d-%H%M%S}-{now.microsecond // 1000:03d}-{_slug(prompt)}-{seed}-{secrets.token_hex(2)}"
+    return Path("runs") / name
+
+
+def _slug(text: str) -> str:
+    """Letters and digits of any script in lower case, all else a hyphen; at most 40 characters, never empty."""
+    decomposed = unicodedata.normalize("NFKD", text).lower()
+    composed = unicodedata.normalize("NFC", re.sub("(?<=[a-z])[\u0300-\u036f]+", "", decomposed))
+    words = re.findall(r"[^\W_]+(?:[^\W_]|[\u0300-\u036f\u0900-\u0dff])*", composed)  # vowel signs are no \w
+    return "-".join(words)[:40].rstrip("-") or "video"

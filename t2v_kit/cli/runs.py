@@ -1,0 +1,62 @@
+"""`t2v resume` and `t2v gallery`: runs that are there already."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from ..errors import UserError
+from .app import app, quieten, report, what_remains
+
+
+@app.command
+def resume(folder: str, /, *, model: str | None = None, anyway: bool = False) -> None:
+    """Continue an interrupted run.
+
+    Args:
+        folder: The run's folder.
+        model: The model it was begun with; by default the recorded one.
+        anyway: Continue although weights, device or versions are different now.
+    """
+    if not Path(folder).expanduser().is_dir():
+        raise UserError(f"{folder!r}: there is no such folder; t2v gallery lists the runs.")
+    started = time.perf_counter()
+    try:
+        quieten()
+        from ..run.generating import resume as continue_run
+
+        run = continue_run(folder, model, anyway)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(what_remains(folder)) from None
+    report(run, time.perf_counter() - started)
+
+
+@app.command
+def gallery(folder: str = "runs", /, *, out: str | None = None) -> None:
+    """List the runs in a folder, and draw one picture of them.
+
+    Args:
+        folder: Where the runs are.
+        out: The PNG to write; by default gallery.png in that folder.
+    """
+    where = Path(folder).expanduser()
+    if not where.is_dir():
+        raise UserError(f'{folder!r}: there is no such folder; t2v "PROMPT" makes a run in runs/.')
+    target = where / "gallery.png" if out is None else Path(out).expanduser()
+    if target.suffix.lower() != ".png":
+        raise UserError(f"--out {out}: must end in .png; {target.with_suffix('.png')} would work.")
+    quieten()
+    from PIL import Image
+
+    from ..atomic import write_whole
+    from ..run.records import gallery as draw_gallery
+    from ..run.records import runs
+
+    records = runs(where)
+    picture = draw_gallery(records if records else where)
+    with write_whole(target) as temporary:
+        Image.fromarray(picture).save(temporary, "PNG")
+    for record in records:
+        steps = "finished" if record.finished else f"{record.steps} of {record.settings['num_inference_steps']} steps"
+        print(f"{record.folder}  {steps}  seed {record.settings['seed']}  {record.settings['prompt']}")
+    print(f"written  {target}")
