@@ -37,7 +37,7 @@ SINGLE_FILES = (".safetensors", ".gguf")
 _KNOWN = ("pocket", "hunyuan", HUB_ID)
 _OTHER_WORDS = {"toy": "pocket", "tiny": "pocket", "13b": "hunyuan", "tencent/hunyuanvideo": HUB_ID}  # lower case
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")  # user/repo, as the hub names them
-_LINK = re.compile(r"https?://(?:huggingface\.co|hf\.co)/([^/]+/[^/]+)/(?:blob|resolve)/([^/]+)/([^?]+)")
+LINK = re.compile(r"https?://(?:huggingface\.co|hf\.co)/([^/]+/[^/]+)/(?:blob|resolve)/([^/]+)/([^?]+)")
 _SHARD = re.compile(r"-\d+-of-\d+$")
 
 
@@ -133,7 +133,7 @@ def locate(
     if variant is not None and (not isinstance(variant, str) or not re.fullmatch(r"\w+", variant)):
         raise UserError(f"variant={variant!r}: must be a word in the weights' file names; 'fp16' would work.")
     path = Path(name).expanduser()
-    link = _LINK.match(name) if isinstance(name, str) else None
+    link = LINK.match(name) if isinstance(name, str) else None
     if link or (path.suffix.lower() in SINGLE_FILES and not path.is_dir()):
         return _single_file(name, link, revision, variant, base)
     if base is not None:
@@ -168,7 +168,7 @@ def _hint(name: str | Path) -> str:
     return f"did you mean {word!r}?" if word else "'pocket', 'hunyuan', a hub id or an existing folder would work."
 
 
-def _from_hub(name: str, revision: str | None, fetch: Callable[[], str | os.PathLike[str]]) -> Path:
+def from_hub(name: str, revision: str | None, fetch: Callable[[], str | os.PathLike[str]]) -> Path:
     """What `fetch` downloads from the hub; a UserError of one line where it cannot."""
     try:
         return Path(fetch())
@@ -183,16 +183,16 @@ def _from_hub(name: str, revision: str | None, fetch: Callable[[], str | os.Path
 
 def _download(name: str, revision: str | None, variant: str | None, without: str | None = None) -> ModelFiles:
     """A repository of the hub; `without`: a component whose weights are not needed."""
-    index = _from_hub(name, revision, lambda: hf_hub_download(name, "model_index.json", revision=revision))
+    index = from_hub(name, revision, lambda: hf_hub_download(name, "model_index.json", revision=revision))
     if (kind := read_json(index).get("_class_name")) != "HunyuanVideoPipeline":  # before tens of gigabytes
         raise UserError(f"{name}: holds a {kind}; a HunyuanVideoPipeline, such as {HUB_ID!r}, would work.")
     skipped = {} if without is None else {without: None}
-    folder = _from_hub(
+    folder = from_hub(
         name, revision, lambda: DiffusionPipeline.download(name, revision=revision, variant=variant, **skipped)
     )
     if without is not None:
         config = f"{without}/config.json"
-        _from_hub(name, revision, lambda: hf_hub_download(name, config, revision=folder.name))
+        from_hub(name, revision, lambda: hf_hub_download(name, config, revision=folder.name))
     return ModelFiles(folder, name, folder.name, variant, name=name)
 
 
@@ -204,7 +204,7 @@ def _single_file(name, link: re.Match | None, revision, variant, base) -> ModelF
     if link:
         repository, branch, inside = link.groups()
         at = revision or branch
-        path = _from_hub(repository, at, lambda: hf_hub_download(repository, inside, revision=at))
+        path = from_hub(repository, at, lambda: hf_hub_download(repository, inside, revision=at))
         source = str(name)
     else:
         path = Path(os.path.abspath(Path(name).expanduser()))

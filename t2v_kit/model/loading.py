@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,6 +21,7 @@ from ..memory.machine import Machine, pick_device
 from ..memory.plan import Plan
 from ..memory.rules import check
 from ..settings import Settings
+from .loras import find_loras, fit_loras
 from .models import Models
 from .residence import Residence
 from .single import read_single
@@ -37,6 +38,7 @@ def load(
     video: Settings | None = None,
     variant: str | None = None,
     base: str | Path | None = None,
+    loras: Sequence | str | Path | None = None,
 ) -> Models:
     """Load a text-to-video model.
 
@@ -57,19 +59,25 @@ def load(
         variant: Load the weight files of this variant, such as 'fp16' (model.fp16.safetensors). Components without
             such files use their plain ones. A folder that has nothing but one variant needs no mention of it.
         base: Where the rest of the pipeline comes from when `name` is a single file; by default 'hunyuan'.
+        loras: LoRAs for the transformer: a list of files or hub ids ('user/repo' or 'user/repo/file.safetensors'), each
+            alone or as a pair with its strength, -10 to 10, where 1 is as trained and 0 is off; or with a list of one
+            strength for each denoising step. Their keys may be diffusers', peft's, Tencent's, ComfyUI's, kohya-ss' or
+            musubi-tuner's. `Models.loras` shows what was matched and takes other strengths.
 
     Returns:
         The model, ready for every stage.
 
     Raises:
         UserError: An unknown name, a failed download, a missing, incomplete or corrupt file, a tokenizer that does not
-            read text back, or a prompt template whose prefix is not what would be cropped.
+            read text back, a prompt template whose prefix is not what would be cropped, or a LoRA that is missing, of
+            another kind, or not about this model.
 
     Example:
         >>> models = load("pocket", device="cpu")
         >>> models.defaults["num_frames"]
         33
     """
+    wanted = find_loras(loras)
     if memory is not None and dtype is not None:
         raise UserError(f"dtype={dtype!r}: with memory=, the plan has the dtypes; dtype=None works.")
     if memory is not None:  # of no effect once CUDA is in use: blocks that come and go leave no gaps behind
@@ -89,7 +97,7 @@ def load(
     dtypes = _dtype(dtype or extra.get("dtype"), device)
     residence, parts = None, {}
     if plan is not None:
-        residence = _guarded(lambda: Residence(files, plan, device), folder)
+        residence = _guarded(lambda: Residence(files, plan, device, lambda network: fit_loras(wanted, network)), folder)
         parts = residence.parts
     elif files.single is not None:
         parts = {"transformer": read_single(files, _of_transformer(dtypes))}
@@ -108,8 +116,11 @@ def load(
     )
     _check_complete(pipe, files)
     if residence:
+        adapters = residence.loras
         residence.start()
     else:
+        adapters = fit_loras(wanted, pipe.transformer)
+        adapters.put_on(pipe.transformer)
         skip_full_masks(pipe.transformer)  # below the hooks of offloading
         _place(pipe, device)
     models = Models(
@@ -127,6 +138,7 @@ def load(
         memory=plan,
         residence=residence,
         upscaler=extra.get("upscaler"),
+        loras=adapters,
     )
     if variant is None and variants:
         (only,) = variants

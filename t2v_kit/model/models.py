@@ -19,6 +19,7 @@ from ..hunyuan.files import HASH_WHOLE_FILES_UP_TO, NETWORKS, ModelFiles, header
 from ..memory.plan import Plan
 from ..settings import Resolved, Settings
 from .check import notes, resolve
+from .loras import Loras
 from .residence import STAGE, Residence
 
 
@@ -59,6 +60,7 @@ class Models:
         world: "toyland" for a model that was trained on it alone and so knows its words alone; None for any other.
         memory: The memory plan; None when it was loaded without one.
         upscaler: The upscaler made for its videos, as `upscale` takes it; None when it has none.
+        loras: The LoRAs that `load` put on the transformer, with their strengths; printed, a table.
         lock: Held by whoever uses the networks; a thread may take it again while it holds it.
     """
 
@@ -76,6 +78,7 @@ class Models:
     memory: Plan | None = None
     residence: Residence | None = field(default=None, repr=False)
     upscaler: str | None = None
+    loras: Loras = field(default_factory=Loras)
     # Of the networks, which dataclasses.replace hands on: so it must hand on their lock too.
     lock: ModelLock = field(default_factory=ModelLock, repr=False, compare=False)
     _counters: dict = field(default_factory=dict, repr=False, compare=False)
@@ -83,15 +86,22 @@ class Models:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """The keywords by which `load` reads the same files again: name, and revision, variant, base where given."""
+        """The keywords by which `load` reads the same again: name, and revision, variant, base, loras where given."""
         linked = self.files.single is not None and self.name.startswith("https:")  # the commit is that of the base
         revision = None if linked else self.revision
-        given = {"name": self.name, "revision": revision, "variant": self.files.variant, "base": self.files.base}
+        given: dict[str, Any] = {
+            "name": self.name,
+            "revision": revision,
+            "variant": self.files.variant,
+            "base": self.files.base,
+        }
+        given["loras"] = self.loras.arguments or None
         return {key: value for key, value in given.items() if value is not None}
 
     def check(self, settings: Settings) -> Resolved:
         """Complete and check settings for this model, and give its notes; `Settings.check` says more."""
         full = resolve(settings, self)
+        self.loras.check(full.num_inference_steps)
         for message in notes(settings, self).values():
             give_note(message, self.notes_given)
         return full

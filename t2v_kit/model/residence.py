@@ -31,6 +31,7 @@ from ..hunyuan.masks import skip_full_masks
 from ..memory.choose import out_of_memory
 from ..memory.footprint import set_tiles
 from ..memory.plan import Part, Plan, Size
+from .loras import Loras
 from .single import read_single
 
 STAGE = {"text_encoder": "encode", "text_encoder_2": "encode", "transformer": "denoise", "vae": "decode"}
@@ -48,10 +49,24 @@ class Residence:
         plan: The plan that is carried out.
         device: Where the networks compute.
         parts: The networks by name. The pipeline holds the same objects, whose contents come and go.
+        loras: On the transformer, whenever it is read.
         lock: Held while a network is loaded, moved or called.
     """
 
-    def __init__(self, files: ModelFiles, plan: Plan, device: torch.device) -> None:
+    def __init__(
+        self, files: ModelFiles, plan: Plan, device: torch.device, fit_loras: Callable[[torch.nn.Module], Loras]
+    ) -> None:
+        """Make skeletons of the networks.
+
+        Args:
+            files: Where they are.
+            plan: How they are read and placed.
+            device: Where they compute.
+            fit_loras: Finds the layers of the transformer, here a skeleton, that LoRAs are about.
+
+        Raises:
+            UserError: What `fit_loras` raises.
+        """
         self.files, self.folder, self.plan, self.device = files, files.folder, plan, device
         self.lock = threading.RLock()
         self._loaded: set[str] = set()
@@ -61,6 +76,7 @@ class Residence:
             name: getattr(importlib.import_module(index[name][0]), index[name][1]) for name in STAGE
         }
         self.parts = {name: self._skeleton(name) for name in STAGE}
+        self.loras = fit_loras(self.parts["transformer"])
         self._hooks = {name: self._hook(name) for name in STAGE}
 
     def start(self) -> None:
@@ -186,6 +202,7 @@ class Residence:
         if name != "transformer":
             return
         cache = part.__dict__.pop("_cache_config", None)
+        self.loras.put_on(part)  # below the hooks, which see its layers as they see others
         skip_full_masks(part)
         if self.plan.transformer.quantisation == "fp8":
             part.enable_layerwise_casting(torch.float8_e4m3fn, getattr(torch, self.plan.transformer.dtype))

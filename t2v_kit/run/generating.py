@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import itertools
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from ..errors import UserError, check_whole, fresh_notes, give_note
+from ..errors import UserError, check_whole, fresh_notes, give_note, quoted
 from ..memory.choose import as_plan
 from ..memory.plan import Plan
 from ..model.loading import load
+from ..model.loras import find_loras
 from ..model.models import Models
 from ..settings import Resolved, Settings, settings_from
 from ..stages.decoding import decode, tile_count
@@ -33,7 +34,7 @@ from .record import differences, latents_key, made_with
 from .reuse import SavedLatents, find_latents, find_prompt
 from .upscalers import AUTO, NONE, check_upscaler, choose_upscaler, enlarged, upscaler_hash
 
-OWN = ("model", "out", "upscale", "memory")  # keywords of `generate` that are no fields of Settings
+OWN = ("model", "out", "upscale", "memory", "loras")  # keywords of `generate` that are no fields of Settings
 WATCHERS = ("checkpoint_every", "on_step", "on_stage", "stop", "progress")  # those that change nothing about the result
 
 
@@ -100,6 +101,7 @@ def generate(
     seed: int = 0,
     *,
     memory: Plan | dict | str | float | None = None,
+    loras: Sequence | str | Path | None = None,
     checkpoint_every: int = 5,
     on_step: Callable[[Step], object] | None = None,
     on_stage: Callable[[str, int, int], object] | None = None,
@@ -122,6 +124,8 @@ def generate(
             path of an upscaler as `upscale` takes it; "lanczos"; or "none" or None.
         seed: Which noise the video grows out of.
         memory: The plan that `load` takes, for a model given by name.
+        loras: The LoRAs that `load` takes, for a model given by name; for a loaded one, the same files with the
+            strengths that they have from now on.
         checkpoint_every: Denoising steps between two checkpoints, at least 1. The latents are also saved whenever
             denoising ends early; `resume` continues from them.
         on_step: Called with each denoising `Step`.
@@ -150,8 +154,8 @@ def generate(
     """
     with fresh_notes():
         return run_stages(
-            prompt, model, out, upscale, seed, memory=memory, checkpoint_every=checkpoint_every, on_step=on_step,
-            on_stage=on_stage, stop=stop, progress=progress, reuse=reuse, **settings,
+            prompt, model, out, upscale, seed, memory=memory, loras=loras, checkpoint_every=checkpoint_every,
+            on_step=on_step, on_stage=on_stage, stop=stop, progress=progress, reuse=reuse, **settings,
         )  # fmt: skip
 
 
@@ -163,6 +167,7 @@ def run_stages(
     seed: int = 0,
     *,
     memory: Plan | dict | str | float | None = None,
+    loras: Sequence | str | Path | None = None,
     checkpoint_every: int = 5,
     on_step: Callable[[Step], object] | None = None,
     on_stage: Callable[[str, int, int], object] | None = None,
@@ -182,7 +187,7 @@ def run_stages(
         folder.check_own()
         watch = Progress(folder, on_step, on_stage, stop, progress)
         with watch.stage("load", disable=True) as tick:
-            models = loaded(model, memory, wanted)
+            models = loaded(model, memory, wanted, loras)
             tick()
         watch.device, complete = models.device, wanted.check(models)
         upscale = choose_upscaler(models) if upscale == AUTO else upscale
@@ -270,7 +275,8 @@ def resume(
         latents = _saved(place.path)
         if not isinstance(model, Models):
             again = {} if model else record["made_with"].get("loaded_by", {})
-            model = load(**{"name": model or record["settings"].get("model"), **again, "memory": memory})
+            name, loras = model or record["settings"].get("model"), record["settings"].get("loras")
+            model = load(**{"name": name, "loras": loras, **again, "memory": memory})
         now = record_of(model, wanted.check(model), check_upscaler(upscale))
         changed = differences(record, now)
         if latents and changed:
@@ -367,15 +373,35 @@ def _kept(frames: Iterable[np.ndarray], folder: RunFolder, video: np.ndarray, fp
     return (folder.path / "upscaled.mp4" if folder.path else whole), shown
 
 
-def loaded(model: str | Path | Models, memory: Plan | dict | str | float | None, video: Settings) -> Models:
+def loaded(
+    model: str | Path | Models,
+    memory: Plan | dict | str | float | None,
+    video: Settings,
+    loras: Sequence | str | Path | None = None,
+) -> Models:
     """The model itself, loaded where it is only named, with a memory plan for the size of `video`."""
     if not isinstance(model, Models):
-        return load(model, memory, video=video) if memory is not None else load(model)
+        return load(model, memory, video=video, loras=loras) if memory is not None else load(model, loras=loras)
+    if loras is not None:
+        _set_strengths(model, loras)
     if memory is not None and as_plan(memory) != model.memory:
         raise UserError(
             f"memory={memory!r}: this model is loaded already; load({model.name!r}, memory=...) would work."
         )
     return model
+
+
+def _set_strengths(models: Models, loras: Sequence | str | Path) -> None:
+    """Give a loaded model's LoRAs the strengths of `loras`, which must be the same files in the same order."""
+    found = find_loras(loras)
+    if [file.name for file, _ in found] != [lora.source for lora in models.loras]:
+        raise UserError(
+            f"loras={quoted(loras)}: this model is loaded already, with {models.loras.arguments or 'none'}; "
+            f"load({models.name!r}, loras=...) would work.",
+            setting="loras",
+        )
+    with models.lock:
+        models.loras.set(*(strength for _, strength in found))
 
 
 def record_of(models: Models, settings: Settings, upscale: str) -> dict:
@@ -384,7 +410,10 @@ def record_of(models: Models, settings: Settings, upscale: str) -> dict:
     upscale: as `check_upscaler` gives it, chosen.
     """
     plan = models.memory and models.memory.as_dict()
+    own: dict = {"model": models.name, "memory": plan, "upscale": upscale}
+    if models.loras:
+        own["loras"] = models.loras.arguments
     return {
-        "settings": {**dataclasses.asdict(settings), "model": models.name, "memory": plan, "upscale": upscale},
+        "settings": dataclasses.asdict(settings) | own,
         "made_with": {**made_with(models), "upscaler_hash": upscaler_hash(upscale)},
     }

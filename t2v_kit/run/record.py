@@ -26,7 +26,8 @@ from .._version import __version__
 from ..hunyuan.files import NETWORKS
 from ..model.models import Models
 
-AFTER_LATENTS = ("model", "upscale", "fps")  # settings that don't touch latents; the weights do, by whatever name
+#: Settings that don't touch latents. Weights and LoRAs do, by whatever name: `made_with` has their hashes.
+AFTER_LATENTS = ("model", "loras", "upscale", "fps")
 
 #: What was used, besides the settings, to make the latents. Another device or version rounds differently.
 DECIDES_LATENTS = (
@@ -43,6 +44,12 @@ _PLACING = ("t2v_kit.", "diffusers.hooks.group_offloading", "diffusers.hooks.lay
 
 def made_with(models: Models) -> dict:
     """The model as it is now, the device and the versions: what settings.json says beside the settings."""
+    with models.lock:  # another run may be at a step with other strengths
+        models.loras.at_step(0)
+        return _made_with(models)
+
+
+def _made_with(models: Models) -> dict:
     pipe, transformer, plan = models.pipe, models.pipe.transformer, models.memory
     reread = plan is not None and plan.one_stage  # at each stage, as the files and the plan say
     networks = (pipe.text_encoder, pipe.text_encoder_2, transformer)
@@ -55,7 +62,7 @@ def made_with(models: Models) -> dict:
         "weights_hash": models.weights_hash,
         "networks": None if reread else networks_hash(*networks, device=models.device),
         "vae": None if reread else networks_hash(pipe.vae, device=models.device),
-        "loras": sorted({lora for network in networks for lora in _loras(network)}),
+        "loras": sorted({*_loaded_loras(models), *(lora for each in networks for lora in _loras(each, models))}),
         "template": _digest([models.template, _tokenizer(pipe.tokenizer), _tokenizer(pipe.tokenizer_2)]),
         "scheduler": _scheduler(pipe.scheduler),
         "step_cache": _step_cache(transformer),
@@ -135,6 +142,8 @@ def unknown_code(models: Models) -> list[str]:
     for name, value in vars(config).items() if config is not None else ():
         if callable(value) and name != "current_timestep_callback":
             found.append(f"{type(config).__name__}.{name}")
+    one_stage = models.memory is not None and models.memory.one_stage
+    of_transformer, as_set = set(pipe.transformer.modules()), models.loras.acts_as_set(pipe.transformer)
     for module in (module for name in NETWORKS for module in getattr(pipe, name).modules()):
         found += _patches(module)
         hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
@@ -147,7 +156,7 @@ def unknown_code(models: Models) -> list[str]:
         if type(module).__module__.startswith("peft."):
             if not type(module).__module__.startswith("peft.tuners.lora"):
                 found.append(_origin(module))
-            elif models.memory is not None and models.memory.one_stage:
+            elif one_stage and not (module in of_transformer and as_set):
                 found.append("a LoRA on a network that is read anew at each stage")
     allowed = (*_PLACING, type(config).__module__) if config is not None else _PLACING
     hooks = [hook for name in NETWORKS for hook in _model_hooks(getattr(pipe, name))]
@@ -222,8 +231,15 @@ def _model_hooks(network: torch.nn.Module) -> list:
     return [hook for registry in registries if registry is not None for hook in registry.hooks.values()]
 
 
-def _loras(network) -> Iterator[str]:
-    """The LoRAs that act on a network, each with its strength (or strengths, where layers differ)."""
+def _loaded_loras(models: Models) -> list[str]:
+    """Those that `load` put on, by name, hash and strength; none once the adapters were changed by other means."""
+    return models.loras.record if models.loras.acts_as_set(models.pipe.transformer) else []
+
+
+def _loras(network, models: Models) -> Iterator[str]:
+    """Other LoRAs that act on a network, each with its scale (or scales, where layers differ)."""
+    if network is models.pipe.transformer and models.loras.acts_as_set(network):
+        return
     for layer in network.modules():
         if type(layer).__module__.startswith("peft.tuners.lora") and hasattr(layer, "merged_adapters"):
             yield from (f"{name} merged" for name in layer.merged_adapters)

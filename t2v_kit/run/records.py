@@ -124,7 +124,7 @@ def runs(
         >>> for record in runs("runs", "red car", finished=True):
         ...     print(record.folder.name, record.settings["seed"])
     """
-    known = [f.name for f in dataclasses.fields(Settings)] + ["model", "upscale", "memory"]
+    known = [f.name for f in dataclasses.fields(Settings)] + ["model", "upscale", "memory", "loras"]
     for name in settings:
         if name not in known:
             raise UserError(f"{name}={settings[name]!r}: no setting of a run; {did_you_mean(name, known)}")

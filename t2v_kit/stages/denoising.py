@@ -105,6 +105,7 @@ def denoise(
             with models.lock:  # never held while the caller has the Step
                 began = time.perf_counter()
                 cache.check()
+                models.loras.at_step(index)
                 timestep, sigma = scheduler.timesteps[index], scheduler.sigmas[index].item()
                 where = {"step_index": index, "num_inference_steps": full.num_inference_steps, "sigma": sigma}
                 velocity = _velocity(models, transformer, latents, timestep, branches, full.true_cfg_scale, where)
@@ -174,8 +175,8 @@ def velocity(
         (1, C, T, H, W), in the transformer's dtype.
 
     Raises:
-        UserError: sigma is no noise level, the latents do not have such a shape, the prompt is of another model, or a
-            step cache is on.
+        UserError: sigma is no noise level, the latents do not have such a shape, the prompt is of another model, a step
+            cache is on, or a LoRA has another strength at each step.
     """
     level = check_sigma(sigma)
     check_latents(models, latents)
@@ -186,6 +187,8 @@ def velocity(
             raise UserError(
                 "velocity with a step cache on: it would answer from other evaluations; disable_cache() works."
             )
+        if models.loras.vary:
+            raise UserError("velocity with a strength for each step: it has no step; models.loras.set(1.0) would work.")
         scale = models.defaults["guidance_scale"] if guidance_scale is None else guidance_scale
         guidance = torch.tensor([scale], dtype=transformer.dtype, device=models.device) * 1000.0
         timestep = torch.tensor(level * models.pipe.scheduler.config.num_train_timesteps, device=models.device)
