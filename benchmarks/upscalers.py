@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from t2v_kit import load_upscaler
-from t2v_kit.stages.upscaling.weights import SHIPPED
+from t2v_kit.stages.upscaling.names import SHIPPED
 
 from .full_size import random_upscaler
 

@@ -1,18 +1,22 @@
 """The command line: what it writes, what it says, and how it answers mistakes."""
 
 import json
+import os
 import re
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
 
+from t2v_kit import UserError, load
 from t2v_kit._version import __version__
 from t2v_kit.cli import main
 from t2v_kit.cli.making import default_folder
+from t2v_kit.run.target import ALWAYS_SET
 from t2v_kit.settings import KNOBS
 
 PROMPT = "A man with a beard riding a motorcycle."
@@ -273,19 +277,63 @@ def test_the_other_commands(tiny_folder, here, capsys):
         assert status(*mistake) == 2 and capsys.readouterr().err.count("\n") == 1
 
 
-@pytest.mark.parametrize("model", ["pocket", "hunyuan"])
-@pytest.mark.parametrize(
-    ("argv", "near"),
-    [(["--height", "100"], "96 or 112"), (["--num-frames", "56"], "53 or 57"), (["--fps", "0"], "1 would")],
-)
-def test_a_mistake_in_sizes_does_not_wait_for_torch(here, model, argv, near):
-    """It is one line, nothing was loaded or asked for, and torch was not imported."""
-    command = [sys.executable, "-X", "importtime", "-m", "t2v_kit", PROMPT, "--model", model, *argv]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+BEFORE_TORCH = {
+    "height": ([PROMPT, "--height", "100"], "96 or 112"),
+    "height of hunyuan": ([PROMPT, "--model", "hunyuan", "--height", "100"], "96 or 112"),
+    "frames": ([PROMPT, "--num-frames", "56"], "53 or 57"),
+    "rate": ([PROMPT, "--fps", "0"], "1 would"),
+    "model": ([PROMPT, "--model", "pockett"], "'pocket'"),
+    "model folder": ([PROMPT, "--model", "empty"], "model_index.json"),
+    "upscaler": ([PROMPT, "--upscale", "realesrgan"], "'RealESRGAN_x4plus'"),
+    "upscaler's file": ([PROMPT, "--upscale", "weights.pth"], "Real-ESRGAN file"),
+    "memory": ([PROMPT, "--memory", "lots"], "'auto'"),
+    "out is a file": ([PROMPT, "--out", "note.txt"], "'runs/mine'"),
+    "out is not a run": ([PROMPT, "--out", "films"], "video.mp4 in it would be replaced"),
+    "resume": (["resume", "empty"], "settings.json"),
+    "resume with a model": (["resume", "run", "--model", "pockett"], "'pocket'"),
+    "upscale": (["upscale", "films/video.mp4", "x.mp4", "--model", "animevideo"], "'realesr-animevideov3'"),
+    "upscale to": (["upscale", "films/video.mp4", "x.mpg"], ".mp4"),
+    "denoise strength": (["upscale", "films/video.mp4", "x.mp4", "--model", "pocket", "--denoise-strength", "2"], "1"),
+}
+
+
+@pytest.mark.parametrize(("argv", "near"), BEFORE_TORCH.values(), ids=BEFORE_TORCH)
+def test_a_mistake_does_not_wait_for_torch(here, argv, near):
+    """It is one line, nothing was loaded, asked for or written, and torch was not imported."""
+    for folder in ("empty", "films", "run"):
+        (here / folder).mkdir()
+    (here / "note.txt").write_text("a note")
+    (here / "films/video.mp4").write_bytes(b"somebody's film")
+    settings = dict.fromkeys(ALWAYS_SET, 1)
+    (here / "run/settings.json").write_text(json.dumps({"settings": settings, "made_with": {}}), "utf-8")
+    before = sorted(here.rglob("*"))
+    command = [sys.executable, "-X", "importtime", "-m", "t2v_kit", *argv]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    result = subprocess.run(
+        command, cwd=here, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("t2v: ")]
     imported = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines()}
     assert result.returncode == 2 and near in line and result.stdout == ""
-    assert not imported & {"torch", "numpy", "diffusers"}
+    assert not imported & {"torch", "diffusers", "transformers"} and sorted(here.rglob("*")) == before
+
+
+def test_python_is_told_before_41_gb_are_fetched(monkeypatch):
+    """A program is not asked, but size and territory are told; with the model in the cache nothing is."""
+    from t2v_kit.hunyuan import files
+
+    def offline(*_, **__):
+        raise OSError("offline")
+
+    monkeypatch.setattr(files, "hf_hub_download", offline)
+    for cached, notes in ((None, 1), ("model_index.json", 0)):
+        monkeypatch.setattr(files, "try_to_load_from_cache", lambda *_, cached=cached, **__: cached)
+        with warnings.catch_warnings(record=True) as caught, pytest.raises(UserError, match="offline"):
+            warnings.simplefilter("always")
+            load("hunyuan")
+        assert [("41 GB" in str(each.message), "European Union" in str(each.message)) for each in caught] == [
+            (True, True)
+        ] * notes
 
 
 def test_what_a_token_holds_is_what_the_model_says():
@@ -306,13 +354,6 @@ def nothing_fetched(monkeypatch):
     loaded = []
     monkeypatch.setattr("t2v_kit.run.generating.generate", lambda *words, **_: loaded.append(words) or 1 / 0)
     return loaded
-
-
-def test_the_repository_is_the_one_that_is_downloaded():
-    from t2v_kit.cli.download import HUB_ID
-    from t2v_kit.hunyuan import files
-
-    assert files.HUB_ID == HUB_ID
 
 
 def test_a_large_download_is_not_begun_unasked(here, capsys, monkeypatch, nothing_fetched):

@@ -16,7 +16,7 @@ from t2v_kit import Stopped, UserError, denoise, encode_prompt, generate, initia
 from t2v_kit.hunyuan.files import POCKET
 from t2v_kit.memory.choose import ladder
 from t2v_kit.model.loading import load
-from t2v_kit.run.folder import CHECKPOINT
+from t2v_kit.run.target import CHECKPOINT
 from t2v_kit.settings import Settings
 
 pytestmark = [

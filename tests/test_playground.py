@@ -28,7 +28,8 @@ from t2v_kit.playground.engine import _plans, verdict
 from t2v_kit.playground.look import failure, note, table
 from t2v_kit.playground.presets import presets
 from t2v_kit.playground.rules import Rules
-from t2v_kit.run.folder import CHECKPOINT, read_latents
+from t2v_kit.run.folder import read_latents
+from t2v_kit.run.target import CHECKPOINT
 from t2v_kit.settings import KNOBS
 
 NASTY = '<img src=x onerror="alert(1)"><script>alert(2)</script> & "it\'s"'

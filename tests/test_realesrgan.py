@@ -24,9 +24,10 @@ from t2v_kit.stages.upscaling import network as NETWORK
 from t2v_kit.stages.upscaling import packaged as WHEEL
 from t2v_kit.stages.upscaling import weights as FILES
 from t2v_kit.stages.upscaling.defaults import upscaler_of_file
+from t2v_kit.stages.upscaling.names import PUBLISHED, SHIPPED, Published
 from t2v_kit.stages.upscaling.network import overlap
 from t2v_kit.stages.upscaling.packaged import PACKAGED, files_in_wheel, how_to_get, read_packaged
-from t2v_kit.stages.upscaling.weights import PUBLISHED, SHIPPED, Published, available_upscalers
+from t2v_kit.stages.upscaling.weights import available_upscalers
 
 ROOT = Path(__file__).parents[1]
 quiet = dict(progress=False)

@@ -30,8 +30,9 @@ from t2v_kit.atomic import PREFIX
 from t2v_kit.model.loading import load
 from t2v_kit.run import folder as folder_module
 from t2v_kit.run import generating as run_module
-from t2v_kit.run.folder import CHECKPOINT, FILES, LOCK, RunFolder, read_log
+from t2v_kit.run.folder import RunFolder, read_log
 from t2v_kit.run.records import RunRecord
+from t2v_kit.run.target import CHECKPOINT, FILES, LOCK
 from t2v_kit.stages import prompt as prompt_module
 
 SMALL = {"prompt": PROMPT, "num_frames": 5, "height": 64, "width": 96, "num_inference_steps": 6, "seed": 3}

@@ -19,8 +19,9 @@ from spandrel.architectures.Compact import Compact
 from t2v_kit import UserError, generate, load, read_metadata, resume
 from t2v_kit.run import folder as folder_module
 from t2v_kit.run import generating as run_module
-from t2v_kit.run.folder import CHECKPOINT, LOCK, RunFolder, read_log
+from t2v_kit.run.folder import RunFolder, read_log
 from t2v_kit.run.record import made_with, networks_hash, unknown_code
+from t2v_kit.run.target import CHECKPOINT, LOCK
 from t2v_kit.run.upscalers import choose_upscaler
 
 STEPS = {"num_inference_steps": 2, "num_frames": 5, "upscale": "none", "progress": False}

@@ -39,8 +39,9 @@ from t2v_kit import (
 from t2v_kit.stages.upscaling import enlarging as ROOM
 from t2v_kit.stages.upscaling import network as NETWORK
 from t2v_kit.stages.upscaling import weights as FILES
+from t2v_kit.stages.upscaling.names import PUBLISHED, SHIPPED, Published
 from t2v_kit.stages.upscaling.network import overlap, prepare, share_cores, tiled
-from t2v_kit.stages.upscaling.weights import PUBLISHED, SHIPPED, Published, available_upscalers
+from t2v_kit.stages.upscaling.weights import available_upscalers
 from training.degrade import KERNEL, Dice, blur, degrade, jpeg, kernels, sinc
 
 quiet = dict(progress=False)

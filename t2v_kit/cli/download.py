@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import sys
+import warnings
 
 from ..errors import UserError
+from ..hunyuan.names import DOWNLOAD, HUB_ID
 from ..settings import Settings
-
-#: The 13B model's repository, as `hunyuan.files` has it, which imports torch.
-HUB_ID = "hunyuanvideo-community/HunyuanVideo"
 
 
 def ask_for_download(wanted: Settings, revision: str | None) -> None:
@@ -17,16 +17,12 @@ def ask_for_download(wanted: Settings, revision: str | None) -> None:
 
     if isinstance(try_to_load_from_cache(HUB_ID, "model_index.json", revision=revision), str):
         return  # a download was agreed to before
-    print(
-        f"--model hunyuan downloads about 41 GB ({HUB_ID}).\n"
-        "Licence: Tencent Hunyuan Community License. It does not apply in the European Union, the United Kingdom and "
-        f"South Korea: there it grants no right to use the weights.\nThis machine: {_what_is_possible(wanted)}",
-        flush=True,
-    )
+    print(f"{DOWNLOAD}\nThis machine: {_what_is_possible(wanted)}", flush=True)
     if not sys.stdin.isatty():
         raise UserError("--model hunyuan: nobody is there to agree to the download; --yes would work.")
     if input("Download? [y/N] ").strip().lower() not in ("y", "yes"):
         raise UserError("--model hunyuan: not downloaded; --model pocket needs no download.")
+    warnings.filterwarnings("ignore", re.escape(DOWNLOAD))  # which has just been read
 
 
 def _what_is_possible(wanted: Settings) -> str:

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from ..errors import UserError
+from ..stages.upscaling.names import check_name, check_strength
 from .app import app, quieten
 
 
@@ -55,6 +56,13 @@ def upscale(
             rate = float(fps)
         except ValueError:
             raise UserError(f"--fps {fps}: must be keep or a number; keep would work.") from None
+    if model is not None:
+        check_name(model)
+    if denoise_strength is not None and model is not None:
+        check_strength(model, denoise_strength)
+    from ..video.encoding import encoding_for
+
+    encoding_for(Path(target).expanduser(), codec, crf, bit_depth)
     options = {
         "codec": codec, "crf": crf, "bit_depth": bit_depth, "denoise_strength": denoise_strength,
         "tile": tile, "batch": batch, "dtype": dtype, "device": device,

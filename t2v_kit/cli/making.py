@@ -18,9 +18,14 @@ from typing import Annotated, Any
 from cyclopts import Parameter, Token
 
 from ..errors import UserError, near_match
+from ..hunyuan.names import HUB_ID, check_name
+from ..memory.plan import gigabytes
+from ..run.target import check_own, check_target
 from ..settings import KNOBS, Knob, check_multiples, settings_from
+from ..stages.upscaling.names import AUTO, LANCZOS, NONE
+from ..stages.upscaling.names import check_name as check_upscaler_name
 from .app import app, quieten, report, what_remains
-from .download import HUB_ID, ask_for_download
+from .download import ask_for_download
 
 #: Pixels and frames of a token, of HunyuanVideo and of pocket.
 TOKEN = (16, 4)
@@ -83,6 +88,14 @@ def _make(
     given = {name: getattr(wanted, name) for name, value in settings.items() if value is not None}
     if upscale is not None:
         given["upscale"] = upscale
+    check_name(model)
+    if memory is not None:
+        gigabytes(memory)
+    if upscale is not None and upscale.lower() not in (AUTO, NONE, LANCZOS):
+        check_upscaler_name(upscale)
+    target = check_target(folder)
+    if not several:
+        check_own(target)
     if model in ("pocket", "hunyuan", HUB_ID):  # of a folder, only its own configurations know
         check_multiples(wanted, *TOKEN)
     if model in ("hunyuan", HUB_ID) and not yes:

@@ -6,6 +6,8 @@ import time
 from pathlib import Path
 
 from ..errors import UserError
+from ..hunyuan.names import check_name
+from ..run.target import read_record
 from .app import app, quieten, report, what_remains
 
 
@@ -20,6 +22,9 @@ def resume(folder: str, /, *, model: str | None = None, anyway: bool = False) ->
     """
     if not Path(folder).expanduser().is_dir():
         raise UserError(f"{folder!r}: there is no such folder; t2v gallery lists the runs.")
+    read_record(folder)
+    if model is not None:
+        check_name(model)
     started = time.perf_counter()
     try:
         quieten()

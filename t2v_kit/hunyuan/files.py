@@ -11,14 +11,14 @@ from typing import NamedTuple
 
 from diffusers import DiffusionPipeline
 from diffusers.utils import is_gguf_available, is_gguf_version
-from huggingface_hub import hf_hub_download
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError, safe_open
 
-from ..errors import UserError, did_you_mean, near_match
+from ..errors import UserError, did_you_mean, give_note, near_match
+from .names import DOWNLOAD, HUB_ID, LINK, OTHER_WORDS, SINGLE_FILES, check_name, is_single_file
 
 POCKET = Path(__file__).parents[1] / "pocket"
-HUB_ID = "hunyuanvideo-community/HunyuanVideo"
 
 # Sizes, steps and guidance: defaults of HunyuanVideoPipeline.__call__; shift 7 and 24 frames a second:
 # scheduler config of the hub repository and the README of Tencent's HunyuanVideo.
@@ -33,11 +33,6 @@ HUNYUAN_DEFAULTS = {
 }
 NETWORKS = ("text_encoder", "text_encoder_2", "transformer", "vae")  # the components that have weights
 HASH_WHOLE_FILES_UP_TO = 2 * 2**30  # bytes; above it reading everything would take minutes
-SINGLE_FILES = (".safetensors", ".gguf")
-_KNOWN = ("pocket", "hunyuan", HUB_ID)
-_OTHER_WORDS = {"toy": "pocket", "tiny": "pocket", "13b": "hunyuan", "tencent/hunyuanvideo": HUB_ID}  # lower case
-_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")  # user/repo, as the hub names them
-LINK = re.compile(r"https?://(?:huggingface\.co|hf\.co)/([^/]+/[^/]+)/(?:blob|resolve)/([^/]+)/([^?]+)")
 _SHARD = re.compile(r"-\d+-of-\d+$")
 
 
@@ -128,13 +123,12 @@ def locate(
     Raises:
         UserError: There is no such model, or it cannot be downloaded.
     """
-    if not isinstance(name, (str, Path)):
-        raise UserError(f"model {name!r}: must be text; 'pocket', 'hunyuan' or an existing folder would work.")
+    check_name(name)
     if variant is not None and (not isinstance(variant, str) or not re.fullmatch(r"\w+", variant)):
         raise UserError(f"variant={variant!r}: must be a word in the weights' file names; 'fp16' would work.")
     path = Path(name).expanduser()
     link = LINK.match(name) if isinstance(name, str) else None
-    if link or (path.suffix.lower() in SINGLE_FILES and not path.is_dir()):
+    if is_single_file(name):
         return _single_file(name, link, revision, variant, base)
     if base is not None:
         raise UserError(f"base={str(base)!r}: {str(name)!r} is a whole model; only a single file takes a base.")
@@ -146,9 +140,7 @@ def locate(
         if name == "pocket":
             return ModelFiles(POCKET.absolute(), "t2v_kit/pocket", variant=variant, name="pocket")
         return ModelFiles(Path(os.path.abspath(path)), os.path.abspath(path), variant=variant, name=absolute(name))
-    if isinstance(name, str) and _REPOSITORY.fullmatch(name):
-        return _download(name, revision, variant)
-    raise UserError(f"model {str(name)!r}: no such model or folder; {_hint(name)}")
+    return _download(str(name), revision, variant)
 
 
 def absolute(name: str | Path) -> str:
@@ -158,22 +150,12 @@ def absolute(name: str | Path) -> str:
     return os.path.abspath(path) if not known and path.exists() else str(name)
 
 
-def _hint(name: str | Path) -> str:
-    """How the message about an unknown name ends: a model, or a neighbour on the disk, with nearly the same name."""
-    word = _OTHER_WORDS.get(str(name).lower()) or near_match(name, _KNOWN)
-    path = Path(name).expanduser()
-    if word is None and path.parent.is_dir():
-        near = near_match(path.name, [each.name for each in path.parent.iterdir() if not each.name.startswith(".")])
-        word = near and str(path.parent / near)
-    return f"did you mean {word!r}?" if word else "'pocket', 'hunyuan', a hub id or an existing folder would work."
-
-
 def from_hub(name: str, revision: str | None, fetch: Callable[[], str | os.PathLike[str]]) -> Path:
     """What `fetch` downloads from the hub; a UserError of one line where it cannot."""
     try:
         return Path(fetch())
     except (OSError, ValueError, HfHubHTTPError) as error:
-        word = _OTHER_WORDS.get(name.lower()) or near_match(name, [HUB_ID])
+        word = OTHER_WORDS.get(name.lower()) or near_match(name, [HUB_ID])
         mean = f"did you mean {word!r}? " if word and word != name else ""
         raise UserError(
             f"{name} (revision {revision or 'main'}): cannot be downloaded, a folder would work: {mean}"
@@ -183,6 +165,8 @@ def from_hub(name: str, revision: str | None, fetch: Callable[[], str | os.PathL
 
 def _download(name: str, revision: str | None, variant: str | None, without: str | None = None) -> ModelFiles:
     """A repository of the hub; `without`: a component whose weights are not needed."""
+    if name == HUB_ID and not isinstance(try_to_load_from_cache(name, "model_index.json", revision=revision), str):
+        give_note(DOWNLOAD)
     index = from_hub(name, revision, lambda: hf_hub_download(name, "model_index.json", revision=revision))
     if (kind := read_json(index).get("_class_name")) != "HunyuanVideoPipeline":  # before tens of gigabytes
         raise UserError(f"{name}: holds a {kind}; a HunyuanVideoPipeline, such as {HUB_ID!r}, would work.")
@@ -209,8 +193,6 @@ def _single_file(name, link: re.Match | None, revision, variant, base) -> ModelF
     else:
         path = Path(os.path.abspath(Path(name).expanduser()))
         source = str(path)
-        if not path.is_file():
-            raise UserError(f"model {str(name)!r}: no such file; {_hint(name)}")
     if path.suffix.lower() == ".gguf":
         _check_gguf(path)
     else:

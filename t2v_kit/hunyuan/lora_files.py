@@ -15,7 +15,8 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from safetensors import safe_open
 
 from ..errors import UserError, near_match
-from .files import LINK, from_hub, header, read_json
+from .files import from_hub, header, read_json
+from .names import LINK
 
 USUAL_NAMES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")  # diffusers', and peft's
 _ON_HUB = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:/(.+\.safetensors))?")  # user/repo[/file]

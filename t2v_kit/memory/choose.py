@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import UserError
 from .estimate import estimate
 from .machine import Machine, machine_with
-from .plan import CHUNKS, TILES, UNTILED, Part, Plan, Size, _from_dict
+from .plan import CHUNKS, TILES, UNTILED, Part, Plan, Size, _from_dict, gigabytes
 from .rules import broken
 
 
@@ -138,14 +138,9 @@ def as_plan(memory, model="hunyuan", machine: Machine | None = None, **size) -> 
     if isinstance(memory, dict):
         return _from_dict(Plan, memory, "memory plan")
     machine = machine or Machine.here()
-    if isinstance(memory, str) and memory.strip().lower() == "auto":
+    vram = gigabytes(memory)
+    if vram is None:
         return plan(machine=machine, model=model, **size)
-    try:
-        vram = float(str(memory).lower().removesuffix("gb"))
-    except ValueError:
-        vram = 0
-    if not 0 < vram < float("inf"):
-        raise UserError(f"memory={memory!r}: must be a plan, 'auto' or GB of GPU memory; 'auto' would work.")
     if not machine.vram_gb:
         raise UserError(f"memory={memory!r}: this machine has no GPU whose memory could be planned; 'auto' would work.")
     return plan(machine=dataclasses.replace(machine, vram_gb=min(vram, machine.vram_gb)), model=model, **size)

@@ -178,3 +178,24 @@ def _backends() -> list[str]:
     from diffusers.models.attention_dispatch import AttentionBackendName  # 'native' is one of them
 
     return [backend.value for backend in AttentionBackendName]
+
+
+def gigabytes(memory: object) -> float | None:
+    """Read what stands for a plan: the GB of GPU memory to stay within, or None for 'auto'.
+
+    Args:
+        memory: 'auto', or GB as 12, '12' or '12GB'.
+
+    Raises:
+        UserError: It is neither.
+    """
+    text = str(memory).strip().lower()
+    if text == "auto":
+        return None
+    try:
+        vram = float(text.removesuffix("gb"))
+    except ValueError:
+        vram = 0
+    if not 0 < vram < float("inf"):
+        raise UserError(f"memory={memory!r}: must be a plan, 'auto' or GB of GPU memory; 'auto' would work.")
+    return vram

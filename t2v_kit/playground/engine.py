@@ -23,7 +23,7 @@ from ..model.loading import load
 from ..model.models import Models
 from ..run.upscalers import AUTO, NONE
 from ..settings import Settings
-from ..stages.upscaling.weights import LANCZOS, PUBLISHED, SHIPPED
+from ..stages.upscaling.names import LANCZOS, PUBLISHED, SHIPPED
 from .bars import duration
 from .controls import Field
 from .look import aligned, heading, show_if, tip

@@ -18,10 +18,10 @@ from ..memory.plan import Plan
 from ..model.check import resolve
 from ..model.loading import load
 from ..model.models import Models
-from ..run.folder import CHECKPOINT, read_record
 from ..run.generating import Run, generate, resume
 from ..run.progress import Stopped
 from ..run.recipe import reproducing
+from ..run.target import CHECKPOINT, read_record
 from ..settings import KNOBS, Settings
 from .bars import StageBars
 from .compare import Comparison

@@ -7,7 +7,6 @@ import errno
 import json
 import os
 import re
-import tempfile
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
@@ -21,19 +20,10 @@ from safetensors.torch import save_file
 from ..atomic import PREFIX, write_whole
 from ..errors import UserError, give_note
 from .record import latents_key
+from .target import CHECKPOINT, FILES, LOCK, LOG, check_own, check_target, read_record, reason_of
 
 if TYPE_CHECKING:
     from ..stages.denoising import Step
-
-
-#: What a finished run leaves in its folder, in the order in which it is written.
-FILES = ("settings.json", "prompt.safetensors", "latents.safetensors", "video.mp4", "upscaled.mp4", "contact_sheet.png")
-CHECKPOINT = "checkpoint.safetensors"  # exists while denoising, and after it was stopped
-LOG = "log.jsonl"
-LOCK = ".run.lock"  # exists while a run writes here; holds its process id
-
-#: Settings that every run has written down, in all versions.
-ALWAYS_SET = ("prompt", "height", "width", "num_frames", "num_inference_steps", "fps", "upscale")
 
 
 class RunFolder:
@@ -41,7 +31,7 @@ class RunFolder:
 
     def __init__(self, path: str | os.PathLike | None):
         """Raises UserError when a file could not be written there; leaves nothing behind."""
-        self.path = None if path is None else _checked(path)
+        self.path = None if path is None else check_target(path)
         self.key = ""  # of the latents; known once the run is started
         self._early: list[str] = []  # lines of the log from before the folder existed
         self._lock: FileLock | None = None
@@ -86,24 +76,6 @@ class RunFolder:
         with contextlib.suppress(OSError):
             file.write_text(str(os.getpid()))
 
-    def check_own(self) -> None:
-        """Raise UserError where files lie that `start` would take away and that are not of a run of ours.
-
-        Ours has settings.json before any other file, so wherever it was killed, that one is there and whole.
-        """
-        if self.path is None:
-            return
-        present = [name for name in (*FILES, CHECKPOINT, LOG) if (self.path / name).exists()]
-        if not present:
-            return
-        try:
-            read_record(self.path)
-        except UserError as mistake:
-            raise UserError(
-                f"out={str(self.path)!r}: {present[0]} in it would be replaced, and is not of a run, as settings.json "
-                f"is {'damaged' if 'settings.json' in present else 'missing'}; {str(self.path / 'run')!r} would work."
-            ) from mistake
-
     def start(self, record: dict, step: int | None = None, source: Path | None = None) -> None:
         """Write the record, and delete what an earlier, different run left.
 
@@ -121,7 +93,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             if self._lock is None:
                 self._hold()
-                self.check_own()
+                check_own(self.path)
             for name in (*FILES[1:], CHECKPOINT, LOG):
                 if name not in keep:
                     (self.path / name).unlink(missing_ok=True)
@@ -222,23 +194,6 @@ class RunFolder:
         return False
 
 
-def read_record(folder: str | os.PathLike) -> dict:
-    """The folder's settings.json: {"settings": {...}, "made_with": {...}}. Raises UserError when it is none."""
-    path = Path(folder).expanduser() / "settings.json"
-    try:
-        record = json.loads(path.read_text("utf-8"))
-        tables = {name: dict(record[name]) for name in ("settings", "made_with")}
-        missing = [name for name in ALWAYS_SET if name not in tables["settings"]]
-        if not missing:
-            return tables
-        reason = f"settings lack {', '.join(missing)}"
-    except FileNotFoundError:
-        raise UserError(f"{str(folder)!r}: is no run, it has no settings.json; runs() lists those there are.") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = _reason(error)
-    raise UserError(f"{path}: is not what generate writes ({reason}); copy the folder again or generate anew.")
-
-
 def read_latents(path: Path) -> tuple[torch.Tensor, int]:
     """Latents (1, C, T, H, W) on the CPU and how many steps they are through. Raises UserError when damaged."""
     # cloned for the same bits as in one go: see PromptEncoding.load
@@ -259,7 +214,7 @@ def _opened(path: Path) -> Iterator:
             yield file
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"{path}: is damaged ({_reason(error)}); delete this one file, and resume continues from what is left."
+            f"{path}: is damaged ({reason_of(error)}); delete this one file, and resume continues from what is left."
         ) from error
 
 
@@ -270,39 +225,6 @@ def read_log(folder: str | os.PathLike) -> list[dict]:
         with contextlib.suppress(ValueError):
             lines.append(json.loads(text))
     return [line for line in lines if isinstance(line, dict)]
-
-
-def _checked(out: str | os.PathLike) -> Path:
-    """`out` as an absolute path, once a file could be written there; leaves nothing behind. Raises UserError.
-
-    Absolute, because a later change of the working directory must not move the run.
-    """
-    if not isinstance(out, (str, os.PathLike)) or not str(out).strip():
-        raise UserError(f"out={out!r}: must name a folder; 'runs/mine' would work.")
-    try:
-        folder = Path(os.path.abspath(Path(out).expanduser()))
-        nearest = folder
-        while not _exists(nearest):
-            nearest = nearest.parent
-        with tempfile.TemporaryFile(dir=nearest):
-            pass
-    except (OSError, ValueError) as error:  # ValueError: a null character in the name
-        raise UserError(f"out={str(out)!r}: cannot be written ({_reason(error)}); 'runs/mine' would work.") from error
-    return folder
-
-
-def _exists(path: Path) -> bool:
-    """Unlike `Path.exists`, raises OSError for a name that can never exist, as one that is too long."""
-    try:
-        path.stat()
-    except FileNotFoundError:
-        return False
-    return True
-
-
-def _reason(error: Exception) -> str:
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return " ".join(text.split())[:200]
 
 
 def _system_error(error: Exception) -> int | None:

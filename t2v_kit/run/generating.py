@@ -26,13 +26,15 @@ from ..stages.decoding import decode, tile_count
 from ..stages.denoising import Step, denoise
 from ..stages.noise import initial_latents
 from ..stages.prompt import PromptEncoding, encode_prompt
+from ..stages.upscaling.names import AUTO, NONE
 from ..video.files import read_metadata, save_video, video_reader, video_writer
 from ..view.pictures import contact_sheet, sheet_frames
-from .folder import CHECKPOINT, FILES, LOG, RunFolder, read_latents, read_record
+from .folder import RunFolder, read_latents
 from .progress import Progress
 from .record import differences, latents_key, made_with
 from .reuse import SavedLatents, find_latents, find_prompt
-from .upscalers import AUTO, NONE, check_upscaler, choose_upscaler, enlarged, upscaler_hash
+from .target import CHECKPOINT, FILES, LOG, check_own, read_record
+from .upscalers import check_upscaler, choose_upscaler, enlarged, upscaler_hash
 
 OWN = ("model", "out", "upscale", "memory", "loras")  # keywords of `generate` that are no fields of Settings
 WATCHERS = ("checkpoint_every", "on_step", "on_stage", "stop", "progress")  # those that change nothing about the result
@@ -184,7 +186,7 @@ def run_stages(
     folder, upscale = out if isinstance(out, RunFolder) else RunFolder(out), check_upscaler(upscale)
     check_whole("checkpoint_every", checkpoint_every, unit="steps", works=5)
     with contextlib.nullcontext(folder) if folder is out else folder.held():
-        folder.check_own()
+        check_own(folder.path)
         watch = Progress(folder, on_step, on_stage, stop, progress)
         with watch.stage("load", disable=True) as tick:
             models = loaded(model, memory, wanted, loras)

@@ -15,9 +15,10 @@ from ..errors import UserError, check_whole, did_you_mean, give_note
 from ..settings import Settings
 from ..video.files import video_reader
 from ..view.pictures import font, shortened, wrap
-from .folder import CHECKPOINT, FILES, LOG, read_latents, read_log, read_record
+from .folder import read_latents, read_log
 from .generating import Run, generate
 from .recipe import reproducing, write_recipe
+from .target import CHECKPOINT, FILES, LOG, read_record
 
 _CARD = 240  # pixels: width of a card in the picture of a gallery
 _UNREADABLE = ("date", "networks", "vae")  # of made_with: dates, and hashes beside that of the weights' files

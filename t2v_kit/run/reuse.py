@@ -10,8 +10,9 @@ import torch
 
 from ..errors import UserError
 from ..stages.prompt import PromptEncoding
-from .folder import CHECKPOINT, read_latents, read_notes, read_record
+from .folder import read_latents, read_notes
 from .record import latents_key, prompt_key
+from .target import CHECKPOINT, read_record
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,9 +12,8 @@ import torch
 from ..model.models import Models
 from ..stages.upscaling.defaults import for_footage
 from ..stages.upscaling.enlarging import upscale_frames
-from ..stages.upscaling.weights import LANCZOS, PUBLISHED, SHIPPED, load_upscaler, weight_files
-
-AUTO, NONE = "auto", "none"
+from ..stages.upscaling.names import AUTO, LANCZOS, NONE, PUBLISHED, SHIPPED
+from ..stages.upscaling.weights import load_upscaler, weight_files
 
 
 def check_upscaler(upscale: str | os.PathLike | None) -> str:

@@ -22,6 +22,7 @@ from ...video.files import save_video
 from ..folder import RunFolder
 from ..generating import loaded
 from ..records import RunRecord
+from ..target import check_own, check_target
 from ..upscalers import check_upscaler
 from .cells import largest, make_one
 from .grid import grid
@@ -118,7 +119,7 @@ def sweep(
     if len(set(places)) < len(places):
         raise UserError(f"{axes}: has values that read the same to six digits; values further apart would work.")
     for place in places:
-        RunFolder(place).check_own()
+        check_own(check_target(place))
     make_all = on_ray if engine == "ray" else _one_by_one
     check_upscaler(upscale)
     with fresh_notes(), tqdm(total=len(cells), desc="sweep", unit="run", disable=not progress) as bar:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from ...errors import UserError, give_note
 from ...video.files import read_metadata
+from .names import LANCZOS
 from .packaged import how_to_get
-from .weights import LANCZOS, available_upscalers, load_upscaler
+from .weights import available_upscalers, load_upscaler
 
 # For real footage, the first one at hand. Both realesr networks are small and quick: general-x4v3 is made for footage
 # of every kind but has to be fetched; animevideov3 is made for video and keeps it calm.

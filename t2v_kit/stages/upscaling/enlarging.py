@@ -18,9 +18,10 @@ from tqdm.auto import tqdm
 
 from ...errors import UserError, give_note, is_whole
 from ...memory.machine import pick_device
+from .names import LANCZOS, check_strength
 from .network import enlarge_or_none, halved, prepare, share_cores
 from .planes import as_planes
-from .weights import LANCZOS, check_strength, load_upscaler
+from .weights import load_upscaler
 
 MAX_SCALE = 16
 _PIXELS = 2**20  # input pixels in one batch: more gains nothing

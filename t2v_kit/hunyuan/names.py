@@ -1,0 +1,57 @@
+"""The names of models, as `load` takes them: which there are, and what somebody means who types another.
+
+Nothing heavy is imported here, so that a mistaken name is told at once.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from ..errors import UserError, near_match
+
+HUB_ID = "hunyuanvideo-community/HunyuanVideo"
+#: What anybody should know before the weights of `HUB_ID` are fetched.
+DOWNLOAD = (
+    f"{HUB_ID} is about 41 GB to download. Licence: Tencent Hunyuan Community License. It does not apply in the "
+    "European Union, the United Kingdom and South Korea: there it grants no right to use the weights."
+)
+SINGLE_FILES = (".safetensors", ".gguf")
+_KNOWN = ("pocket", "hunyuan", HUB_ID)
+OTHER_WORDS = {"toy": "pocket", "tiny": "pocket", "13b": "hunyuan", "tencent/hunyuanvideo": HUB_ID}  # lower case
+REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")  # user/repo, as the hub names them
+LINK = re.compile(r"https?://(?:huggingface\.co|hf\.co)/([^/]+/[^/]+)/(?:blob|resolve)/([^/]+)/([^?]+)")
+
+
+def check_name(name: str | Path) -> None:
+    """Check that `load` could find a model: a known name, a folder, a file, or a name in the hub's form.
+
+    Raises:
+        UserError: It could not; the message has the nearest name.
+    """
+    if not isinstance(name, (str, Path)):
+        raise UserError(f"model {name!r}: must be text; 'pocket', 'hunyuan' or an existing folder would work.")
+    path = Path(name).expanduser()
+    if is_single_file(name):
+        if not LINK.match(str(name)) and not path.is_file():
+            raise UserError(f"model {str(name)!r}: no such file; {hint(name)}")
+    elif path.is_dir() and not (path / "model_index.json").is_file():
+        raise UserError(f"{path / 'model_index.json'}: is missing; the folder of a HunyuanVideoPipeline would work.")
+    elif name not in _KNOWN and not path.is_dir() and not (isinstance(name, str) and REPOSITORY.fullmatch(name)):
+        raise UserError(f"model {str(name)!r}: no such model or folder; {hint(name)}")
+
+
+def is_single_file(name: str | Path) -> bool:
+    """Whether a model's name is that of a file: a link to one on the hub, or a path with such an ending."""
+    path = Path(name).expanduser()
+    return bool(LINK.match(str(name))) or (path.suffix.lower() in SINGLE_FILES and not path.is_dir())
+
+
+def hint(name: str | Path) -> str:
+    """How the message about an unknown name ends: a model, or a neighbour on the disk, with nearly the same name."""
+    word = OTHER_WORDS.get(str(name).lower()) or near_match(name, _KNOWN)
+    path = Path(name).expanduser()
+    if word is None and path.parent.is_dir():
+        near = near_match(path.name, [each.name for each in path.parent.iterdir() if not each.name.startswith(".")])
+        word = near and str(path.parent / near)
+    return f"did you mean {word!r}?" if word else "'pocket', 'hunyuan', a hub id or an existing folder would work."
