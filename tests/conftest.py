@@ -6,6 +6,8 @@ import gc
 from collections.abc import Iterator
 from pathlib import Path
 
+import imageio_ffmpeg
+import mediapy
 import numpy as np
 import pytest
 import torch
@@ -39,6 +41,7 @@ SENTENCES = [
 ]
 PROMPT = "A man with a beard riding a motorcycle."
 
+mediapy.set_ffmpeg(imageio_ffmpeg.get_ffmpeg_exe())  # the tests read videos with mediapy
 gc.freeze()  # the libraries' objects are never garbage, and looking through them takes 0.2 s each time
 
 

@@ -35,7 +35,6 @@ from t2v_kit.video.decoder_process import DecoderProcess
 from tests.films import FFMPEG, KINDS, PAGE, decoder, look, nearest, run, shown
 
 quiet = dict(progress=False)
-mediapy.set_ffmpeg(imageio_ffmpeg.get_ffmpeg_exe())
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,6 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import imageio_ffmpeg
-import mediapy
 import numpy as np
 import pytest
 import torch
@@ -46,7 +44,6 @@ from training.degrade import KERNEL, Dice, blur, degrade, jpeg, kernels, sinc
 
 quiet = dict(progress=False)
 ROOT = Path(__file__).parents[1]
-mediapy.set_ffmpeg(imageio_ffmpeg.get_ffmpeg_exe())
 
 
 def noise_video(*shape: int) -> np.ndarray:

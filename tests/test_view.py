@@ -36,12 +36,6 @@ def probe(path) -> str:
     return subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-i", str(path)], capture_output=True, text=True).stderr
 
 
-@pytest.fixture(autouse=True)
-def same_ffmpeg():
-    """mediapy reads with the ffmpeg that came along, as view does."""
-    mediapy.set_ffmpeg(imageio_ffmpeg.get_ffmpeg_exe())
-
-
 @pytest.fixture
 def shown(monkeypatch):
     """What was displayed: a list of mime bundles."""
