@@ -22,13 +22,15 @@ class Knob:
     """The description of one setting.
 
     Attributes:
-        kind: "text", "whole" (a whole number), "real" (a number) or "flag" (True or False).
+        kind: "text", "file" (a path), "choice" (one of `choices`), "whole" (a whole number), "real" (a number) or
+            "flag" (True or False).
         label: Its name in the panel.
         help: What it does, in a sentence or two.
         lowest, highest: The range of a number; values beyond it are typing mistakes rather than wishes.
         reason: Where the range comes from.
         step: The distance between a slider's stops, counted from `lowest`.
         slider: The lowest and highest stop of a slider. Its highest stop is at least twice the model's default.
+        choices: The words of a choice, its default first.
     """
 
     kind: str
@@ -39,6 +41,7 @@ class Knob:
     reason: str = ""
     step: float = 1
     slider: tuple[float, float] = (0, 0)
+    choices: tuple[str, ...] = ()
 
     def nearest(self, value: float) -> int | float:
         """The allowed number nearest to `value`; for a whole number, one of a slider's stops."""
@@ -64,6 +67,14 @@ def _number(kind: str, default, label: str, help: str, span: tuple, reason: str,
     return field(default=default, metadata={"knob": Knob(kind, label, help, low, high, reason, step, slider)})
 
 
+def _file(label: str, help: str) -> Any:
+    return field(default=None, metadata={"knob": Knob("file", label, help)})
+
+
+def _choice(choices: tuple[str, ...], label: str, help: str) -> Any:
+    return field(default=choices[0], metadata={"knob": Knob("choice", label, help, choices=choices)})
+
+
 def _flag(default: bool, label: str, help: str) -> Any:
     return field(default=default, metadata={"knob": Knob("flag", label, help)})
 
@@ -87,6 +98,13 @@ class Settings:
         negative_prompt: What to steer away from, or None; acts when true_cfg_scale > 1.
         true_cfg_scale: 1 to 100, classifier-free guidance with two evaluations a step; 1 is off.
         padded_prompt: Keep the prompt's padding, as a plain pipeline call does (slower).
+        video: Path of a video or picture to start from instead of pure noise, or None.
+        strength: 0 to 1, with `video`: the share of the steps that are run on it, and so how much is made anew.
+        fit: "crop", "pad" or "refuse": what happens to a given clip of another size or length.
+        first_frame: Path of a picture with which the video begins, or of a clip of 4k + 1 frames; or None.
+        last_frame: Path of a picture with which it ends, or of a clip of 4k frames; or None.
+        mask: Path of a picture or video, with `video`: white is made anew, black stays; or None.
+        resample: 1 to 20, with known parts: how often each step is taken (RePaint's resampling).
 
     Raises:
         UserError: A value has the wrong type or is out of range; `check` adds the model's limits.
@@ -186,13 +204,55 @@ class Settings:
         "keep the prompt's padding",
         "Keep the prompt's padding of 256 tokens, as a plain pipeline call does: slower, and not the same bits.",
     )
+    video: str | None = _file(
+        "from video", "Path of a video or picture to start from: noise is added to it, and strength says how much."
+    )
+    strength: float = _number(
+        "real",
+        0.6,
+        "strength",
+        "How much of the video above is made anew: 0 gives it back as it is, 1 forgets it. It is the share of the "
+        "steps that are run.",
+        (0.0, 1.0),
+        "0 keeps the video, 1 is pure noise",
+        0.05,
+        slider=(0.0, 1.0),
+    )
+    fit: str = _choice(
+        ("crop", "pad", "refuse"),
+        "fit",
+        "What happens to a given clip of another size or length: crop scales it to cover the frame and cuts what is "
+        "over; pad adds black bars and holds the last frame; refuse takes exact sizes only.",
+    )
+    first_frame: str | None = _file(
+        "begins with", "Path of a picture with which the video begins, or of a clip of 4k + 1 frames."
+    )
+    last_frame: str | None = _file(
+        "ends with", "Path of a picture with which the video ends, held for 4 frames, or of a clip of 4k frames."
+    )
+    mask: str | None = _file(
+        "mask", "Path of a picture or video, for a part of the video above: white is made anew, black stays."
+    )
+    resample: int = _number(
+        "whole",
+        1,
+        "repeat steps",
+        "With a beginning, an end or a mask: how often each step is taken, noised again in between, so that new and "
+        "given parts agree better. Time grows with it.",
+        (1, 20),
+        "1 takes each step once; RePaint takes 10",
+        1,
+        slider=(1, 10),
+    )
 
     def __post_init__(self) -> None:
         for each in dataclasses.fields(self):
             value, knob = getattr(self, each.name), KNOBS[each.name]
             if value is None and each.default is None:
                 continue
-            if knob.kind == "text":
+            if knob.kind in ("file", "choice"):
+                _check_word(each.name, value, knob)
+            elif knob.kind == "text":
                 check_text(each.name, value, allow_empty=each.name == "negative_prompt")
             elif knob.kind == "flag":
                 if not isinstance(value, bool):
@@ -301,6 +361,28 @@ def check_multiples(settings: Settings, spatial: int, temporal: int) -> None:
             f"{temporal} share a latent); {temporal * k + 1} or {temporal * (k + 1) + 1} would work.",
             setting="num_frames",
         )
+
+
+def _check_word(name: str, value: Any, knob: Knob) -> None:
+    """Refuse what is no path, or none of the choices. Whether the file is there is seen when it is read."""
+    if knob.kind == "choice":
+        if not isinstance(value, str) or value not in knob.choices:
+            known = ", ".join(knob.choices)
+            raise UserError(
+                f"{name}={quoted(value)}: must be one of {known}; {knob.choices[0]!r} would work.", setting=name
+            )
+        return
+    if not isinstance(value, str) or not value.strip() or "\0" in value or not _writable(value):
+        raise UserError(f"{name}={quoted(value)}: must be the path of a file; 'in.mp4' would work.", setting=name)
+
+
+def _writable(text: str) -> bool:
+    """Whether text can be written down: it holds no half of a character."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _checked_number(name: str, value: Any, knob: Knob) -> int | float:

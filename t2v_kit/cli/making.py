@@ -21,7 +21,7 @@ from ..errors import UserError, near_match
 from ..hunyuan.names import HUB_ID, check_name
 from ..memory.plan import gigabytes
 from ..run.target import check_own, check_target
-from ..settings import KNOBS, Knob, check_multiples, settings_from
+from ..settings import KNOBS, Knob, Settings, check_multiples, settings_from
 from ..stages.upscaling.names import AUTO, LANCZOS, NONE
 from ..stages.upscaling.names import check_name as check_upscaler_name
 from .app import app, quieten, report, what_remains
@@ -82,6 +82,7 @@ def _make(
         print(f"seed {settings['seed']}", flush=True)
     chosen = {name: value for name, value in settings.items() if value is not None}
     wanted, *_ = [settings_from(prompt=each, **chosen) for each in several or prompt]  # all of them are checked
+    _check_files(wanted)
     folder: str | Path | None = out
     if folder is None:
         folder = Path("runs") / Path(prompts).stem if prompts else default_folder(wanted.prompt, wanted.seed)
@@ -118,6 +119,18 @@ def _make(
     report(run, time.perf_counter() - started)
 
 
+def _check_files(wanted: Settings) -> None:
+    """Look into the files that the settings name, before anything is loaded. Raises UserError."""
+    named = {name: getattr(wanted, name) for name, knob in KNOBS.items() if knob.kind == "file"}
+    if named["mask"] is not None and named["video"] is None:
+        raise UserError(f"--mask {named['mask']}: needs --video, of which it says what stays.")
+    for name, file in named.items():
+        if file is not None:
+            from ..video.clips import read_clip
+
+            read_clip(file, name, most=1)
+
+
 def _prompts_in(file: str) -> list[str]:
     """The lines of a file that are not blank."""
     try:
@@ -148,7 +161,7 @@ def _seed(kind: Any, tokens: tuple[Token, ...]) -> int | float | str:
 
 def _option(name: str, knob: Knob) -> inspect.Parameter:
     """The option of a setting, described by its metadata. None, its default, leaves the setting to the model."""
-    kind = {"text": str, "flag": bool, "whole": int, "real": float}[knob.kind]
+    kind = {"flag": bool, "whole": int, "real": float}.get(knob.kind, str)
     span = f"{knob.lowest:g} to {knob.highest:g}." if name != "seed" else "random, or -1, draws one and prints it."
     how = Parameter(
         name=[f"--{name.replace('_', '-')}", *([SHORT[name]] if name in SHORT else [])],

@@ -42,6 +42,11 @@ def resolve(settings: Settings, models: Limits) -> Resolved:
     _check_size(full, spatial, temporal)
     _check_guidance(full, models.pipe.transformer.dtype)
     _check_lengths(full, models)
+    if full.mask is not None and full.video is None:
+        raise UserError(
+            f"mask={full.mask!r}: needs a video, of which it says what stays; video='in.mp4' would work.",
+            setting="mask",
+        )
     return full
 
 
@@ -59,6 +64,10 @@ def notes(settings: Settings, models: Limits) -> dict[str, str]:
         )
     if settings.negative_prompt is not None and settings.true_cfg_scale == 1:
         found["negative_prompt"] = "negative_prompt has no effect while true_cfg_scale is 1; try true_cfg_scale=3."
+    if settings.video is None and settings.strength != type(settings).strength:
+        found["strength"] = f"strength={settings.strength:g} has no effect without a video to start from."
+    if settings.resample > 1 and not (settings.mask or settings.first_frame or settings.last_frame):
+        found["resample"] = f"resample={settings.resample} has no effect without a beginning, an end or a mask."
     size = tuple(getattr(settings, key) or models.defaults[key] for key in ("num_frames", "height", "width"))
     if models.trained_sizes and size not in models.trained_sizes:
         known = ", ".join("x".join(map(str, trained)) for trained in models.trained_sizes)

@@ -21,6 +21,7 @@ from .rules import Rules
 
 _MAIN = ("width", "height", "num_frames", "num_inference_steps", "guidance_scale")
 _ADVANCED = ("flow_shift", "fps", "negative_prompt", "true_cfg_scale", "padded_prompt")
+_GIVEN = ("video", "strength", "mask", "first_frame", "last_frame", "fit", "resample")  # from a picture or a video
 _EXAMPLE = "A red car on the beach at sunset."  # so that Generate works at once
 _CHANGED = "your own"  # the drop-down's entry when no preset has these settings
 
@@ -130,9 +131,12 @@ class Controls:
         self.advanced = widgets.Accordion([widgets.VBox(folded)], selected_index=None)
         self.advanced.set_title(0, "Advanced")
         self.advanced.layout.margin = "8px 0 0"
+        self.given = widgets.Accordion([widgets.VBox([boxes[name] for name in _GIVEN])], selected_index=None)
+        self.given.set_title(0, "From a video or picture")
+        self.given.layout.margin = "8px 0 0"
         top = [boxes["prompt"], aside, heading("Video"), self.preset]
         main = [boxes[name] for name in _MAIN]
-        return widgets.VBox([*top, *main, self.facts, boxes["seed"], self.advanced])
+        return widgets.VBox([*top, *main, self.facts, boxes["seed"], self.given, self.advanced])
 
     def _seed_extras(self) -> None:
         """Dice and lock at the right of the seed. Unlocked, every new run draws another seed."""
@@ -164,6 +168,9 @@ class Controls:
         values = {name: round(value, 6) if isinstance(value, float) else value for name, value in values.items()}
         # Blank means none; only true CFG takes "" as a prompt to steer away from.
         values["negative_prompt"] = values["negative_prompt"] or ("" if values["true_cfg_scale"] > 1 else None)
+        for name, knob in KNOBS.items():
+            if knob.kind == "file":
+                values[name] = str(values[name]).strip() or None
         return values
 
     def set(self, **values) -> None:
@@ -286,7 +293,14 @@ def _widget(name: str, knob: Knob) -> widgets.DOMWidget:
         return tip(widgets.IntText(0, **looks), knob.help)
     if knob.kind == "flag":
         return tip(widgets.Checkbox(False, indent=True, **looks), knob.help)
+    if knob.kind == "choice":
+        return tip(widgets.Dropdown(options=knob.choices, **looks), knob.help)
+    if knob.kind == "file":
+        return tip(widgets.Text(placeholder="path of a file", continuous_update=False, **looks), knob.help)
     if knob.kind == "text":
         hint, rows = (_EXAMPLE, 4) if name == "prompt" else ("what the video should not show", 2)
         return tip(widgets.Textarea(placeholder=hint, rows=rows, continuous_update=False, **looks), knob.help)
-    return Number(knob)
+    number, default = Number(knob), getattr(Settings("a"), name)
+    if default is not None:
+        number.value = default
+    return number

@@ -24,12 +24,14 @@ from ..model.models import Models
 from ..settings import Resolved, Settings, settings_from
 from ..stages.decoding import decode, tile_count
 from ..stages.denoising import Step, denoise
-from ..stages.noise import initial_latents
+from ..stages.known import Fitted, fitted_parts, known_of
+from ..stages.noise import encode_to, initial_latents, start_step
 from ..stages.prompt import PromptEncoding, encode_prompt
 from ..stages.upscaling.names import AUTO, NONE
 from ..video.files import read_metadata, save_video, video_reader, video_writer
 from ..view.pictures import contact_sheet, sheet_frames
 from .folder import RunFolder, read_latents
+from .given import GIVEN, digests_of, take_given
 from .progress import Progress
 from .record import differences, latents_key, made_with
 from .reuse import SavedLatents, find_latents, find_prompt
@@ -37,6 +39,7 @@ from .target import CHECKPOINT, FILES, LOG, check_own, read_record
 from .upscalers import check_upscaler, choose_upscaler, enlarged, upscaler_hash
 
 OWN = ("model", "out", "upscale", "memory", "loras")  # keywords of `generate` that are no fields of Settings
+_ARGUMENTS = {"first_frame": "first", "last_frame": "last"}  # of `fitted_parts`, where they are shorter
 WATCHERS = ("checkpoint_every", "on_step", "on_stage", "stop", "progress")  # those that change nothing about the result
 
 
@@ -139,7 +142,8 @@ def generate(
         reuse: Take latents and encoded prompts of the same content (settings, weights, adapters, device, versions)
             from `out` or from finished runs in folders beside it; the bar, the log and `Run.reused` name the source.
             Nothing is reused while the model carries code that no known library wrote.
-        **settings: Any field of `Settings`.
+        **settings: Any field of `Settings`. video, first_frame, last_frame and mask may be arrays or pictures as well
+            as paths.
 
     Returns:
         The run, with its video, latents and record.
@@ -182,7 +186,9 @@ def run_stages(
 
     out: also a folder that is held already.  reuse: also the latents to continue from.
     """
+    settings, sources = take_given(settings)
     wanted = settings_from(also=OWN, prompt=prompt, seed=seed, **settings)
+    digests = digests_of(sources)
     folder, upscale = out if isinstance(out, RunFolder) else RunFolder(out), check_upscaler(upscale)
     check_whole("checkpoint_every", checkpoint_every, unit="steps", works=5)
     with contextlib.nullcontext(folder) if folder is out else folder.held():
@@ -193,25 +199,28 @@ def run_stages(
             tick()
         watch.device, complete = models.device, wanted.check(models)
         upscale = choose_upscaler(models) if upscale == AUTO else upscale
-        record = record_of(models, complete, upscale)
+        parts = fitted_parts(models, complete, **{_ARGUMENTS.get(name, name): each for name, each in sources.items()})
+        record = record_of(models, complete, upscale, digests)
         saved = reuse if isinstance(reuse, SavedLatents) else None
         if reuse is True and folder.path is not None and may_reuse(record):
             saved = find_latents(folder.path, record)
         finished = saved is not None and saved.step == complete.num_inference_steps
         encoding, negative, prompt_source = _encoded(models, complete, record, folder, bool(reuse), finished, watch)
+        latents, start, known = _begun(models, complete, parts, saved)
         folder.start(record, saved and saved.step, saved and saved.source)
         folder.save("prompt.safetensors", encoding.save)
         if prompt_source is not None:
             folder.log(event="reused", prompt_from=prompt_source)
 
-        with watch.stage("denoise", complete.num_inference_steps, "step", **_beginning(saved, models)) as tick:
-            latents = saved.latents.to(models.device) if saved else initial_latents(models, complete)
-            start = saved.step if saved else 0
-            with folder.checkpoints(checkpoint_every) as keep:
-                for step in () if finished else denoise(models, encoding, latents, complete, start, negative):
-                    latents = step.latents
-                    keep(step)
-                    tick(step)
+        steps = complete.num_inference_steps
+        with (
+            watch.stage("denoise", steps, "step", **_beginning(saved, models, start)) as tick,
+            folder.checkpoints(checkpoint_every) as keep,
+        ):
+            for step in () if finished else denoise(models, encoding, latents, complete, start, negative, known):
+                latents = step.latents
+                keep(step)
+                tick(step)
         folder.finish_latents(latents, complete.num_inference_steps)
 
         with watch.stage("decode", tile_count(models, latents), "tile") as tick:
@@ -270,6 +279,7 @@ def resume(
         record = read_record(place.path)
         settings = {name: record["settings"][name] for name in record["settings"] if name not in OWN}
         upscale, memory = (record["settings"].get(name) for name in ("upscale", "memory"))
+        take_given(settings)  # an array that nobody kept is said before a model is loaded
         try:
             wanted = settings_from(**settings)
         except UserError as mistake:
@@ -336,10 +346,22 @@ def _continued_anyway(place: RunFolder, saved: Path, changed: dict, key: str, an
     return SavedLatents(latents, step, saved.parent)
 
 
-def _beginning(saved: SavedLatents | None, models: Models) -> dict:
+def _begun(models: Models, full: Resolved, parts: Fitted, saved: SavedLatents | None):
+    """The latents to denoise, the first step, and what is known of them."""
+    if saved is not None and saved.step == full.num_inference_steps:
+        return saved.latents.to(models.device), saved.step, None
+    clean = None if parts.video is None else encode_to(models, full, parts.video)
+    known = known_of(models, full, parts, clean) if parts.any_known else None
+    if saved is not None:
+        return saved.latents.to(models.device), saved.step, known
+    start = 0 if clean is None else start_step(models, full)
+    return initial_latents(models, full, clean), start, known
+
+
+def _beginning(saved: SavedLatents | None, models: Models, start: int) -> dict:
     """How the bar of denoising begins. A note says where the step number is not all that a scheduler knows."""
     if saved is None:
-        return {}
+        return {"done": start}
     scheduler = models.pipe.scheduler
     if not isinstance(scheduler, FlowMatchEulerDiscreteScheduler) or scheduler.config["stochastic_sampling"]:
         give_note(
@@ -406,16 +428,19 @@ def _set_strengths(models: Models, loras: Sequence | str | Path) -> None:
         models.loras.set(*(strength for _, strength in found))
 
 
-def record_of(models: Models, settings: Settings, upscale: str) -> dict:
+def record_of(models: Models, settings: Settings, upscale: str, digests: dict[str, str] | None = None) -> dict:
     """What settings.json and the videos say: `generate`'s own keywords, and what else decided the result.
 
-    upscale: as `check_upscaler` gives it, chosen.
+    upscale: as `check_upscaler` gives it, chosen.  digests: of the files and arrays that were given; by default of the
+    files that the settings name.
     """
     plan = models.memory and models.memory.as_dict()
+    if digests is None:
+        digests = digests_of({name: getattr(settings, name) for name in GIVEN if getattr(settings, name) is not None})
     own: dict = {"model": models.name, "memory": plan, "upscale": upscale}
     if models.loras:
         own["loras"] = models.loras.arguments
     return {
         "settings": dataclasses.asdict(settings) | own,
-        "made_with": {**made_with(models), "upscaler_hash": upscaler_hash(upscale)},
+        "made_with": {**made_with(models), "given": digests, "upscaler_hash": upscaler_hash(upscale)},
     }

@@ -25,6 +25,7 @@ import transformers
 from .._version import __version__
 from ..hunyuan.files import NETWORKS
 from ..model.models import Models
+from .given import GIVEN
 
 #: Settings that don't touch latents. Weights and LoRAs do, by whatever name: `made_with` has their hashes.
 AFTER_LATENTS = ("model", "loras", "upscale", "fps")
@@ -106,6 +107,15 @@ def differences(earlier: dict, now: dict) -> dict[str, tuple]:
 
 def _decisive(record: dict) -> dict:
     settings = {name: value for name, value in record["settings"].items() if name not in AFTER_LATENTS}
+    given = record["made_with"].get("given") or {}
+    for name in (*GIVEN, "strength", "fit", "resample"):  # which act, or say anything, only with something given
+        settings.pop(name, None)
+    if given:
+        settings |= given | {name: record["settings"].get(name) for name in ("fps", "fit")}
+    if "video" in given:
+        settings["strength"] = record["settings"].get("strength")
+    if set(given) - {"video"}:
+        settings["resample"] = record["settings"].get("resample")
     if settings.get("true_cfg_scale") == 1:
         settings["negative_prompt"] = None  # it does not act
     return settings | {name: record["made_with"].get(name) for name in DECIDES_LATENTS}

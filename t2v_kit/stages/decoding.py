@@ -14,6 +14,7 @@ from einops import rearrange
 
 from ..errors import UserError, check_whole, is_whole
 from ..hunyuan.hooks import attach, detach
+from ..video.clips import MOST_FRAMES, fit_clip, read_clip
 
 if TYPE_CHECKING:
     from ..model.models import Models
@@ -87,34 +88,80 @@ def tile_count(models: Models, latents: torch.Tensor) -> int:
 
 
 @torch.no_grad()
-def encode(models: Models, video: np.ndarray, seed: int | None = None) -> torch.Tensor:
+def encode(
+    models: Models,
+    video: object,
+    seed: int | None = None,
+    *,
+    fit: str = "refuse",
+    height: int | None = None,
+    width: int | None = None,
+    num_frames: int | None = None,
+    fps: float | None = None,
+) -> torch.Tensor:
     """Turn a video into latents, scaled as `denoise` has them.
+
+    Latent 0 is frame 0 alone; latent i above 0 is the four frames 4i - 3 to 4i (`latent_frames`).
 
     Args:
         models: What `load` gave.
-        video: (frames, height, width, 3) uint8; frames 4k + 1, height and width multiples of 8.
+        video: (frames, height, width, 3) uint8; one picture, (height, width, 3) uint8 or a PIL image; or the path of a
+            video or picture. A file is read at `fps` by its timestamps.
         seed: Draw from the VAE's distribution with this seed; None takes its middle.
+        fit: What happens to another size or length. "refuse": an error. "crop": scaled to cover the frame, the middle
+            and the first frames are kept. "pad": scaled to lie within it, on black; the last frame is held. What is
+            done is said in a note.
+        height, width: Pixels to fit to, multiples of 8; None for the video's own, to the next multiple of 8.
+        num_frames: Frames to fit to, 4k + 1; None for the video's own, likewise.
+        fps: Frames a second to take from a file; None for the model's own.
 
     Returns:
         (1, C, T, H, W) float32 on the model's device.
 
     Raises:
-        UserError: Another shape or dtype, or a seed that is not a whole number.
+        UserError: A file that is no video, a size or length that does not fit, or a seed that is not a whole number.
+
+    Example:
+        >>> models = load("pocket", device="cpu")
+        >>> encode(models, np.zeros((60, 100, 3), np.uint8), fit="crop").shape
+        torch.Size([1, 16, 1, 7, 12])
     """
-    _check_video(video, models.pipe.vae_scale_factor_temporal, models.pipe.vae_scale_factor_spatial)
-    generator = None
-    if seed is not None:
-        generator = torch.Generator("cpu").manual_seed(check_whole("seed", seed, 0, 2**63 - 1))
+    spatial, temporal = models.pipe.vae_scale_factor_spatial, models.pipe.vae_scale_factor_temporal
+    for name, value, unit, rest in (("height", height, spatial, 0), ("width", width, spatial, 0),
+                                    ("num_frames", num_frames, temporal, 1)):  # fmt: skip
+        if value is not None and (not is_whole(value) or value < 1 or value % unit != rest % unit):
+            rule = f"{unit}k+1" if rest else f"a multiple of {unit}"
+            raise UserError(f"{name}={value!r}: must be {rule}; {4 * unit + rest} would work.", setting=name)
+    drawn = None if seed is None else check_whole("seed", seed, 0, 2**63 - 1)
+    most = MOST_FRAMES if num_frames is None else num_frames
+    clip = read_clip(video, "video", models.defaults["fps"] if fps is None else fps, most)
+    frames = fit_clip(clip, height, width, num_frames, fit, (spatial, temporal))
+    generator = None if drawn is None else torch.Generator("cpu").manual_seed(drawn)
     with models.lock:
         vae = models.network("vae")
         try:
-            pixels = rearrange(torch.from_numpy(np.ascontiguousarray(video)), "t h w c -> 1 c t h w")
+            pixels = rearrange(torch.from_numpy(frames), "t h w c -> 1 c t h w")
             pixels = (pixels.float() / 127.5 - 1).to(models.device, vae.dtype)
             spread = vae.encode(pixels).latent_dist
             latents = spread.mode() if generator is None else spread.sample(generator)
         finally:
             models.release()
     return latents.float() * vae.config.scaling_factor
+
+
+def latent_frames(index: int, temporal: int = 4) -> range:
+    """Return the frames that a latent stands for: the first one alone, then `temporal` each.
+
+    Args:
+        index: Of the latent, from 0.
+        temporal: Frames that share a latent; 4 in HunyuanVideo's VAE.
+
+    Example:
+        >>> [list(latent_frames(index)) for index in range(3)]
+        [[0], [1, 2, 3, 4], [5, 6, 7, 8]]
+    """
+    index = check_whole("index", index, 0)
+    return range(0, 1) if index == 0 else range(temporal * (index - 1) + 1, temporal * index + 1)
 
 
 @contextlib.contextmanager
@@ -252,17 +299,3 @@ def _check_latents(latents: object, channels: int) -> None:
     near = (1, channels, *(max(1, size) for size in (shape[-3:] if latents.ndim >= 3 else (1, 4, 6))))
     if shape != near:
         raise UserError(f"latents {shape}: must be (1, {channels}, T, H, W); {near} would work.")
-
-
-def _check_video(video: np.ndarray, temporal: int, spatial: int) -> None:
-    """Refuse what the VAE would not encode, or would cut."""
-    if not isinstance(video, np.ndarray) or video.dtype != np.uint8 or video.ndim != 4 or video.shape[3] != 3:
-        got = f"{video.dtype} {video.shape}" if isinstance(video, np.ndarray) else type(video).__name__
-        raise UserError(f"video is {got}: must be a uint8 array (frames, height, width, 3).")
-    frames, height, width, _ = video.shape
-    whole = temporal * ((frames - 1) // temporal) + 1
-    if frames < 1 or frames != whole:
-        raise UserError(f"video has {frames} frames: must have {temporal}k+1; {max(whole, 1)} would work.")
-    if height % spatial or width % spatial or not height * width:
-        near = (height // spatial * spatial or spatial, width // spatial * spatial or spatial)
-        raise UserError(f"video is {height}x{width} pixels: must be multiples of {spatial}; {near[0]}x{near[1]} works.")

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import FasterCacheConfig, PyramidAttentionBroadcastConfig
+from diffusers import FasterCacheConfig, FlowMatchEulerDiscreteScheduler, PyramidAttentionBroadcastConfig
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from ..errors import UserError, check_whole, give_note
 from ..settings import Resolved, Settings
-from .noise import check_sigma, make_scheduler
+from .known import Known, renoise
+from .noise import check_sigma, initial_latents, make_scheduler
 from .prompt import PromptEncoding, encode_prompt
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def denoise(
     settings: Settings,
     start: int = 0,
     negative: PromptEncoding | None = None,
+    known: Known | None = None,
 ) -> Iterator[Step]:
     """Yield a Step for every step of the schedule; stop whenever you like.
 
@@ -63,6 +65,10 @@ def denoise(
         settings: Size, steps, guidance and shift.
         start: The first step to compute; to resume, pass `start=step.index + 1`.
         negative: The negative prompt of true classifier-free guidance; by default settings.negative_prompt is encoded.
+        known: What of the video is given. After each step it is put back at that step's noise level, mixed with the
+            noise of settings.seed, and at the end as it is. With settings.resample above 1 each step is taken that
+            often, with fresh noise in between (RePaint, https://arxiv.org/abs/2201.09865). The same bits as
+            diffusers' inpainting pipelines where these keep to the unmasked part.
 
     Yields:
         Steps from `start` to the last.
@@ -99,6 +105,8 @@ def denoise(
         if full.true_cfg_scale > 1 and negative is not None:
             branches["uncond"] = _conditions(negative, guidance)
         latents = latents.to(models.device)
+        hold = None if known is None else _Hold(models, full, known, scheduler, latents)
+        latents = latents if hold is None else hold.put(latents, scheduler.sigmas[start].item())
         cache = _StepCache(transformer, full)
     try:
         for index in range(start, full.num_inference_steps):
@@ -108,9 +116,15 @@ def denoise(
                 models.loras.at_step(index)
                 timestep, sigma = scheduler.timesteps[index], scheduler.sigmas[index].item()
                 where = {"step_index": index, "num_inference_steps": full.num_inference_steps, "sigma": sigma}
-                velocity = _velocity(models, transformer, latents, timestep, branches, full.true_cfg_scale, where)
-                clean = latents.float() - sigma * velocity.float()
-                latents = scheduler.step(velocity, timestep, latents, return_dict=False)[0]
+                for repeat in range(1 if hold is None else full.resample):
+                    taking = scheduler
+                    if hold is not None and repeat:
+                        latents, taking = hold.again(latents, index, repeat)
+                    velocity = _velocity(models, transformer, latents, timestep, branches, full.true_cfg_scale, where)
+                    clean = latents.float() - sigma * velocity.float()
+                    latents = taking.step(velocity, timestep, latents, return_dict=False)[0]
+                if hold is not None:
+                    latents = hold.put(latents, scheduler.sigmas[index + 1].item())
                 _check_alive(latents, index, dtype)
                 seconds = time.perf_counter() - began
             yield Step(index, sigma, latents, clean, seconds)
@@ -118,6 +132,45 @@ def denoise(
         with models.lock:
             cache.release()
             models.release()
+
+
+class _Hold:
+    """What is known, during one run: put back after each step, and steps taken again."""
+
+    def __init__(self, models: Models, full: Resolved, known: Known, scheduler: Any, latents: torch.Tensor) -> None:
+        if not isinstance(known, Known):
+            raise UserError(f"known is {type(known).__name__}: must be Known(latents, mask); known_parts gives it.")
+        if known.latents.shape != latents.shape:
+            raise UserError(
+                f"known latents {tuple(known.latents.shape)}: must be shaped like those that are denoised, "
+                f"{tuple(latents.shape)}."
+            )
+        if full.resample > 1 and (
+            not isinstance(scheduler, FlowMatchEulerDiscreteScheduler) or models.pipe.transformer.is_cache_enabled
+        ):
+            what = "a step cache" if models.pipe.transformer.is_cache_enabled else type(scheduler).__name__
+            raise UserError(
+                f"resample={full.resample}: {what} remembers earlier steps, and steps cannot be taken again; "
+                "resample=1 would work.",
+                setting="resample",
+            )
+        self.models, self.full, self.known = models, full, known
+        self.sigmas: Any = scheduler.sigmas
+        self.noise = initial_latents(models, full)
+
+    def put(self, latents: torch.Tensor, sigma: float) -> torch.Tensor:
+        return self.known.put(latents, self.noise, sigma)
+
+    def again(self, latents: torch.Tensor, index: int, repeat: int) -> tuple[torch.Tensor, Any]:
+        """Latents after step `index` noised back to before it, and a scheduler to take that step with once more."""
+        sigma, lower = self.sigmas[index].item(), self.sigmas[index + 1].item()
+        # A generator for each repetition, so that a resumed run draws the same numbers.
+        number = (self.full.seed + 1_000_003 * (index * self.full.resample + repeat)) % 2**63
+        fresh = torch.randn(latents.shape, generator=torch.Generator("cpu").manual_seed(number)).to(latents.device)
+        higher = renoise(self.put(latents, lower).float(), lower, sigma, fresh).to(latents.dtype)
+        scheduler = make_scheduler(self.models, self.full)
+        scheduler.set_begin_index(index)
+        return self.put(higher, sigma), scheduler
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import numbers
 from typing import TYPE_CHECKING, Any
@@ -11,26 +12,32 @@ import torch
 from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import retrieve_timesteps
 
 from ..errors import UserError, give_note
-from ..settings import Settings
+from ..settings import Resolved, Settings
+from .decoding import encode
 
 if TYPE_CHECKING:
     from ..model.models import Models
 
 
-def initial_latents(models: Models, settings: Settings) -> torch.Tensor:
-    """Draw pure noise, the same for a seed everywhere.
+def initial_latents(
+    models: Models, settings: Settings, video: object = None, strength: float | None = None
+) -> torch.Tensor:
+    """Draw pure noise, the same for a seed everywhere; or mix a video with it, to start from.
 
-    It comes from a CPU generator, as a seed gives other numbers on a GPU.
+    The noise comes from a CPU generator, as a seed gives other numbers on a GPU. A video is mixed with it to the noise
+    level at which `start_step` lets `denoise` begin: with strength 1 the noise alone is left, with 0 the video.
 
     Args:
         models: What `load` gave.
-        settings: Size and seed.
+        settings: Size and seed; with a video also steps, flow_shift, fps and fit.
+        video: What `encode` takes, fitted to the size by settings.fit; or its latents, as `encode` returns them.
+        strength: 0 to 1; None for settings.strength.
 
     Returns:
         (1, C, T, H, W) float32 on the model's device: T = (num_frames - 1) / 4 + 1, H and W an eighth of the pixels.
 
     Raises:
-        UserError: The model cannot make this size.
+        UserError: The model cannot make this size, the video does not fit, or strength is out of range.
 
     Example:
         >>> models = load("pocket", device="cpu")
@@ -38,6 +45,59 @@ def initial_latents(models: Models, settings: Settings) -> torch.Tensor:
         torch.Size([1, 16, 9, 14, 24])
     """
     full = settings.check(models)
+    noise = _noise(models, full)
+    if video is None:
+        return noise
+    start = start_step(models, full, strength)
+    clean = video if isinstance(video, torch.Tensor) else encode_to(models, full, video)
+    if clean.shape != noise.shape:
+        raise UserError(
+            f"video's latents {tuple(clean.shape)}: these settings need {tuple(noise.shape)}; encode with this size "
+            "gives them.",
+            setting="video",
+        )
+    sigma = make_scheduler(models, full).sigmas[start].item()
+    return add_noise(clean.to(noise), noise, sigma)
+
+
+def start_step(models: Models, settings: Settings, strength: float | None = None) -> int:
+    """Return the step at which `denoise` begins on a video: the last strength * num_inference_steps steps are run.
+
+    This is how diffusers' video-to-video pipelines count, but to the nearest whole step; a note says where that is not
+    what was asked for.
+
+    Args:
+        models: What `load` gave.
+        settings: num_inference_steps and strength.
+        strength: 0 to 1; None for settings.strength.
+
+    Returns:
+        0 (all steps) to num_inference_steps (none).
+
+    Raises:
+        UserError: strength is out of range.
+    """
+    if strength is not None:
+        settings = dataclasses.replace(settings, strength=strength)
+    full = settings.check(models)
+    steps = full.num_inference_steps
+    run = math.floor(full.strength * steps + 0.5)
+    if abs(run - full.strength * steps) > 1e-6:
+        give_note(
+            f"strength={full.strength:g} of {steps} steps is {full.strength * steps:g}: {run} are run, as with "
+            f"strength={run / steps:.3g}."
+        )
+    return steps - run
+
+
+def encode_to(models: Models, full: Resolved, video: object) -> torch.Tensor:
+    """A video as latents of the settings' size, fitted by settings.fit."""
+    return encode(
+        models, video, fit=full.fit, height=full.height, width=full.width, num_frames=full.num_frames, fps=full.fps
+    )
+
+
+def _noise(models: Models, full: Resolved) -> torch.Tensor:
     return models.pipe.prepare_latents(
         batch_size=1,
         num_channels_latents=models.pipe.transformer.config.in_channels,

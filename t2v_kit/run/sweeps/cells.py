@@ -11,6 +11,7 @@ from ...model.models import Models
 from ...settings import Settings, settings_from
 from ..folder import RunFolder
 from ..generating import record_of, run_stages
+from ..given import take_given
 from ..records import RunRecord
 from ..upscalers import AUTO, check_upscaler, choose_upscaler
 
@@ -20,7 +21,7 @@ def make_one(models: Models, settings: dict, place: Path, upscale: str | os.Path
     folder, named = RunFolder(place), check_upscaler(upscale)
     if (place / "settings.json").exists() and RunRecord.read(place).finished:
         named = choose_upscaler(models) if named == AUTO else named
-        if folder.same_as(record_of(models, settings_from(**settings).check(models), named)):
+        if folder.same_as(record_of(models, settings_from(**take_given(settings)[0]).check(models), named)):
             return False
     try:
         run_stages(**settings, model=models, out=place, upscale=named, on_step=on_step, progress=False)
