@@ -130,6 +130,9 @@ BAD = {  # arguments beside the tiny model's, and what the line must say
         "--prompts prompts.txt: No such file.*a prompt on each line",
     ),
     "prompts and a prompt": (["a", "--prompts", "taken"], "takes the place of PROMPT 'a'"),
+    "a LoRA misspelt": (["a", "--lora", "taken.safetensor:0.5"], "'taken.safetensor': there is no such file"),
+    "a LoRA's strength": (["a", "--lora", "taken:50"], "lora strength 50.0: must be a number from -10 to 10"),
+    "a LoRA that is none": (["a", "--lora", "taken:0.5"], "is a nameless file; a .safetensors file would work"),
     "a command misspelt": (["resum", "x"], "did you mean the command resume"),
 }
 
@@ -286,6 +289,8 @@ BEFORE_TORCH = {
     "model folder": ([PROMPT, "--model", "empty"], "model_index.json"),
     "upscaler": ([PROMPT, "--upscale", "realesrgan"], "'RealESRGAN_x4plus'"),
     "upscaler's file": ([PROMPT, "--upscale", "weights.pth"], "Real-ESRGAN file"),
+    "a LoRA's file": ([PROMPT, "--lora", "style.safetensors"], "there is no such file"),
+    "a LoRA's strength": ([PROMPT, "--lora", "somebody/style:11"], "-10 to 10"),
     "memory": ([PROMPT, "--memory", "lots"], "'auto'"),
     "out is a file": ([PROMPT, "--out", "note.txt"], "'runs/mine'"),
     "out is not a run": ([PROMPT, "--out", "films"], "video.mp4 in it would be replaced"),

@@ -1,8 +1,10 @@
 """LoRAs: every format gives the same video, strengths act as they say, and nothing is left out silently."""
 
+import re
 from pathlib import Path
 
 import lora_files
+import numpy as np
 import pytest
 import torch
 from diffusers import HunyuanVideoPipeline
@@ -19,15 +21,20 @@ from t2v_kit import (
     initial_latents,
     load,
     resume,
+    sweep,
     velocity,
 )
+from t2v_kit.cli import main
 from t2v_kit.hunyuan.files import POCKET
+from t2v_kit.hunyuan.lora_arguments import lora_from_text
 from t2v_kit.hunyuan.lora_files import find_lora
 from t2v_kit.hunyuan.lora_keys import fit
 from t2v_kit.memory.plan import Part, Plan
 from t2v_kit.model import loading
+from t2v_kit.run.folder import read_record
 from t2v_kit.run.record import made_with, unknown_code
 from t2v_kit.settings import Settings
+from t2v_kit.video.files import save_video, video_reader
 
 SMALL = {"height": 32, "width": 32, "num_frames": 1, "num_inference_steps": 2}
 SETTINGS = Settings("A red car drives to the left on the beach.", seed=3, **SMALL)
@@ -331,6 +338,59 @@ def test_resume_puts_the_same_loras_on(files, tmp_path):
     (tmp_path / "a" / "video.mp4").unlink()
     with pytest.raises(UserError, match=r"loras was \['style \(.*at 1, 0.5'\], is \['style"):
         resume(tmp_path / "a", progress=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "strength"),
+    [
+        ("STYLE", "STYLE", 1.0),
+        ("STYLE:0.8", "STYLE", 0.8),
+        ("STYLE:-1", "STYLE", -1.0),
+        ("STYLE:1,0.5,0", "STYLE", (1.0, 0.5, 0.0)),
+        ("somebody/style:0.5", "somebody/style", 0.5),
+        (
+            "https://huggingface.co/a/b/resolve/main/c.safetensors",
+            "https://huggingface.co/a/b/resolve/main/c.safetensors",
+            1.0,
+        ),
+    ],
+)
+def test_a_lora_on_the_command_line(files, text, name, strength):
+    there = str(files["musubi"])
+    assert lora_from_text(text.replace("STYLE", there)) == (name.replace("STYLE", there), strength)
+
+
+def test_the_command_line_puts_them_on(files, tmp_path, capsys, monkeypatch):
+    """And says what was matched; resume does the same without being told."""
+    monkeypatch.chdir(tmp_path)
+    size = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
+    own, other = f"{files['musubi']}:0.5", f"{files['comfyui']}:1,0"
+    assert main(["A red car.", *size, "--upscale", "none", "--out", "a", "--lora", own, "--lora", other]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"musubi +0.5 +26 +0 ", printed) and re.search(r"comfyui +1, 0 +26 +0 ", printed)
+    loras = [[str(files["musubi"]), 0.5], [str(files["comfyui"]), [1.0, 0.0]]]
+    assert read_record("a")["settings"]["loras"] == loras
+    (tmp_path / "a" / "contact_sheet.png").unlink()
+    assert main(["resume", "a"]) == 0 and "latents from" in capsys.readouterr().out
+
+
+def test_a_sweep_over_the_strength(files, tmp_path):
+    how = {**RUN, "loras": [files["musubi"]], "out": tmp_path / "grid"}
+    result = sweep(**how, lora_strength=[0, 0.5, 1], seed=[0, 1])
+    assert [run.folder.name for run in result.runs[:2]] == ["lora_strength=0,seed=0", "lora_strength=0,seed=1"]
+    assert result.at(lora_strength=0.5, seed=1).settings["loras"] == [[str(files["musubi"]), 0.5]]
+    plain, halfway = (generate(**RUN, loras=given) for given in (None, [(files["musubi"], 0.5)]))
+    for run, alone in ((result.at(lora_strength=0), plain), (result.at(lora_strength=0.5), halfway)):
+        assert np.array_equal(run.video(), read_video(alone, tmp_path / "alone.mp4"))
+    with pytest.raises(UserError, match="there is no LoRA"):
+        sweep(**{**how, "loras": None}, lora_strength=[0, 1])
+
+
+def read_video(run, path) -> np.ndarray:
+    """A run's frames after the way through a file."""
+    save_video(path, run.video, run.settings.fps)
+    with video_reader(path) as frames:
+        return np.stack(list(frames))
 
 
 def test_a_change_by_hand_is_seen(styled):

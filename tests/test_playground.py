@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import PROMPT
+from safetensors.torch import save_file
 
 import t2v_kit as t2v
 from t2v_kit.errors import UserError
@@ -245,6 +246,69 @@ class TestEngine:
         panel.engine.model.value = "another folder …"
         panel.engine.folder.value = "nowhere"
         assert "nowhere" in said(panel.engine.fields["folder"]) and panel.generate_button.disabled
+
+
+class TestLoras:
+    """A field for files, a slider for each strength."""
+
+    @pytest.fixture
+    def file(self, tiny32, tmp_path):
+        at = "transformer.transformer_blocks.0.attn.to_q"
+        tensors = {f"{at}.lora_A.weight": torch.ones(2, 32), f"{at}.lora_B.weight": torch.randn(32, 2)}
+        save_file(tensors, tmp_path / "style.safetensors")
+        return tmp_path / "style.safetensors"
+
+    def test_a_run_is_made_with_it_at_its_strength(self, panel, tiny_folder, file):
+        rows = panel.engine.loras
+        rows.file.value = str(file)
+        rows.add_button.click()
+        assert rows.value == [[str(file), 1.0]] and "Loaded when" in said(panel.engine.fields["model"])
+        (row,) = rows.rows.children
+        rows._rows[0].widget.box.value = 0.4
+        entry = run(panel)
+        assert entry.settings["loras"] == [[str(file), 0.4]]
+        alone = t2v.generate(PROMPT, t2v.load(tiny_folder, loras=[(file, 0.4)]), upscale="none", seed=3)
+        assert np.array_equal(entry.video, alone.video)
+        kept = panel.engine.models
+        rows._rows[0].widget.slider.value = 2.0
+        stronger = run(panel)
+        assert panel.engine.models is kept and stronger.settings["loras"] == [[str(file), 2.0]]  # not loaded anew
+        assert "loras=" in panel.code() and "'loras'" not in said(rows.field)
+        (out,) = [widget for widget in every(row) if "t2v-lora-remove" in widget._dom_classes]
+        out.click()
+        assert "loras" not in run(panel).settings and panel.engine.models is not kept
+
+    def test_what_is_wrong_is_said_under_it(self, panel, file):
+        rows = panel.engine.loras
+        rows.add("no/such.safetensors")
+        assert "there is no such file" in said(rows.field) and not rows.value and not panel.generate_button.disabled
+        rows.add(str(file))
+        rows.add(str(file))
+        assert "is there already" in said(rows.field) and len(rows.value) == 1
+        rows._rows[0].widget.box.value = 11.0
+        assert "-10 to 10" in said(rows._rows[0].field) and panel.generate_button.disabled
+        rows._rows[0].widget.box.value = -10.0
+        assert not panel.generate_button.disabled
+
+    def test_a_model_brings_its_own(self, tiny_folder, tmp_path, file):
+        models = t2v.load(tiny_folder, device="cpu", loras=[(file, 0.5), (file, [1, 0, 0])])
+        panel = Playground(models, out=tmp_path / "runs")
+        assert panel.engine.loras.value == [[str(file), 0.5], [str(file), [1.0, 0.0, 0.0]]]
+        assert "Loaded when" not in said(panel.engine.fields["model"])
+        panel.controls.set(num_inference_steps=2)
+        assert "3 strengths for 2 steps" in said(panel.engine.loras._rows[1].field) and panel.generate_button.disabled
+
+    def test_the_queue_keeps_them(self, panel, tiny32, file):
+        panel.controls.set(num_frames=5, num_inference_steps=1)
+        panel.engine.loras.add(str(file), 0.7)
+        panel.enqueue(["with"])
+        panel.engine.loras.put([])
+        panel.enqueue(["without"])
+        later = Playground(tiny32, out=panel.out)  # another kernel
+        later.run_queue()
+        later.wait(120)
+        made = [entry.settings.get("loras") for entry in later.history.entries]
+        assert made == [[[str(file), 0.7]], None]
 
 
 class TestRuns:

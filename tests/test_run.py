@@ -223,7 +223,7 @@ def test_a_mistake_is_told_before_anything_is_written(tiny32, here, capsys, keyw
 
 def test_cheap_checks_come_before_the_model_is_loaded(here, monkeypatch):
     """A wrong number, upscaler or folder is told without waiting for the weights."""
-    monkeypatch.setattr(run_module, "load", lambda name: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(run_module, "load", lambda *_, **__: pytest.fail("the model was loaded"))
     (here / "taken").write_text("a file")
     for mistake in ({"seed": -1}, {"upscale": "missing.pth"}, {"out": "taken"}, {"num_step": 3}):
         with pytest.raises(UserError):
@@ -390,7 +390,7 @@ def test_weights_edited_under_a_memory_plan_count(tiny_folder, here, chunk):
 def test_a_plan_is_made_for_the_size_asked_for(tiny32, monkeypatch):
     """The planner hears the settings, not the model's default size."""
     heard = []
-    monkeypatch.setattr(run_module, "load", lambda name, memory, video: heard.append((memory, video)) or tiny32)
+    monkeypatch.setattr(run_module, "load", lambda name, memory, video, loras: heard.append((memory, video)) or tiny32)
     generate(PROMPT, "pocket", memory=12, height=48, num_frames=5, **STEPS)
     ((memory, video),) = heard
     assert (memory, video.height, video.width, video.num_frames) == (12, 48, None, 5)

@@ -18,6 +18,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter, Token
 
 from ..errors import UserError, near_match
+from ..hunyuan.lora_arguments import lora_from_text
 from ..hunyuan.names import HUB_ID, check_name
 from ..memory.plan import gigabytes
 from ..run.target import check_own, check_target
@@ -45,6 +46,7 @@ def _make(
     model: str = "pocket",
     upscale: str | None = None,
     memory: str | None = None,
+    lora: list[str] | None = None,
     revision: str | None = None,
     out: str | None = None,
     prompts: str | None = None,
@@ -59,6 +61,8 @@ def _make(
         model: pocket (shipped), hunyuan (13B, from the hub), or a folder.
         upscale: pocket, lanczos, none, a weight file, or a published network's name; by default the model's own.
         memory: auto, or the GB of GPU memory to get along with.
+        lora: FILE[:STRENGTH], a LoRA's file or hub id, and its strength; again for another. Several numbers with commas
+            between them are one for each step.
         revision: Branch, tag or commit of a model on the hub.
         out: Folder for the files; by default a new one in runs/.
         prompts: A text file with a prompt on each line, in place of PROMPT: a run for each, in folders of --out.
@@ -83,6 +87,7 @@ def _make(
     chosen = {name: value for name, value in settings.items() if value is not None}
     wanted, *_ = [settings_from(prompt=each, **chosen) for each in several or prompt]  # all of them are checked
     _check_files(wanted)
+    loras = [lora_from_text(each) for each in lora or ()]
     folder: str | Path | None = out
     if folder is None:
         folder = Path("runs") / Path(prompts).stem if prompts else default_folder(wanted.prompt, wanted.seed)
@@ -108,7 +113,11 @@ def _make(
         from ..run.generating import generate
         from ..run.sweeps.sweeping import sweep
 
-        loaded = load(model, memory, revision, video=wanted) if memory or revision else model
+        loaded: Any = model
+        if memory or revision or loras:
+            loaded = load(model, memory, revision, video=wanted, loras=loras)
+        if loras:
+            print(loaded.loras, flush=True)
         if several:
             result = sweep(prompt=several, model=loaded, out=folder, **{"upscale": "auto", **given})
             print(f"written  {result.folder}  {len(result.runs)} runs  in {time.perf_counter() - started:.1f} s")

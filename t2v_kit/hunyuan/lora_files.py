@@ -14,12 +14,13 @@ from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from safetensors import safe_open
 
-from ..errors import UserError, near_match
+from ..errors import UserError
 from .files import from_hub, header, read_json
+from .lora_arguments import check_present
 from .names import LINK
 
 USUAL_NAMES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")  # diffusers', and peft's
-_ON_HUB = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:/(.+\.safetensors))?")  # user/repo[/file]
+_HUB_FILE = re.compile(r"([^/]+/[^/]+)(?:/(.+))?")  # user/repo[/file]
 
 
 class LoraFile(NamedTuple):
@@ -77,10 +78,12 @@ def find_lora(name: str | os.PathLike) -> LoraFile:
         found = LoraFile(os.path.abspath(path / inside), path / inside)
     elif path.is_file():
         found = LoraFile(os.path.abspath(path), path)
-    elif match := _ON_HUB.fullmatch(text):
-        found = _of_hub(*match.groups())
     else:
-        raise UserError(f"lora {text!r}: there is no such file; {_hint(path)}")
+        check_present(text)
+        match = _HUB_FILE.fullmatch(text)
+        if match is None:
+            raise UserError(f"lora {text!r}: is no id or file of the hub; 'user/repo' would work.", setting="loras")
+        found = _of_hub(*match.groups())
     if found.path.suffix.lower() != ".safetensors":
         raise UserError(f"lora {text!r}: is a {found.path.suffix or 'nameless'} file; a .safetensors file would work.")
     header(found.path)
@@ -114,10 +117,3 @@ def _chosen(where: str, files: list[str]) -> str:
     if not files:
         raise UserError(f"lora {where!r}: holds no .safetensors file; one with a LoRA in it would work.")
     raise UserError(f"lora {where!r}: holds {len(files)} .safetensors files; {f'{where}/{files[0]}'!r} would work.")
-
-
-def _hint(path: Path) -> str:
-    """A file beside it with nearly the same name, or what would work."""
-    beside = [each.name for each in path.parent.glob("*.safetensors")] if path.parent.is_dir() else []
-    near = near_match(path.name, beside)
-    return f"did you mean {str(path.parent / near)!r}?" if near else "a .safetensors file or a hub id would work."

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import os
 import re
 import warnings
 from collections import Counter
@@ -14,13 +12,10 @@ from typing import Any
 
 import torch
 
-from ..errors import UserError, give_note, quoted
+from ..errors import UserError, give_note
+from ..hunyuan.lora_arguments import Strength, check_strength, parse_loras
 from ..hunyuan.lora_files import LoraFile, find_lora
 from ..hunyuan.lora_keys import LoraLayer, fit, peft_state
-
-STRONGEST = 10.0  # people use 0.3 to 1.5, and negative ones; beyond this it is a typing mistake
-
-Strength = float | tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -190,55 +185,6 @@ class Loras(Sequence[Lora]):
             rows.append((lora.name, _written(strength), *counts, ranks, alphas, lora.source))
         widths = [max(map(len, column)) for column in zip(*rows)]
         return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
-
-
-def parse_loras(loras: object) -> list[tuple[str, Strength]]:
-    """What a user gave as `loras`, as names and strengths, before anything is read.
-
-    Args:
-        loras: A list of files or hub ids, each alone (strength 1) or as a pair with its strength; or a single one.
-
-    Raises:
-        UserError: It is something else.
-    """
-    if loras is None:
-        return []
-    if isinstance(loras, (str, os.PathLike)):
-        loras = [loras]
-    if not isinstance(loras, (list, tuple)):
-        raise UserError(f"loras={quoted(loras)}: must be a list; [('style.safetensors', 0.8)] would work.")
-    pairs = []
-    for each in loras:
-        name, strength = each if isinstance(each, (list, tuple)) and len(each) == 2 else (each, 1.0)
-        if not isinstance(name, (str, os.PathLike)):
-            raise UserError(
-                f"loras={quoted(loras)}: {quoted(name)} is no file and no hub id; "
-                "[('style.safetensors', 0.8)] would work."
-            )
-        pairs.append((str(name), check_strength(strength)))
-    return pairs
-
-
-def check_strength(strength: object) -> Strength:
-    """Return a strength as a float, or as a tuple of them where it is a list of one for each step.
-
-    Raises:
-        UserError: It is no number from -10 to 10.
-    """
-    if isinstance(strength, (list, tuple)) and strength:
-        return tuple(_number(each) for each in strength)
-    return _number(strength)
-
-
-def _number(strength: object) -> float:
-    if isinstance(strength, (int, float)) and not isinstance(strength, bool) and abs(strength) <= STRONGEST:
-        return float(strength) + 0.0
-    near = math.copysign(STRONGEST, strength) if isinstance(strength, float) and math.isfinite(strength) else 1.0
-    raise UserError(
-        f"lora strength {quoted(strength)}: must be a number from {-STRONGEST:g} to {STRONGEST:g} (1 as trained), or "
-        f"a list of one for each step; {near:g} would work.",
-        setting="loras",
-    )
 
 
 def find_loras(loras: object) -> list[tuple[LoraFile, Strength]]:

@@ -1,9 +1,10 @@
-"""Which model, in how much memory, and which upscaler."""
+"""Which model, with which LoRAs, in how much memory, and which upscaler."""
 
 from __future__ import annotations
 
 import dataclasses
 import gc
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 
 from ..errors import UserError
 from ..hunyuan.files import HUNYUAN_DEFAULTS
+from ..hunyuan.lora_arguments import parse_loras
 from ..memory.choose import as_plan, ladder
 from ..memory.estimate import TFLOPS, estimate
 from ..memory.machine import Machine
@@ -27,6 +29,7 @@ from ..stages.upscaling.names import LANCZOS, PUBLISHED, SHIPPED
 from .bars import duration
 from .controls import Field
 from .look import aligned, heading, show_if, tip
+from .loras import LoraRows
 from .rules import Rules
 
 _CARDS = (6, 8, 12, 16, 24, 40)  # GB
@@ -49,7 +52,7 @@ class Choice:
 
 
 class Engine:
-    """Drop-downs for model, memory plan and upscaler. `.box` is what is shown.
+    """Drop-downs for model, memory plan and upscaler, and the LoRAs. `.box` is what is shown.
 
     Args:
         models: The model that is loaded already.
@@ -58,6 +61,7 @@ class Engine:
     Attributes:
         models: The loaded model; None while another one is being loaded.
         rules: The rules of the model that was loaded last.
+        loras: The LoRAs that a run is made with.
     """
 
     def __init__(self, models: Models, changed: Callable[[], object]) -> None:
@@ -67,6 +71,7 @@ class Engine:
         self._choice: Choice | None = None
         self._verdicts: dict[Choice, tuple[Plan | None, str, str]] = {}
         self._planner: threading.Thread | None = None
+        self._sources: dict[str, str] = {}  # what the LoRAs' names on the panel turned out to be
         names = list(dict.fromkeys([models.name, "pocket", "hunyuan", _FOLDER]))
         self.model = _choice("model", names, "Pocket is shipped; hunyuan is the 13B model, 41 GB to download.")
         self.folder = _path("folder", "a folder in HunyuanVideo's layout")
@@ -81,7 +86,10 @@ class Engine:
         for name, field in self.fields.items():
             field.widget.add_class(f"t2v-{name}")
             field.widget.observe(lambda _: changed(), "value")
-        self.box = widgets.VBox([heading("Model"), *(field.box for field in self.fields.values())])
+        self.loras = LoraRows(models.loras.arguments, changed)
+        boxes = {name: field.box for name, field in self.fields.items()}
+        model = [boxes.pop("model"), boxes.pop("folder"), self.loras.box]
+        self.box = widgets.VBox([heading("Model"), *model, *boxes.values()])
 
     @property
     def name(self) -> str:
@@ -129,9 +137,18 @@ class Engine:
         return plan
 
     def holds(self, files: dict[str, Any], plan: Plan | None) -> bool:
-        """Whether the loaded model was read by these keywords of `load`, and is under this plan."""
-        models = self.models
-        return models is not None and files.items() <= models.arguments.items() and models.memory == plan
+        """Whether the loaded model was read by these keywords of `load`, at any strength, and is under this plan."""
+        if self.models is None or self.models.memory != plan:
+            return False
+        own = self.models.arguments
+        same = all(own.get(name) == value for name, value in files.items() if name != "loras")
+        wanted = [self._source(name) for name, _ in parse_loras(files.get("loras"))]
+        return same and wanted == [lora.source for lora in self.models.loras]
+
+    def _source(self, name: str) -> str:
+        """What a loaded model calls a LoRA."""
+        path = Path(name).expanduser()
+        return self._sources.get(name) or (os.path.abspath(path) if path.is_file() else name)
 
     def release(self) -> None:
         """Let go of the loaded model and give its memory back, so that the next one does not have to fit beside it."""
@@ -144,7 +161,7 @@ class Engine:
         """Return a model under a plan, loaded unless it is already.
 
         Args:
-            files: `Models.arguments`, or its name alone.
+            files: `Models.arguments`, or its name and LoRAs alone.
             plan: The memory plan, if any.
 
         Raises:
@@ -154,6 +171,11 @@ class Engine:
             self.release()
             self.models = load(**files, memory=plan)
             self.rules = Rules.of(self.models)
+            names = [name for name, _ in parse_loras(files.get("loras"))]
+            self._sources |= dict(zip(names, (lora.source for lora in self.models.loras)))
+        elif self.models.loras:
+            with self.models.lock:
+                self.models.loras.set(*(strength for _, strength in parse_loras(files["loras"])))
         return self.models
 
     def check(self, settings: Settings | None) -> bool:
@@ -176,8 +198,9 @@ class Engine:
             wrong["file"] = f"{self.upscale!r}: is no file; the path of a Real-ESRGAN file would work."
         for name, line in wrong.items():
             self.fields[name].say(line, "error")
-        if settings is None or wrong:
-            return not wrong
+        turned = self.loras.check(settings and settings.num_inference_steps)
+        if settings is None or wrong or not turned:
+            return not wrong and turned
         memory: Any = self.memory.value
         choice = Choice(self.name, memory, _size(settings))
         plan, line, kind = self._verdict(choice)
@@ -185,7 +208,7 @@ class Engine:
         if kind == "error":
             return False
         self._choice = choice
-        if not self.holds({"name": self.name}, plan):
+        if not self.holds({"name": self.name, "loras": self.loras.value}, plan):
             self.fields["model"].say("Loaded when you generate.")
         return True
 

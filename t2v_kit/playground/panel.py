@@ -51,7 +51,7 @@ class Playground(widgets.VBox):
 
     Attributes:
         controls: The settings; `controls.set(seed=3)` moves them.
-        engine: Model, memory plan and upscaler.
+        engine: Model, LoRAs, memory plan and upscaler.
         history: The finished runs, in `history.entries`.
         queue: The runs that wait, in `queue.waiting`.
         unfinished: The folder that `resume` would continue, or None.
@@ -93,11 +93,11 @@ class Playground(widgets.VBox):
                 self._say(note("A setting needs another value; the line under it says which would work.", "error"))
                 return
             settings = self.controls.values() | {"upscale": self.engine.upscale}
-            folder = self._new_folder()
+            folder, loras = self._new_folder(), self.engine.loras.value
             every = self.controls.checkpoint_every.value
 
             def make(**watchers) -> Run:
-                models = self._load({"name": choice.name}, self.engine.plan(choice))
+                models = self._load({"name": choice.name, "loras": loras}, self.engine.plan(choice))
                 return generate(**settings, model=models, out=folder, checkpoint_every=every, **watchers)
 
             self._begin(make, folder, settings)
@@ -141,6 +141,7 @@ class Playground(widgets.VBox):
                 raise UserError("a setting on the panel needs another value; the line under it says which would work.")
             plan = self.engine.plan(choice)
             values |= {"upscale": self.engine.upscale, "model": choice.name, "memory": plan and plan.as_dict()}
+            values["loras"] = self.engine.loras.value
             wanted = [
                 values | {"prompt": prompt, "seed": values["seed"] + number}
                 for prompt in prompts or [values["prompt"]]
@@ -158,12 +159,12 @@ class Playground(widgets.VBox):
             item = None if self.running else self.queue.take()
             if item is None:
                 return
-            settings = {name: value for name, value in item.settings.items() if name not in ("model", "memory")}
-            model, plan, every = item.settings["model"], item.settings["memory"], self.controls.checkpoint_every.value
+            settings, every = dict(item.settings), self.controls.checkpoint_every.value
+            files, plan = {"name": settings.pop("model"), "loras": settings.pop("loras", [])}, settings.pop("memory")
 
             def make(**watchers) -> Run:
                 try:
-                    models = self._load({"name": model}, None if plan is None else as_plan(plan))
+                    models = self._load(files, None if plan is None else as_plan(plan))
                     return generate(**settings, model=models, out=item.folder, checkpoint_every=every, **watchers)
                 except Exception as error:
                     if not isinstance(error, Stopped):
@@ -212,7 +213,8 @@ class Playground(widgets.VBox):
         """
         if self.screen.entry is not None:
             return reproducing(self.screen.entry.settings)
-        return reproducing(self.controls.values() | {"model": self.engine.name, "upscale": self.engine.upscale})
+        own = {"model": self.engine.name, "upscale": self.engine.upscale, "loras": self.engine.loras.value or None}
+        return reproducing(self.controls.values() | own)
 
     def _buttons(self) -> None:
         primary = {"button_style": "primary", "icon": "play"}

@@ -24,7 +24,7 @@ class Waiting:
 
     Attributes:
         folder: Where its files will be.
-        settings: The keywords of `generate`, with the model's name and the memory plan as a dict.
+        settings: The keywords of `generate`, with the model's name, its LoRAs, and the memory plan as a dict.
     """
 
     folder: Path

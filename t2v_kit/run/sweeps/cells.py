@@ -15,10 +15,17 @@ from ..given import take_given
 from ..records import RunRecord
 from ..upscalers import AUTO, check_upscaler, choose_upscaler
 
+STRENGTH = "lora_strength"  # an axis of a sweep that is no setting
+ALSO = ("out", "model", "upscale", "memory", "engine", "loras", STRENGTH)  # keywords of `sweep`, for near matches
+
 
 def make_one(models: Models, settings: dict, place: Path, upscale: str | os.PathLike | None, on_step=None) -> bool:
     """One run of a sweep, unless it is finished already, with the same model and versions; whether it was made."""
-    folder, named = RunFolder(place), check_upscaler(upscale)
+    folder, named, settings = RunFolder(place), check_upscaler(upscale), dict(settings)
+    strength = settings.pop(STRENGTH, None)
+    if strength is not None:
+        with models.lock:
+            models.loras.set(*[strength] * len(models.loras))
     if (place / "settings.json").exists() and RunRecord.read(place).finished:
         named = choose_upscaler(models) if named == AUTO else named
         if folder.same_as(record_of(models, settings_from(**take_given(settings)[0]).check(models), named)):
@@ -36,4 +43,9 @@ def largest(cells: list[dict]) -> Settings:
     def tokens(run: Settings) -> float:
         return math.prod(side or math.inf for side in (run.height, run.width, run.num_frames))
 
-    return max((settings_from(**cell) for cell in cells), key=tokens)
+    return max(map(settings_of, cells), key=tokens)
+
+
+def settings_of(cell: dict) -> Settings:
+    """The settings of a run, without the strength of LoRAs."""
+    return settings_from(also=ALSO, **{name: value for name, value in cell.items() if name != STRENGTH})

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 
 from ...errors import UserError
+from ...hunyuan.lora_arguments import parse_loras
+from ...hunyuan.lora_files import find_lora
 from ...model.loading import load
 from ...model.models import Models
 from ...settings import Settings
@@ -16,7 +18,7 @@ _RETRIES = 3  # how often one run may take its worker down with it
 _LOOK = 30  # seconds: a run may take hours, so they end in a look at the cluster and not in an error
 
 
-def on_ray(cells: list[dict], places: list[Path], model, memory, upscale, bar) -> None:
+def on_ray(cells: list[dict], places: list[Path], model, memory, loras, upscale, bar) -> None:
     """Make the runs as Ray tasks: one at a time on a GPU, or on a CPU core where the cluster has no GPU.
 
     Uses the cluster that this process is connected to, else starts one here and stops it at the end. When a worker
@@ -31,6 +33,7 @@ def on_ray(cells: list[dict], places: list[Path], model, memory, upscale, bar) -
     if isinstance(model, Models):
         raise UserError(f"model={model.name!r}: with engine='ray' every worker loads its own; give its name or folder.")
     plan = None if memory is None else json.dumps(memory.as_dict() if hasattr(memory, "as_dict") else memory)
+    adapters = json.dumps([[find_lora(name).name, strength] for name, strength in parse_loras(loras)])
     video = largest(cells) if isinstance(memory, (str, int, float)) else None  # else no plan is made for a size
     ours, waiting = not ray.is_initialized(), []
     if ours:
@@ -39,7 +42,7 @@ def on_ray(cells: list[dict], places: list[Path], model, memory, upscale, bar) -
         gpus = ray.cluster_resources().get("GPU", 0)
         task = ray.remote(num_cpus=1, num_gpus=1 if gpus else 0, max_retries=_RETRIES)(_in_worker)
         waiting = [
-            task.remote(cell, str(place.absolute()), str(model), plan, video, upscale)
+            task.remote(cell, str(place.absolute()), str(model), plan, adapters, video, upscale)
             for cell, place in zip(cells, places)
         ]
         while waiting:
@@ -64,11 +67,11 @@ def on_ray(cells: list[dict], places: list[Path], model, memory, upscale, bar) -
             ray.shutdown()
 
 
-def _in_worker(settings: dict, place: str, model: str, plan: str | None, video: Settings | None, upscale) -> bool:
-    return make_one(_model(model, plan, video), settings, Path(place), upscale)
+def _in_worker(settings: dict, place: str, model: str, plan: str | None, loras: str, video, upscale) -> bool:
+    return make_one(_model(model, plan, loras, video), settings, Path(place), upscale)
 
 
 @functools.lru_cache(1)
-def _model(name: str, plan: str | None, video: Settings | None) -> Models:
+def _model(name: str, plan: str | None, loras: str, video: Settings | None) -> Models:
     """Loaded once in each worker, for all its runs; where a plan is made, for the size of `video`."""
-    return load(name, None if plan is None else json.loads(plan), video=video)
+    return load(name, None if plan is None else json.loads(plan), video=video, loras=json.loads(loras))

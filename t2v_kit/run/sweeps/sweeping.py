@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,16 +15,16 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ...errors import UserError, fresh_notes
+from ...hunyuan.lora_arguments import check_strength
 from ...memory.plan import Plan
 from ...model.models import Models
-from ...settings import settings_from
 from ...video.files import save_video
 from ..folder import RunFolder
 from ..generating import loaded
 from ..records import RunRecord
 from ..target import check_own, check_target
 from ..upscalers import check_upscaler
-from .cells import largest, make_one
+from .cells import STRENGTH, largest, make_one, settings_of
 from .grid import grid
 from .on_ray import on_ray
 
@@ -54,8 +54,9 @@ class Sweep:
         Example:
             >>> result.at(guidance_scale=3, seed=0).video()  # doctest: +SKIP
         """
-        for run in self.runs:
-            if all(run.settings.get(name) == value for name, value in values.items()):
+        for run, chosen in zip(self.runs, itertools.product(*self.axes.values())):
+            known = run.settings | dict(zip(self.axes, chosen))
+            if all(known.get(name) == value for name, value in values.items()):
                 return run
         raise UserError(f"{values}: no run of this sweep; its axes are {self.axes}.")
 
@@ -78,6 +79,7 @@ def sweep(
     model: str | Models = "pocket",
     upscale: str | os.PathLike | None = "none",
     memory: Plan | dict | str | float | None = None,
+    loras: Sequence | str | Path | None = None,
     engine: str = "local",
     progress: bool = True,
     **settings,
@@ -89,12 +91,13 @@ def sweep(
     Args:
         out: A folder; each run gets one in it, named after its values. Workers on other machines must see it under
             the same path.
-        model, upscale, memory: As for `generate`.
+        model, upscale, memory, loras: As for `generate`.
         engine: "local", one run after the other; or "ray", on the Ray cluster that this process is connected to, or
             on one of this machine: one worker a GPU, or a CPU core where there is none. The bits are the same. A
             worker that dies is replaced, and its run continues.
         progress: Show a bar.
-        **settings: Fields of `Settings`, prompt and seed among them; a list or tuple has several values.
+        **settings: Fields of `Settings`, prompt and seed among them, and lora_strength, of all LoRAs; a list or tuple
+            has several values.
 
     Returns:
         The runs and the grid.
@@ -112,6 +115,10 @@ def sweep(
         raise UserError(f"engine={engine!r}: must be one of {', '.join(ENGINES)}; 'local' would work.")
     axes = {name: list(value) for name, value in settings.items() if isinstance(value, (list, tuple))}
     cells = _cells(settings, axes)
+    if STRENGTH in settings and not (model.loras if isinstance(model, Models) else loras):
+        raise UserError(
+            f"lora_strength={settings[STRENGTH]}: there is no LoRA; loras=['style.safetensors'] would work."
+        )
     folder = RunFolder(out).path
     if folder is None:
         raise UserError("out=None: a sweep is kept in a folder; 'runs/sweep' would work.")
@@ -123,17 +130,17 @@ def sweep(
     make_all = on_ray if engine == "ray" else _one_by_one
     check_upscaler(upscale)
     with fresh_notes(), tqdm(total=len(cells), desc="sweep", unit="run", disable=not progress) as bar:
-        make_all(cells, places, model, memory, upscale, bar)
+        make_all(cells, places, model, memory, loras, upscale, bar)
     result = Sweep(folder, axes, [RunRecord.read(place) for place in places])
     _save_grid(result)
     return result
 
 
-def _one_by_one(cells: list[dict], places: list[Path], model, memory, upscale, bar: tqdm) -> None:
+def _one_by_one(cells: list[dict], places: list[Path], model, memory, loras, upscale, bar: tqdm) -> None:
     """The local engine."""
-    models = loaded(model, memory, largest(cells))
+    models = loaded(model, memory, largest(cells), loras)
     for cell in cells:
-        settings_from(**cell).check(models)
+        settings_of(cell).check(models)
     for cell, place in zip(cells, places):
 
         def show(step, place=place) -> None:
@@ -151,7 +158,9 @@ def _cells(settings: dict, axes: dict[str, list]) -> list[dict]:
             raise UserError(f"{name}={values}: must hold at least one value, and none twice.")
     cells = [settings | dict(zip(axes, values)) for values in itertools.product(*axes.values())]
     for cell in cells:
-        settings_from(also=("out", "model", "upscale", "memory", "engine"), **cell)
+        settings_of(cell)
+        if STRENGTH in cell:
+            check_strength(cell[STRENGTH])
     return cells
 
 
