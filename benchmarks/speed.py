@@ -14,6 +14,7 @@ import t2v_kit  # noqa: F401  (first: it makes torchvision importable)
 
 # isort: split
 import argparse
+import contextlib
 import json
 import re
 import statistics
@@ -78,22 +79,38 @@ def main() -> int:
     return 0
 
 
+@contextlib.contextmanager
+def default_dtype(dtype: torch.dtype):
+    """Inside, new parameters are of this dtype."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 class Transformer:
     """One random transformer, one video size, and every way of calling it that is compared."""
 
     def __init__(self, config: dict, size: tuple[int, int, int], device: str) -> None:
         torch.manual_seed(0)
         self.device = device
-        dtype = torch.float32 if device == "cpu" else torch.bfloat16
-        with torch.device(device):
-            self.model = torch.nn.Module.to(HunyuanVideoTransformer3DModel(**config), dtype).eval()
-        height, width, frames = size
-        shape = (1, self.model.config.in_channels, (frames - 1) // 4 + 1, height // 8, width // 8)
-        place = {"device": device, "dtype": dtype}
-        self.latents = torch.randn(shape, **place)
+        self.dtype = torch.float32 if device == "cpu" else torch.bfloat16
+        with torch.device(device), default_dtype(self.dtype):  # float32 first would take 48 GiB
+            self.model = torch.nn.Module.to(HunyuanVideoTransformer3DModel(**config), self.dtype).eval()
+        place = {"device": device, "dtype": self.dtype}
         self.prompt = torch.randn(1, PADDED, self.model.config.text_embed_dim, **place)
         self.pooled = torch.randn(1, self.model.config.pooled_projection_dim, **place)
+        self.draw(size)
         self.first = {}
+
+    def draw(self, size: tuple[int, int, int]) -> None:
+        """Latents of this size, always the same ones."""
+        height, width, frames = size
+        shape = (1, self.model.config.in_channels, (frames - 1) // 4 + 1, height // 8, width // 8)
+        drawn = torch.Generator(self.device).manual_seed(1)
+        self.latents = torch.randn(shape, generator=drawn, device=self.device, dtype=self.dtype)
 
     @torch.no_grad()
     def step(self, words: int = WORDS, padded: bool = False, index: int = 0) -> torch.Tensor:

@@ -8,7 +8,6 @@ import torch
 from diffusers import HunyuanVideoTransformer3DModel
 
 from t2v_kit.errors import UserError
-from t2v_kit.hunyuan.chunks import check_mask
 from t2v_kit.memory.choose import as_plan, cheaper, fitting, ladder, out_of_memory, plan
 from t2v_kit.memory.estimate import GIB, coefficients, estimate
 from t2v_kit.memory.footprint import (
@@ -151,7 +150,6 @@ BREAKS = {
     "a streamed VAE": (Plan(vae=Part("float16", "none", "group")), CARD),
     "fp8 for the text encoder": (Plan(text_encoder=Part("float16", "fp8")), CARD),
     "bfloat16 below": (Plan(), Machine(16, 64, (7, 5))),
-    "an attention backend": (Plan(attention="flash"), CARD),
     "streams without RAM": (Plan(transformer=Part(offload="group")), Machine(24, 16)),
 }
 
@@ -179,13 +177,6 @@ def test_versions_are_compared_as_packaging_does(version, refused):
     machine = Machine(24, 64, bitsandbytes=version)
     rules = [rule.what for rule in broken(Plan(transformer=Part("bfloat16", "int8", "model")), machine)]
     assert any("before 0.48" in rule for rule in rules) == refused
-
-
-def test_a_mask_for_a_backend_that_takes_none_is_refused():
-    check_mask(None)
-    check_mask("native")
-    with pytest.raises(UserError, match=r"attention='flash': takes no mask.*padded_prompt=False"):
-        check_mask("flash")
 
 
 # --- counting

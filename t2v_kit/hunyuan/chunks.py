@@ -13,15 +13,13 @@ from typing import Any
 import torch
 from diffusers import HunyuanVideoTransformer3DModel
 from diffusers.hooks import ModelHook
-from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.embeddings import apply_rotary_emb
 
 from ..errors import UserError, check_whole
+from .backends import attend
 from .hooks import attach, detach
 from .masks import blocks, needed_mask
 
-# The backends of diffusers.models.attention_dispatch that raise, or silently do something else, when given a mask.
-NO_MASKS = ("flash", "flash_hub", "flash_4_hub", "_flash_3", "_flash_3_hub", "aiter_fa2_hub", "_native_flash", "sage")
 _NAME = "t2v_kit_chunks"
 
 
@@ -34,18 +32,15 @@ class ChunkedAttention:
     Attributes:
         plain: The processor that this one replaces, which `remove_chunks` puts back.
         tokens: The size of a chunk.
+        attend: What computes the attention of query, key and value: `attend` of `backends`, or `shared` of `parallel`.
     """
 
-    _parallel_config = None
-
     def __init__(self, plain, tokens: int) -> None:
-        self.plain, self.tokens = plain, tokens
+        self.plain, self.tokens, self.attend = plain, tokens, attend
         self._attention_backend = getattr(plain, "_attention_backend", None)  # set_attention_backend looks for it
 
     def __call__(self, attn, hidden_states, encoder_hidden_states, attention_mask=None, image_rotary_emb=None):
         mask = needed_mask(attention_mask)
-        if mask is not None:
-            check_mask(self._attention_backend)
         text = encoder_hidden_states.shape[1]
         streams = (hidden_states, encoder_hidden_states)
         dual = attn.add_q_proj is not None
@@ -55,7 +50,7 @@ class ChunkedAttention:
         key = self._projected((attn.to_k, attn.norm_k), second, *streams, image_rotary_emb, attn.heads)
         second = (attn.add_v_proj, None) if dual else (attn.to_v, None)
         value = self._projected((attn.to_v, None), second, *streams, None, attn.heads)
-        attended = dispatch_attention_fn(query, key, value, attn_mask=mask, backend=self._attention_backend)
+        attended = self.attend(query, key, value, mask, self._attention_backend)
         del query, key, value
         attended = attended.flatten(2, 3).to(hidden_states.dtype)
         video, words = attended[:, :-text], attended[:, -text:]
@@ -164,23 +159,6 @@ def remove_chunks(transformer: HunyuanVideoTransformer3DModel) -> None:
         detach(getattr(block, "ff", block), _NAME)
         if isinstance(block.attn.processor, ChunkedAttention):
             block.attn.set_processor(block.attn.processor.plain)
-
-
-def check_mask(backend) -> None:
-    """Refuse an attention backend that cannot leave out the padding.
-
-    Args:
-        backend: A name of diffusers.models.attention_dispatch, its enum, or None for the default.
-
-    Raises:
-        UserError: It takes no mask.
-    """
-    name = getattr(backend, "value", backend)
-    if name in NO_MASKS:
-        raise UserError(
-            f"attention={name!r}: takes no mask, so it would attend to the prompt's padding; "
-            "padded_prompt=False (the default) or attention='native' would work."
-        )
 
 
 def slices(length: int, size: int) -> Iterator[slice]:

@@ -25,6 +25,7 @@ from diffusers import HunyuanVideoTransformer3DModel
 from diffusers.models.transformers.transformer_hunyuan_video import HunyuanVideoAttnProcessor2_0
 
 from ..errors import UserError
+from .backends import NO_MASKS
 
 _call = threading.local()  # .full: whether the mask of the transformer's call in this thread masks nothing
 _INNER = "_forward_before_skip_full_masks"
@@ -35,7 +36,8 @@ class NoFullMask(HunyuanVideoAttnProcessor2_0):
     """HunyuanVideo's own attention, without the mask when it masks nothing.
 
     Attributes:
-        original: The processor that this one replaces, which `keep_full_masks` puts back.
+        original: The processor that this one replaces, which `keep_full_masks` puts back. It computes the calls that
+            need a mask where the backend of this one takes none.
     """
 
     def __init__(self, original: HunyuanVideoAttnProcessor2_0) -> None:
@@ -45,6 +47,8 @@ class NoFullMask(HunyuanVideoAttnProcessor2_0):
 
     def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, image_rotary_emb=None):
         mask = needed_mask(attention_mask)
+        if mask is not None and getattr(self._attention_backend, "value", None) in NO_MASKS:
+            return self.original(attn, hidden_states, encoder_hidden_states, mask, image_rotary_emb)
         return super().__call__(attn, hidden_states, encoder_hidden_states, mask, image_rotary_emb)
 
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from packaging.version import Version
 
 from ..errors import UserError
-from ..hunyuan.chunks import NO_MASKS
 from .estimate import estimate
 from .machine import Machine
 from .plan import QUANTISATIONS, Plan, Size
@@ -114,12 +113,6 @@ RULES = (
             and machine.capability < (8, 0)
             and any(part.dtype == "bfloat16" for part in plan.parts().values())
         ),
-    ),
-    Rule(
-        "an attention backend that takes no mask, and a padded prompt",
-        "it would attend to the padding, or raise in the first step",
-        "padded_prompt=False (the default), or attention='native'",
-        lambda plan, _, context: plan.attention in NO_MASKS and context.get("padded_prompt", False),
     ),
     Rule(
         "streams without RAM to pin",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -13,8 +15,11 @@ from diffusers import HunyuanVideoPipeline
 from safetensors import SafetensorError
 
 from ..errors import UserError, give_note
+from ..hunyuan.backends import NATIVE, check_backend, choose_backend, use_backend
+from ..hunyuan.compiling import compile_blocks
 from ..hunyuan.files import HUB_ID, HUNYUAN_DEFAULTS, NETWORKS, ModelFiles, header, locate, one_line, read_json
 from ..hunyuan.masks import skip_full_masks
+from ..hunyuan.parallel import Team, check_heads, share_tiles, share_transformer
 from ..hunyuan.tokens import load_tokenizer, own_template
 from ..memory.choose import as_plan
 from ..memory.machine import Machine, pick_device
@@ -39,6 +44,9 @@ def load(
     variant: str | None = None,
     base: str | Path | None = None,
     loras: Sequence | str | Path | None = None,
+    attention: str = "auto",
+    compile: bool = False,
+    team: Team | None = None,
 ) -> Models:
     """Load a text-to-video model.
 
@@ -63,14 +71,20 @@ def load(
             alone or as a pair with its strength, -10 to 10, where 1 is as trained and 0 is off; or with a list of one
             strength for each denoising step. Their keys may be diffusers', peft's, Tencent's, ComfyUI's, kohya-ss' or
             musubi-tuner's. `Models.loras` shows what was matched and takes other strengths.
+        attention: Which kernel the transformer's blocks attend with: 'auto' (or a plan's own), the fastest exact one
+            that is installed and was measured on such a card; or a backend of diffusers by name, such as 'native',
+            '_native_cudnn' or 'sage'. On a CPU 'auto' is 'native'.
+        compile: Compile the transformer's blocks, on a GPU: the first step takes a minute or more, the others less.
+        team: The processes that make one video together, as `t2v_kit.hunyuan.parallel.join` gives them under torchrun;
+            each of them loads the model, and all call the same stages in the same order.
 
     Returns:
         The model, ready for every stage.
 
     Raises:
         UserError: An unknown name, a failed download, a missing, incomplete or corrupt file, a tokenizer that does not
-            read text back, a prompt template whose prefix is not what would be cropped, or a LoRA that is missing, of
-            another kind, or not about this model.
+            read text back, a prompt template whose prefix is not what would be cropped, a LoRA that is missing, of
+            another kind, or not about this model, or attention that is unknown or cannot be computed here.
 
     Example:
         >>> models = load("pocket", device="cpu")
@@ -82,7 +96,11 @@ def load(
         raise UserError(f"dtype={dtype!r}: with memory=, the plan has the dtypes; dtype=None works.")
     if memory is not None:  # of no effect once CUDA is in use: blocks that come and go leave no gaps behind
         os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
-    device = pick_device(device)
+    if attention != "auto":
+        check_backend(attention)
+    device = team.device if team is not None else pick_device(device)
+    if compile and device.type != "cuda":
+        raise UserError("compile=True: blocks are compiled for a GPU alone; compile=False works.")
     if memory is not None and str(name).lower().endswith(".gguf"):
         raise UserError(f"memory={memory!r}: a GGUF file is quantised by itself, and takes no plan; memory=None works.")
     published = name in ("hunyuan", HUB_ID)  # its plan is made before the download
@@ -95,9 +113,22 @@ def load(
     plan = plan or _plan(memory, folder, defaults, video, device)
     tokenizer, template = load_tokenizer(folder / "tokenizer", own_template(extra), folder)
     dtypes = _dtype(dtype or extra.get("dtype"), device)
+    config = read_json(folder / "transformer" / "config.json")
+    if team is not None:
+        check_heads(config, team.size)
+    kept = plan is not None and attention == "auto" and plan.attention != NATIVE  # the plan names one itself
+    attention = choose_backend(
+        plan.attention if plan is not None and kept else attention,
+        device,
+        getattr(torch, plan.transformer.dtype) if plan is not None else _of_transformer(dtypes),
+        config.get("attention_head_dim", 128),
+    )
+    if plan is not None:
+        plan = dataclasses.replace(plan, attention=attention, compile=plan.compile or compile)
     residence, parts = None, {}
     if plan is not None:
-        residence = _guarded(lambda: Residence(files, plan, device, lambda network: fit_loras(wanted, network)), folder)
+        fitted = functools.partial(fit_loras, wanted)
+        residence = _guarded(lambda: Residence(files, plan, device, fitted, team), folder)
         parts = residence.parts
     elif files.single is not None:
         parts = {"transformer": read_single(files, _of_transformer(dtypes))}
@@ -122,7 +153,13 @@ def load(
         adapters = fit_loras(wanted, pipe.transformer)
         adapters.put_on(pipe.transformer)
         skip_full_masks(pipe.transformer)  # below the hooks of offloading
+        use_backend(pipe.transformer, attention)
+        if team is not None:
+            share_transformer(pipe.transformer, team)
+            share_tiles(pipe.vae, team)
         _place(pipe, device)
+        if compile:
+            compile_blocks(pipe.transformer)
     models = Models(
         pipe=pipe,
         name=files.name,
@@ -139,6 +176,8 @@ def load(
         residence=residence,
         upscaler=extra.get("upscaler"),
         loras=adapters,
+        attention=attention,
+        team=team,
     )
     if variant is None and variants:
         (only,) = variants

@@ -15,7 +15,9 @@ from diffusers import HunyuanVideoPipeline
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import give_note
+from ..hunyuan.backends import NATIVE
 from ..hunyuan.files import HASH_WHOLE_FILES_UP_TO, NETWORKS, ModelFiles, header
+from ..hunyuan.parallel import Team
 from ..memory.plan import Plan
 from ..settings import Resolved, Settings
 from .check import notes, resolve
@@ -61,6 +63,8 @@ class Models:
         memory: The memory plan; None when it was loaded without one.
         upscaler: The upscaler made for its videos, as `upscale` takes it; None when it has none.
         loras: The LoRAs that `load` put on the transformer, with their strengths; printed, a table.
+        attention: The backend that the transformer's blocks attend with.
+        team: The processes that make one video together; None for one alone.
         lock: Held by whoever uses the networks; a thread may take it again while it holds it.
     """
 
@@ -78,6 +82,8 @@ class Models:
     memory: Plan | None = None
     residence: Residence | None = field(default=None, repr=False)
     upscaler: str | None = None
+    attention: str = NATIVE
+    team: Team | None = field(default=None, repr=False)
     loras: Loras = field(default_factory=Loras)
     # Of the networks, which dataclasses.replace hands on: so it must hand on their lock too.
     lock: ModelLock = field(default_factory=ModelLock, repr=False, compare=False)
@@ -96,6 +102,7 @@ class Models:
             "base": self.files.base,
         }
         given["loras"] = self.loras.arguments or None
+        given["attention"] = None if self.attention == NATIVE else self.attention
         return {key: value for key, value in given.items() if value is not None}
 
     def check(self, settings: Settings) -> Resolved:

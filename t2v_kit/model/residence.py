@@ -25,9 +25,12 @@ from diffusers.hooks import apply_group_offloading
 from diffusers.hooks.group_offloading import ModuleGroup
 from transformers import BitsAndBytesConfig as TransformersQuantisation
 
+from ..hunyuan.backends import use_backend
 from ..hunyuan.chunks import use_chunks
+from ..hunyuan.compiling import compile_blocks
 from ..hunyuan.files import ModelFiles
 from ..hunyuan.masks import skip_full_masks
+from ..hunyuan.parallel import Team, share_tiles, share_transformer
 from ..memory.choose import out_of_memory
 from ..memory.footprint import set_tiles
 from ..memory.plan import Part, Plan, Size
@@ -54,7 +57,12 @@ class Residence:
     """
 
     def __init__(
-        self, files: ModelFiles, plan: Plan, device: torch.device, fit_loras: Callable[[torch.nn.Module], Loras]
+        self,
+        files: ModelFiles,
+        plan: Plan,
+        device: torch.device,
+        fit_loras: Callable[[torch.nn.Module], Loras],
+        team: Team | None = None,
     ) -> None:
         """Make skeletons of the networks.
 
@@ -63,11 +71,12 @@ class Residence:
             plan: How they are read and placed.
             device: Where they compute.
             fit_loras: Finds the layers of the transformer, here a skeleton, that LoRAs are about.
+            team: The processes among which transformer and VAE are shared out.
 
         Raises:
             UserError: What `fit_loras` raises.
         """
-        self.files, self.folder, self.plan, self.device = files, files.folder, plan, device
+        self.files, self.folder, self.plan, self.device, self.team = files, files.folder, plan, device, team
         self.lock = threading.RLock()
         self._loaded: set[str] = set()
         self._root_groups: dict[str, ModuleGroup] = {}
@@ -199,6 +208,8 @@ class Residence:
             set_tiles(part, self.plan.tile)
             if self.plan.slicing:
                 part.enable_slicing()
+            if self.team is not None:
+                share_tiles(part, self.team)
         if name != "transformer":
             return
         cache = part.__dict__.pop("_cache_config", None)
@@ -206,10 +217,11 @@ class Residence:
         skip_full_masks(part)
         if self.plan.transformer.quantisation == "fp8":
             part.enable_layerwise_casting(torch.float8_e4m3fn, getattr(torch, self.plan.transformer.dtype))
+        use_backend(part, self.plan.attention)
         if self.plan.chunk:
             use_chunks(part, self.plan.chunk)
-        if self.plan.attention != "native":
-            part.set_attention_backend(self.plan.attention)
+        if self.team is not None:
+            share_transformer(part, self.team)
         if cache is not None:
             part.enable_cache(cache)
 
@@ -235,7 +247,7 @@ class Residence:
         elif how.quantisation not in ("int8", "nf4"):  # those were read onto the device
             part.to(self.device)
         if name == "transformer" and self.plan.compile:
-            part.compile_repeated_blocks()
+            compile_blocks(part)
 
     def _keep_root_group(self, name: str) -> None:
         """Leave what is in no block on the GPU between the steps; diffusers would copy it there in each of them."""

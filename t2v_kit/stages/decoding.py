@@ -34,7 +34,8 @@ def decode(models: Models, latents: torch.Tensor, on_tile: Callable[[int, int], 
             of them). What it raises ends the decoding.
 
     Returns:
-        (frames, height, width, 3) uint8, 0 to 255: frames = 4 (T - 1) + 1, height = 8 H, width = 8 W.
+        (frames, height, width, 3) uint8, 0 to 255: frames = 4 (T - 1) + 1, height = 8 H, width = 8 W. Where several
+        processes make one video, the first of them has it; the others have no frames: (0, height, width, 3).
 
     Raises:
         UserError: Another shape; or the frames are NaN or entirely black.
@@ -52,6 +53,8 @@ def decode(models: Models, latents: torch.Tensor, on_tile: Callable[[int, int], 
             scaled = latents.to(models.device, vae.dtype) / vae.config.scaling_factor
             with _watched(vae.decoder, on_tile, tile_count(models, latents)):
                 pixels = vae.decode(scaled, return_dict=False)[0]
+            if models.team is not None and not models.team.leads:  # it has its own tiles alone
+                return np.empty((0, *pixels.shape[-2:], 3), np.uint8)
             finite = bool(torch.isfinite(pixels).all())
             frames = models.pipe.video_processor.postprocess_video(pixels, output_type="np")
         finally:
