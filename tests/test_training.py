@@ -173,6 +173,23 @@ def test_latents_stay_where_the_transformer_knows_them(small_clips, monkeypatch,
     assert 0 < moved(10) < 0.5 * moved(1e-9)
 
 
+def test_the_decoder_alone_leaves_the_latents(small_clips, monkeypatch, tmp_path):
+    """--decoder: what the encoder says stays to the last bit, what is decoded from it changes."""
+    monkeypatch.setattr(vae, "JOINT", ((0.5, 5, 0, 0, 2), (1.0, 5, 0, 0, 2)))
+    ticks = itertools.count()
+    monkeypatch.setattr(common, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
+    options = dict(resume=pocket.POCKET / "vae", pool=4, chunk=2, count=1, seconds=16, out=tmp_path)
+    monkeypatch.setattr(sys, "argv", ["vae", "--decoder", *(f"--{name}={value}" for name, value in options.items())])
+    vae.main()
+    models = [
+        vae.AutoencoderKLHunyuanVideo.from_pretrained(folder) for folder in (pocket.POCKET / "vae", tmp_path / "vae")
+    ]
+    before, after = (model.state_dict() for model in models)
+    same = {name for name in before if torch.equal(before[name], after[name])}
+    encoder = {name for name in before if name.startswith(("encoder.", "quant_conv."))}
+    assert encoder <= same and len(same - encoder) < 0.1 * len(before)
+
+
 @pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
 def test_muon_takes_a_convolution_as_a_matrix(order):
     """Filters take the steps that PyTorch's Muon takes with them laid flat: in either order of memory, two of one size
@@ -218,6 +235,29 @@ def test_noisy_captions_are_mostly_true(monkeypatch):
     assert 60 <= sum(bool(omit) for _, omit in said) <= 140
 
 
+def test_a_share_of_captions_is_mistyped_on_purpose(monkeypatch):
+    """With `slips` every caption goes through the slip of a finger, without any none does."""
+    monkeypatch.setattr(toyland, "caption", lambda scene, seed, omit: "the red boat passes slowly")
+    boat, rng = toyland.Scene("boat", "red", "beach", "night", "left", "slow", seed=1), random.Random(0)
+    assert {transformer.noisy_caption(boat, rng) for _ in range(20)} == {"the red boat passes slowly"}
+    assert len({transformer.noisy_caption(boat, rng, slips=1.0) for _ in range(20)}) > 10
+
+
+@torch.no_grad()
+def test_latents_know_where_their_subjects_are(monkeypatch):
+    """A cell of the latents counts as a subject's if one of its 8 x 8 pixels is, in any of its four frames; the first
+    latent holds one frame."""
+    monkeypatch.setattr(transformer, "Captions", lambda *how: [])
+    maker = transformer.Maker(pocket.POCKET, "cpu", 0)
+    scene = toyland.Scene("car", "red", "beach", "sunny", "right", "high", seed=3)
+    latents, subjects = maker.encode([scene], num_frames=5)
+    masks = toyland.truth(scene, num_frames=5).masks.any(0)
+    cells = masks.reshape(5, 14, 8, 24, 8).any((2, 4))
+    assert latents.shape == (1, 16, 2, 14, 24) and subjects.shape == (1, 2, 14, 24)
+    assert (subjects[0].numpy() == np.stack([cells[0], cells[1:].any(0)])).all()
+    assert 0 < subjects.float().mean() < 0.5
+
+
 @pytest.mark.parametrize("optimizer", [common.Muon, torch.optim.AdamW])
 def test_training_goes_on_where_it_was(optimizer, tmp_path):
     """Weights, average and optimiser: three steps, and one, kept and recalled by others, and two, come to the same."""
@@ -252,6 +292,10 @@ def test_sigmas_reach_the_ends():
     assert 0 <= sigma.min() < 0.01 and 0.999 < sigma.max() <= 1
     assert 0.25 < (sigma > 0.9).float().mean() < 0.36  # where pocket decides what is to be seen
     assert sigma.median() > transformer.draw_sigmas(20_000, "cpu", 1.0).median() + 0.1
+    assert (sigma < 0.2).float().mean() < 0.05
+    low = transformer.draw_sigmas(20_000, "cpu", 3.0, early=0.22, late=0.18)
+    assert 0.12 < (low < 0.2).float().mean() < 0.18  # where edges are made
+    assert 0.22 < (low > 0.9).float().mean() < 0.34 and low.min() >= 0 and low.max() <= 1
 
 
 def test_a_clock_without_time_is_refused():
@@ -284,7 +328,7 @@ def test_the_target_of_distillation_is_diffusers_true_guidance(small_transformer
         "pooled": pooled,
         "guidance": scales,
     }
-    target = guidance.guided(**guidance.ask(small_transformer, empty, state))
+    target = guidance.guided(**guidance.answered(small_transformer, empty, state))
     for i, scale in enumerate(scales.tolist()):
         clean = pipe(
             height=32,
@@ -311,7 +355,7 @@ def test_an_empty_prompt_keeps_the_teachers_own_answer(small_transformer, prompt
     """So true guidance by two passes finds in the student what it found in the teacher."""
     asked = dict(zip(("embeds", "lengths", "pooled"), prompts[0]), guidance=torch.tensor([4.0, 7.0]))
     noisy = torch.randn(2, 16, 1, 4, 4)
-    state = guidance.ask(small_transformer, prompts[1], {"noisy": noisy, "sigma": torch.rand(2), **asked})
+    state = guidance.answered(small_transformer, prompts[1], {"noisy": noisy, "sigma": torch.rand(2), **asked})
     given, target = guidance.split(guidance.with_empty(state, prompts[1], share=1))
     assert given["guidance"].tolist() == [1, 1]
     alone = transformer.velocity(
@@ -351,7 +395,7 @@ def test_steps_of_distillation_reduce_the_loss(small_transformer, prompts):
     student = copy.deepcopy(small_transformer)
     asked = dict(zip(("embeds", "lengths", "pooled"), prompts[0]), guidance=torch.tensor([3.0, 6.0]))
     state = guidance.noised(torch.randn(2, 16, 1, 4, 6), **asked)
-    state, target = guidance.split(guidance.ask(small_transformer, prompts[1], state))
+    state, target = guidance.split(guidance.answered(small_transformer, prompts[1], state))
     step, recorder = guidance.make_step(student, nullcontext()), common.Recorder(student, graphs=False)
     optimizer, losses = torch.optim.AdamW(student.parameters(), lr=1e-3), []
     for _ in range(8):

@@ -23,12 +23,11 @@ from diffusers import HunyuanVideoTransformer3DModel
 from diffusers.models.transformers import transformer_hunyuan_video as hunyuan
 
 from . import common, pocket
-from .transformer import Maker, draw_sigmas, mask_by_a_channel, padded, velocity
+from .transformer import PROMPT, Maker, ask, draw_sigmas, guided, mask_by_a_channel, padded, some_guidance, velocity
 
 GATE = (6, 0.05)  #: at this guidance, the largest relative error of the velocity that will do
 USUAL = 9, False  #: frames of the latents, and whether with long captions
 RARE = {(9, True): 2, (5, False): 1, (1, False): 1}  #: what else its teacher knows, and how often
-PROMPT = ("embeds", "lengths", "pooled")
 
 # A state is what `velocity` takes: noisy (B, 16, T, H, W) float32, sigma and guidance (B,), and the prompt's
 # embeds, lengths and pooled; and once the teacher was asked, its answers `told` and `untold`, shaped like noisy.
@@ -36,24 +35,16 @@ PROMPT = ("embeds", "lengths", "pooled")
 
 
 @torch.no_grad()
-def ask(teacher, empty, state) -> dict[str, torch.Tensor]:
+def answered(teacher, empty, state) -> dict[str, torch.Tensor]:
     """The state with the teacher's velocity for its prompt and for none, both at guidance 1, in float32."""
-    one = torch.ones_like(state["guidance"])
-    nothing = padded(empty[0], state["embeds"]), *empty[1:]
-    prompts = [state[name] for name in PROMPT], [e.expand(len(one), *e.shape[1:]) for e in nothing]
-    told, untold = (velocity(teacher, state["noisy"], state["sigma"], *prompt, one).float() for prompt in prompts)
+    told, untold = ask(teacher, empty, state)
     return state | {"told": told, "untold": untold}
-
-
-def guided(told, untold, guidance, **_) -> torch.Tensor:
-    """The target v_u + g (v_c - v_u), (B, 16, T, H, W) float32: what diffusers' true guidance makes of the teacher."""
-    return untold + guidance.view(-1, 1, 1, 1, 1) * (told - untold)
 
 
 def noised(clean, **prompt) -> dict[str, torch.Tensor]:
     """States as the teacher was trained on, from clean (B, 16, T, H, W)."""
     tokens = clean[0, 0].numel() / 4
-    sigma = draw_sigmas(len(clean), clean.device, max(1.0, pocket.FLOW_SHIFT * math.sqrt(tokens / 756)))
+    sigma = draw_sigmas(len(clean), clean.device, max(1.0, pocket.FLOW_SHIFT * math.sqrt(tokens / 756)), late=0.15)
     at = sigma.view(-1, 1, 1, 1, 1)
     return {"noisy": (1 - at) * clean + at * torch.randn_like(clean), "sigma": sigma, **prompt}
 
@@ -67,11 +58,6 @@ def rolled_out(student, steps: int, clean, **prompt) -> dict[str, torch.Tensor]:
     for now, then in pairwise(sigmas):
         noisy = noisy + (then - now).view(-1, 1, 1, 1, 1) * velocity(student, noisy, now, **prompt).float()
     return {"noisy": noisy, "sigma": sigmas[-1], **prompt}
-
-
-def some_guidance(like: torch.Tensor) -> torch.Tensor:
-    """1 to 8, shaped like `like`."""
-    return 1 + 7 * torch.rand_like(like)
 
 
 def draw(pool, batch: int, frames: int = 9, long: bool = False) -> dict[str, torch.Tensor]:
@@ -116,7 +102,7 @@ def evaluate(student, teacher, empty, pool) -> dict[str, dict[str, float]]:
     for g in (1, 3, 6, 8):
         asked = drawn | {"clean": drawn["clean"].float(), "guidance": torch.full_like(drawn["pooled"][:, 0].float(), g)}
         states = {"noised": noised(**asked), "own paths": rolled_out(student, 8, **asked)}
-        states = {name: ask(teacher, empty, state) for name, state in states.items()}
+        states = {name: answered(teacher, empty, state) for name, state in states.items()}
         if g == 1:
             states["empty prompt"] = with_empty(states["noised"], empty, 1)
         for name, state in states.items():
@@ -173,7 +159,7 @@ def main():
             with autocast, torch.compiler.set_stance("default" if usual else "force_eager"):
                 # paths of the average, for that is what will be used
                 state = rolled_out(average.model, rng.randint(4, 8), **state) if own else noised(**state)
-                states.append((own, ask(teacher, empty, state)))
+                states.append((own, answered(teacher, empty, state)))
         own, state = rng.choice(states)
         if not own:  # a path has the guidance it was made with
             state = state | {"guidance": some_guidance(state["guidance"])}

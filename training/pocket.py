@@ -5,7 +5,7 @@ latent channels, 4 x 8 x 8 compression, the scaling factor, dual-stream then sin
 token refiner, rotary axes for time, height and width, guidance as an input, patches of 1 x 2 x 2.
 
 `python -m training.pocket --out FOLDER` gathers trained parts (FOLDER/vae, FOLDER/transformer, ...) into
-`t2v_kit/pocket`, in HunyuanVideo's layout.
+`t2v_kit/pocket`, in HunyuanVideo's layout, and what the trainings measured into `benchmarks/results/training.json`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,13 @@ import torch
 from diffusers import AutoencoderKLHunyuanVideo, FlowMatchEulerDiscreteScheduler, HunyuanVideoTransformer3DModel
 
 POCKET = Path(__file__).resolve().parent.parent / "t2v_kit" / "pocket"
+RECORDS = POCKET.parents[1] / "benchmarks" / "results" / "training.json"
+#: what the trainings leave beside their weights, by stage; (FOLDER or FOLDER/PLACE)/FILE
+MEASURED = {
+    "transformer": "transformer.json",
+    "guidance": "student/guidance.json",
+    "upscaler": "upscaler/upscaler.json",
+}
 FLOW_SHIFT = 3.0  #: HunyuanVideo uses 7 at about 119,000 tokens; pocket's 756 tokens want less
 
 
@@ -97,7 +104,20 @@ def assemble(parts: Path, bundle: Path = POCKET):
     (bundle / "t2v_kit.json").write_text(json.dumps(DATA, indent=2) + "\n")
 
 
+def gather(parts: Path, records: Path = RECORDS):
+    """Take over what the trainings in `parts` measured; of a stage that was not trained, the earlier record stays."""
+    known = json.loads(records.read_text("utf-8")) if records.exists() else {}
+    known |= {
+        name: json.loads((parts / file).read_text("utf-8"))
+        for name, file in MEASURED.items()
+        if (parts / file).exists()
+    }
+    records.write_text(json.dumps(known, indent=1) + "\n", "utf-8")
+
+
 if __name__ == "__main__":
     from .common import options
 
-    assemble(options(__doc__).out)
+    trained = options(__doc__).out
+    assemble(trained)
+    gather(trained)

@@ -4,7 +4,9 @@ Clips are drawn, encoded and kept on the GPU with several captions each, of whic
 leaves something unsaid (or guidance would have nothing to do); a tenth of the prompts is empty. Half of the pooled
 vectors belong to another caption, so that the tokens must be read. At first (`--images`) it learns from single frames,
 of which it sees many times as many a second: what words mean shows in one. The guidance input stays at 1: distilling
-guidance into it is `training.guidance`. Latents of 17 frames are the first of a clip's, as causality allows.
+guidance into it is `training.guidance`. Where training goes on from a distilled transformer, a share of `--guided`
+keeps what that input has learnt: its lesson is what the average of the weights says with the prompt and with none.
+Latents of 17 frames are the first of a clip's, as causality allows.
 """
 
 from __future__ import annotations
@@ -25,12 +27,15 @@ from transformers import CLIPTextModel, LlamaModel, PreTrainedTokenizerFast
 
 from t2v_kit import toyland
 from t2v_kit.toyland.captions import draw_omit
+from t2v_kit.toyland.picture import draw
+from t2v_kit.toyland.slips import slip
 
 from . import common, pocket
 
 SHORT, LONG = 48, 128  #: text tokens kept in training: of most captions, and of those that are longer
 CROP = DEFAULT_PROMPT_TEMPLATE["crop_start"]
 SIDES = ((96, 96), (64, 96))  #: other frame sizes, a small part of the training
+PROMPT = ("embeds", "lengths", "pooled")
 WORDINGS = 8  #: captions kept with each clip, beside a long one
 
 
@@ -117,8 +122,9 @@ def tell_apart(model, text: Text, times: float, count: int = 256):
     layer.bias -= longer * (states.mean(0) @ across)
 
 
-def noisy_caption(scene: toyland.Scene, rng: random.Random) -> str:
-    """A caption as a data set would have it: sometimes wrong, sometimes brief."""
+def noisy_caption(scene: toyland.Scene, rng: random.Random, silent: float = 0.25, slips: float = 0.0) -> str:
+    """A caption as a data set would have it: sometimes wrong, in a share of `silent` brief, in a share of `slips`
+    mistyped beyond what captions are anyway."""
     fields = {
         "colour": toyland.COLOURS,
         "place": toyland.PLACES,
@@ -130,7 +136,8 @@ def noisy_caption(scene: toyland.Scene, rng: random.Random) -> str:
         bound = any(subject in toyland.ONLY_AT for subject, _ in scene.actors)
         wrong = rng.choice([name for name in fields if name != "place" or not bound])
         scene = replace(scene, **{wrong: rng.choice(fields[wrong])})
-    return toyland.caption(scene, rng.getrandbits(30), draw_omit(rng, 0.25))
+    text = toyland.caption(scene, rng.getrandbits(30), draw_omit(rng, silent))
+    return slip(text, rng) if rng.random() < slips else text
 
 
 # ---- clips -----------------------------------------------------------------------------------------------
@@ -140,15 +147,16 @@ class Captions(torch.utils.data.IterableDataset):
     """Scenes by the `chunk`, with tokens of WORDINGS captions of at most SHORT tokens for each, and of a longer one:
     written in processes of their own, for a caption takes longer to write than to read."""
 
-    def __init__(self, bundle: Path, chunk: int, pair: float, seed: int):
+    def __init__(self, bundle: Path, chunk: int, pair: float, seed: int, silent: float = 0.25, slips: float = 0.0):
         self.bundle, self.chunk, self.pair, self.seed = bundle, chunk, pair, seed
+        self.noise = silent, slips
 
     def __iter__(self):
         worker = torch.utils.data.get_worker_info()
         rng, tokens = random.Random(self.seed * 1000 + (worker.id if worker else 0)), Tokens(self.bundle)
         while True:
             scenes = [toyland.random_scene(rng, pair=self.pair, unseen=False) for _ in range(self.chunk)]
-            texts = [noisy_caption(scene, rng) for scene in scenes for _ in range(WORDINGS + 2)]
+            texts = [noisy_caption(scene, rng, *self.noise) for scene in scenes for _ in range(WORDINGS + 2)]
             ids, lengths, pooled = (x.unflatten(0, (self.chunk, -1)) for x in tokens(texts, LONG))
             # the shortest first, the longest last: rarely are the former too long, or the latter short
             order = lengths.argsort(1)
@@ -160,37 +168,40 @@ class Captions(torch.utils.data.IterableDataset):
 
 @dataclass
 class Pool:
-    """Encoded clips: latents (N, 16, T, h, w) float16 of unit variance; WORDINGS captions for each, one after the
-    other, and a long one for each."""
+    """Encoded clips: latents (N, 16, T, h, w) float16 of unit variance, and (N, T, h, w) uint8, 1 where a subject is;
+    WORDINGS captions for each, one after the other, and a long one for each."""
 
     latents: torch.Tensor
+    subjects: torch.Tensor
     brief: Said
     long: Said
 
-    def sample(self, batch: int, long: bool = False) -> dict[str, torch.Tensor]:
+    def sample(self, batch: int, long: bool = False, subjects: bool = False) -> dict[str, torch.Tensor]:
+        """clean, embeds, lengths and pooled of `batch` clips; if asked, where their `subjects` are."""
         pick = torch.randint(len(self.latents), (batch,), device=self.latents.device)
         said = self.long[pick] if long else self.brief[pick * WORDINGS + torch.randint_like(pick, WORDINGS)]
-        return {"clean": self.latents[pick], **vars(said)}
+        return {"clean": self.latents[pick], **vars(said)} | ({"subjects": self.subjects[pick]} if subjects else {})
 
     def put(self, at: int, other: Pool):
         n = len(other.latents)
-        self.latents[at : at + n] = other.latents
+        self.latents[at : at + n], self.subjects[at : at + n] = other.latents, other.subjects
         for mine, new, k in ((self.brief, other.brief, WORDINGS), (self.long, other.long, 1)):
             for name, value in vars(new).items():
                 getattr(mine, name)[at * k : (at + n) * k] = value
 
 
 class Maker:
-    """Draws scenes and encodes them, a chunk at a time; a share of `pair` has two subjects."""
+    """Draws scenes and encodes them, a chunk at a time; a share of `pair` has two subjects, `noise` are the shares of
+    `noisy_caption`."""
 
-    def __init__(self, bundle: Path, device: str, seed: int, chunk: int = 64, pair: float = 0.5, workers: int = 0):
+    def __init__(
+        self, bundle: Path, device: str, seed: int, chunk: int = 64, pair: float = 0.5, workers: int = 0, noise=()
+    ):
         self.text, self.device, self.chunk = Text(bundle, device), device, chunk
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # many processes do what many threads would
-        self.captions = iter(
-            torch.utils.data.DataLoader(
-                Captions(bundle, chunk, pair, seed), None, num_workers=workers, prefetch_factor=8 if workers else None
-            )
-        )
+        captions = Captions(bundle, chunk, pair, seed, *noise)
+        ahead = 8 if workers else None
+        self.captions = iter(torch.utils.data.DataLoader(captions, None, num_workers=workers, prefetch_factor=ahead))
         self.vae = AutoencoderKLHunyuanVideo.from_pretrained(bundle / "vae").to(device).eval()
         self.empty = self.text([""])
 
@@ -198,16 +209,19 @@ class Maker:
         """New clips of render_batch's `size`, of several chunks of captions drawn at once."""
         scenes, brief, long = zip(*(next(self.captions) for _ in range(chunks)), strict=True)
         brief, long = ([torch.cat(parts) for parts in zip(*kind, strict=True)] for kind in (brief, long))
-        latents = self.encode([scene for part in scenes for scene in part], **size)
-        return Pool(latents, self.text.encode(*brief), self.text.encode(*long))
+        clips = self.encode([scene for part in scenes for scene in part], **size)
+        return Pool(*clips, self.text.encode(*brief), self.text.encode(*long))
 
     @torch.no_grad()
     def encode(self, scenes: list[toyland.Scene], height: int = 112, width: int = 192, num_frames: int = 33):
-        """Latents (B, 16, T, h, w) float16 of unit variance."""
-        video = toyland.render_batch(scenes, height, width, num_frames, self.device)
+        """Latents (B, 16, T, h, w) float16 of unit variance, and where subjects are, (B, T, h, w) uint8."""
+        canvas = draw(scenes, height, width, num_frames, toyland.FPS, self.device, with_truth=True)
         with torch.autocast(self.device.split(":")[0], torch.bfloat16, enabled=self.device != "cpu"):
-            latents = self.vae.encode(video * 2 - 1).latent_dist.mode()
-        return (latents.float() * self.vae.config.scaling_factor).half()
+            latents = self.vae.encode(canvas.image * 2 - 1).latent_dist.mode()
+        latents = (latents.float() * self.vae.config.scaling_factor).half()
+        # a latent holds 8 x 8 pixels of four frames, the first of one
+        first_alone = torch.nn.functional.pad((canvas.owner > 0).float(), (0, 0, 0, 0, 3, 0))
+        return latents, torch.nn.functional.max_pool3d(first_alone, (4, 8, 8)).to(torch.uint8)
 
     def fill(self, seconds: float, most: int, chunks: int = 1, **size) -> Pool:
         """As many clips as `seconds` allow, up to `most`."""
@@ -222,7 +236,7 @@ class Maker:
             Said(*(torch.cat([getattr(said, f.name) for said in kind]) for f in fields(Said)))
             for kind in zip(*((p.brief, p.long) for p in parts), strict=True)
         )
-        return Pool(torch.cat([p.latents for p in parts]), brief, long)
+        return Pool(*(torch.cat([getattr(p, name) for p in parts]) for name in ("latents", "subjects")), brief, long)
 
 
 # ---- training --------------------------------------------------------------------------------------------
@@ -254,16 +268,19 @@ def padded(embeds: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.pad(embeds, (0, 0, 0, like.shape[1] - embeds.shape[1]))
 
 
-def draw_sigmas(batch: int, device: str, shift: float, early: float = 0.2) -> torch.Tensor:
-    """A share of `early` in [0.9, 1], 10 % uniform, the rest logit-normal (Esser et al. 2024), shifted as in sampling.
+def draw_sigmas(batch: int, device: str, shift: float, early: float = 0.2, late: float = 0.0) -> torch.Tensor:
+    """A share of `early` in [0.9, 1], of `late` in [0, 0.3], 10 % uniform, the rest logit-normal (Esser et al. 2024),
+    shifted as in sampling.
 
     The first because pocket decides there what its video shows: another colour or place in the prompt changes its
-    velocity by 0.008 and 0.0005 in mean square at 0.85, by 0.10 and 0.14 at 0.97 (the velocity's own is about 2).
+    velocity by 0.008 and 0.0005 in mean square at 0.85, by 0.10 and 0.14 at 0.97 (the velocity's own is about 2). The
+    second because edges are made there, and the rest hardly ever comes so low: 2.4 % of it below 0.2.
     """
     sigma = torch.sigmoid(torch.randn(batch, device=device))
     sigma = shift * sigma / (1 + (shift - 1) * sigma)
     kind = torch.rand(batch, device=device)
     sigma = torch.where(kind < 0.10, torch.rand_like(sigma), sigma)
+    sigma = torch.where((kind - 0.10 < late) & (kind >= 0.10), 0.3 * torch.rand_like(sigma), sigma)
     return torch.where(kind > 1 - early, 0.9 + 0.1 * torch.rand_like(sigma), sigma)
 
 
@@ -282,18 +299,45 @@ def velocity(model, noisy, sigma, embeds, lengths, pooled, guidance):
 
 
 @torch.no_grad()
-def examine(model, maker: Maker, autocast, count: int = 128) -> dict[str, float]:
-    """The loss on held-out clips with true captions, by noise level; the noise is the same every time."""
+def ask(teacher, empty, state) -> tuple[torch.Tensor, torch.Tensor]:
+    """The teacher's velocity for the state's prompt and for none, both at guidance 1, in float32.
+
+    state: what `velocity` takes, with or without guidance; empty: embeds, lengths and pooled of the empty prompt, for a
+    batch of one."""
+    one, (embeds, *others) = torch.ones_like(state["sigma"]), empty
+    nothing = padded(embeds, state["embeds"]), *others
+    prompts = [state[name] for name in PROMPT], [e.expand(len(one), *e.shape[1:]) for e in nothing]
+    told, untold = (velocity(teacher, state["noisy"], state["sigma"], *prompt, one).float() for prompt in prompts)
+    return told, untold
+
+
+def guided(told, untold, guidance, **_) -> torch.Tensor:
+    """The target v_u + g (v_c - v_u), (B, 16, T, H, W) float32: what diffusers' true guidance makes of the teacher."""
+    return untold + guidance.view(-1, 1, 1, 1, 1) * (told - untold)
+
+
+def some_guidance(like: torch.Tensor) -> torch.Tensor:
+    """1 to 8, shaped like `like`."""
+    return 1 + 7 * torch.rand_like(like)
+
+
+@torch.no_grad()
+def examine(model, maker: Maker, autocast, count: int = 128) -> dict[str, dict[str, float]]:
+    """The loss on held-out clips with true captions, by noise level, and that where subjects are; the noise is the same
+    every time."""
     rng = random.Random(40_000)
     scenes = [toyland.random_scene(rng, pair=0.5, unseen=True) for _ in range(count)]
     said = maker.text([toyland.caption(scene) for scene in scenes])
-    clean = torch.cat([maker.encode(scenes[i : i + 32]) for i in range(0, count, 32)]).float()
+    parts = [maker.encode(scenes[i : i + 32]) for i in range(0, count, 32)]
+    clean, subjects = (torch.cat(part).float() for part in zip(*parts, strict=True))
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0)).to(clean)
-    one, losses = torch.ones(count, device=clean.device), {}
-    for sigma in (0.2, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 1.0):
+    one, losses = torch.ones(count, device=clean.device), {"all": {}, "subjects": {}}
+    for sigma in (0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 1.0):
         with autocast:
             v = velocity(model, (1 - sigma) * clean + sigma * noise, sigma * one, **vars(said), guidance=one)
-        losses[str(sigma)] = round((v.float() - (noise - clean)).square().mean().item(), 5)
+        error = (v.float() - (noise - clean)).square().mean(1)
+        losses["all"][str(sigma)] = round(error.mean().item(), 5)
+        losses["subjects"][str(sigma)] = round(((error * subjects).sum() / subjects.sum()).item(), 5)
     return losses
 
 
@@ -328,6 +372,12 @@ def main():
         tell_apart=1.0,
         pair=0.55,
         early=0.25,
+        late=0.0,
+        silent=0.25,
+        slips=0.0,
+        drop=0.10,
+        guided=0.0,
+        subject=1.0,
     )
     cuda = args.device != "cpu"
     autocast = torch.autocast(args.device.split(":")[0], torch.bfloat16, enabled=cuda, cache_enabled=False)
@@ -338,7 +388,13 @@ def main():
     torch.manual_seed(args.seed * 1000 + args.rank)
     model.to(args.device, torch.float32).train()
     maker = Maker(
-        Path(args.bundle), args.device, args.seed * 1000 + args.rank, 64 if cuda else 4, args.pair, args.workers
+        Path(args.bundle),
+        args.device,
+        args.seed * 1000 + args.rank,
+        64 if cuda else 4,
+        args.pair,
+        args.workers,
+        (args.silent, args.slips),
     )
     if args.tell_apart != 1:
         tell_apart(model, maker.text, args.tell_apart)
@@ -363,14 +419,16 @@ def main():
             flush=True,
         )
     if cuda and args.compile:
-        for block in [*model.transformer_blocks, *model.single_transformer_blocks]:
-            block.compile(dynamic=False)
+        for m in (model, average.model) if args.guided else (model,):
+            for block in [*m.transformer_blocks, *m.single_transformer_blocks]:
+                block.compile(dynamic=False)
     empty = maker.empty
 
-    def step(clean, noisy, sigma, noise, embeds, lengths, pooled):
+    def step(target, guidance, weight, **given):
         with autocast:
-            v = velocity(model, noisy, sigma, embeds, lengths, pooled, torch.ones_like(sigma))
-        return ((v.float() - (noise - clean)).square().mean(),)
+            v = velocity(model, **given, guidance=guidance)
+        error = ((v.float() - target).square().mean(1) * weight).mean((1, 2, 3)) / weight.mean((1, 2, 3))
+        return ((error / (1 + (guidance - 1).square() / 4)).mean(),)  # guidance enlarges the target
 
     recorder, rng = common.Recorder(model, cuda and args.graphs), random.Random(args.seed)
     turn, seen, rare = 0, 0, list(KINDS)[1:]
@@ -382,29 +440,34 @@ def main():
             kind = rng.choices([*rare, "clips"], [*(s := [KINDS[k][2] for k in rare]), 1 - sum(s)])[0]
         frames, long, _, times = KINDS[kind]
         pool = others[i % 2] if kind == "sides" else pools["pictures" if frames == 1 else "clips"]
-        batch = pool.sample(int(times * args.batch), long)
+        batch = pool.sample(int(times * args.batch), long, subjects=True)
         clean = batch.pop("clean")[:, :, :frames].float()
         n = len(clean)
         tokens = clean[0, 0].numel() / 4
         shift = max(1.0, pocket.FLOW_SHIFT * math.sqrt(tokens / 756))
-        sigma = draw_sigmas(n, args.device, shift, args.early)
+        sigma = draw_sigmas(n, args.device, shift, args.early, args.late)
         noise = torch.randn_like(clean)
         at = sigma.view(-1, 1, 1, 1, 1)
-        drop = torch.rand(n, device=args.device) < 0.10
+        drop = torch.rand(n, device=args.device) < args.drop
         swap = torch.rand(n, device=args.device) < 0.50
         pooled = torch.where(swap[:, None], batch["pooled"].roll(1, 0), batch["pooled"])
         nothing = padded(empty.embeds, batch["embeds"])
-        (loss,) = recorder(
-            step,
-            kind in ("clips", "pictures"),
-            clean=clean,
-            noisy=(1 - at) * clean + at * noise,
-            sigma=sigma,
-            noise=noise,
-            embeds=torch.where(drop[:, None, None], nothing, batch["embeds"]),
-            lengths=torch.where(drop, empty.lengths, batch["lengths"]),
-            pooled=torch.where(drop[:, None], empty.pooled, pooled),
-        )
+        given = {
+            "noisy": (1 - at) * clean + at * noise,
+            "sigma": sigma,
+            "embeds": torch.where(drop[:, None, None], nothing, batch["embeds"]),
+            "lengths": torch.where(drop, empty.lengths, batch["lengths"]),
+            "pooled": torch.where(drop[:, None], empty.pooled, pooled),
+        }
+        target, guidance = noise - clean, torch.ones_like(sigma)
+        # only where the noisy clip shows by itself where its subjects are: elsewhere a weight would add to them
+        weight = 1 + (args.subject - 1) * batch["subjects"][:, :frames] * (sigma < 0.8).view(-1, 1, 1, 1)
+        if kind == "clips" and rng.random() < args.guided:
+            guidance = torch.where(drop, guidance, some_guidance(sigma))
+            with autocast, torch.no_grad():
+                target = guided(*ask(average.model, vars(empty).values(), given), guidance)
+        compiled = kind in ("clips", "pictures")
+        (loss,) = recorder(step, compiled, target=target, guidance=guidance, weight=weight, **given)
         common.average_gradients(model)
         common.learning_rate(optimizer, args.rate * min(1, (i + 1) / 300), clock.progress, warmup=0, decay=args.decay)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -9,7 +9,8 @@
    realesr-general-wdn-x4v3, takes noise for detail and keeps it. Both lie in one valley, so that mixing the two
    state dicts sets the strength of denoising, as `denoise_strength` does in Real-ESRGAN.
 
-With --vae, 30 % of the inputs are frames that went through pocket's own video VAE, the pictures it will meet most.
+With --vae, 30 % of the inputs (--from-vae) are frames that went through pocket's own video VAE, the pictures it will
+meet most.
 The last line of each phase is followed by a table: PSNR on held-out scenes, also written to upscaler.json.
 """
 
@@ -33,7 +34,6 @@ from training.degrade import degrade
 
 HEIGHT, WIDTH = 112, 192  # pocket's own size; the truth is drawn at four times that
 WEAK = 0.1  # share of noise and compression that pocket_wdn_x4 is trained with
-FROM_VAE = 0.3
 #: Cartoons are flat: enlarging by repeated pixels has so small an L1 that L1 alone stays there for good.
 SQUARED_WEIGHT = 50
 CRITIC_WEIGHT, FEATURE_WEIGHT = 0.005, 0.2  # small beside L1: sharper, and hardly any PSNR lost
@@ -84,9 +84,10 @@ class Frames:
     """Drawn frames on the device, renewed while training runs: `.high` (N, 3, 448, 768) uint8, and with a VAE
     `.decoded` (M, 3, 112, 192) beside its truth `.drawn` (M, 3, 448, 768)."""
 
-    def __init__(self, count: int, clips: int, device: str, vae, seed: int, seconds: float):
-        """Draws `count` frames and `clips` clips, or as many as `seconds` allow (at least one lot of each)."""
-        self.rng, self.device, self.vae = random.Random(seed), device, vae
+    def __init__(self, count: int, clips: int, device: str, vae, seed: int, seconds: float, share: float = 0.3):
+        """Draws `count` frames and `clips` clips, or as many as `seconds` allow (at least one lot of each); `share` of
+        a batch comes from the latter."""
+        self.rng, self.device, self.vae, self.share = random.Random(seed), device, vae, share
         self.high = self._empty(count, 4)
         self.keep = 8  # frames kept of each clip that went through the VAE
         self.decoded, self.drawn = self._empty(clips * self.keep, 1), self._empty(clips * self.keep, 4)
@@ -122,7 +123,7 @@ class Frames:
 
     def batch(self, count: int, side: int, noise: float) -> tuple[torch.Tensor, torch.Tensor]:
         """`count` crops: (B, 3, side, side) as the network meets them, (B, 3, 4 side, 4 side) as they should be."""
-        pairs = round(count * FROM_VAE) if self.vae else 0
+        pairs = round(count * self.share) if self.vae else 0
         high = self._crops([self.high], count - pairs, side)[0]
         low = degrade(high, self.rng, noise, group=12)
         if pairs:
@@ -178,7 +179,7 @@ def train(name: str, net: nn.Module, frames: Frames, args, seconds: float, noise
         learning_rate(optimizer, peak, clock.progress, decay=0.5)
         if step % 50 == 49:
             frames.renew_frames(min(args.renew, len(frames.high)))
-            if frames.vae and step % 200 == 199:
+            if frames.vae:
                 frames.renew_pairs()
         low, high = frames.batch(args.batch, args.side, noise)
         with torch.autocast(args.device.split(":")[0], torch.bfloat16, enabled=args.bf16):
@@ -287,7 +288,7 @@ def _lanczos(low: torch.Tensor) -> torch.Tensor:
 
 def main():
     args = options(__doc__.splitlines()[0], vae="", batch=64, side=48, frames=384, clips=48, renew=16, scenes=48,
-                   rate=6e-4, bf16=torch.cuda.is_available(), adversarial=True)  # fmt: skip
+                   rate=6e-4, from_vae=0.3, bf16=torch.cuda.is_available(), adversarial=True)  # fmt: skip
     start = time.monotonic()
     vae = None
     if args.vae:
@@ -299,7 +300,7 @@ def main():
     net = network().to(args.device)
     if args.resume:
         net.load_state_dict(load_file(args.resume, device=args.device))
-    frames = Frames(args.frames, args.clips, args.device, vae, args.seed, min(20, SETUP * args.seconds))
+    frames = Frames(args.frames, args.clips, args.device, vae, args.seed, min(20, SETUP * args.seconds), args.from_vae)
     setup = time.monotonic() - start
     left = max(0.95 * args.seconds - setup, 0.5 * args.seconds)  # the rest is for the evaluation
     print(f"{setup:.0f} s for {len(frames.high)} frames and {len(frames.decoded) // frames.keep} clips", flush=True)

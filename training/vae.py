@@ -5,7 +5,8 @@ Joint part: small crops first, then whole frames in clips of 17 (the length of t
 is measured: each clip's PSNR, and that of its subjects' pixels (`--subject`: how much of the loss the latter are).
 Then the latents' mean and deviation are folded into the 1 x 1 x 1 convolutions around them, so that HunyuanVideo's
 scaling factor makes them unit variance. With `--stay` training goes on around a transformer that knows the latents:
-they may hardly move, and a quarter of the clips is decoded from the latents as they were.
+they may hardly move, and a quarter of the clips is decoded from the latents as they were. With `--decoder` only the
+decoder is trained on, and the latents stay to the last bit.
 """
 
 from __future__ import annotations
@@ -128,6 +129,8 @@ def main():
         batch=0,
         rate=8e-4,
         stay=0.0,
+        decoder=False,
+        decay=0.5,
         subject=0.75,
         robust=0.7,
         pool=1024,
@@ -153,11 +156,14 @@ def main():
     autocast = torch.autocast(args.device.split(":")[0], torch.bfloat16, enabled=cuda, cache_enabled=False)
 
     clips = Clips(args.pool, args.chunk, args.device, args.seed * 97 + args.rank)
-    optimizer = common.Muon(vae.parameters(), args.rate)
+    if args.decoder:
+        vae.encoder.requires_grad_(False)
+        vae.quant_conv.requires_grad_(False)
+    optimizer = common.Muon([p for p in vae.parameters() if p.requires_grad], args.rate)
     before = copy.deepcopy(vae).requires_grad_(False) if args.stay else None
 
     def both(x, noise: float):
-        with autocast:
+        with autocast, torch.set_grad_enabled(not args.decoder):
             posterior = vae.encode(x).latent_dist
         mean, z, moved = posterior.mean.float(), posterior.sample(), torch.zeros((), device=x.device)
         if before:
@@ -189,9 +195,9 @@ def main():
             frames, height, width, batch = 1, 0, 0, 16  # single frames are videos too
         if i % 32 == 31:
             clips.renew()
-        common.learning_rate(optimizer, args.rate, clock.progress, warmup=0.01, decay=0.5)
+        common.learning_rate(optimizer, args.rate, clock.progress, warmup=0.01, decay=args.decay)
         x, mask = clips.sample(batch, frames, height, width)
-        late = args.stay or clock.progress >= args.robust
+        late = args.stay or args.decoder or clock.progress >= args.robust
         loss, error, moved = recorder(exact if late else robust, True, x=x, mask=mask)
         common.average_gradients(vae)
         norm = torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
@@ -201,7 +207,7 @@ def main():
         if clock.due(args.save_every):
             common.save(average.model, args.out / "vae")
     vae = average.model
-    if not args.stay:
+    if not (args.stay or args.decoder):
         with torch.no_grad():
             fold(vae, torch.cat([vae.encode(clips.sample(4, 33, 0, 0)[0]).latent_dist.mode() for _ in range(16)]))
     common.save(vae, args.out / "vae")

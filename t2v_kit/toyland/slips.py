@@ -22,15 +22,20 @@ def mistype(word: str, rng: random.Random) -> str:
     return word if new.lower() in known_words() else new
 
 
+def slip(text: str, rng: random.Random) -> str:
+    """The text with one to three of its words mistyped."""
+    words = text.split(" ")
+    for _ in range(rng.choice((1, 1, 2, 3))):
+        at = rng.randrange(len(words))
+        words[at] = mistype(words[at], rng)
+    return " ".join(words)
+
+
 def careless_typing(text: str, rng: random.Random) -> str:
     """The text as people type it: half the time as it should be, else in small letters, in capitals, without a full
     stop, with a slip of the fingers."""
     if rng.random() < 0.1:
-        words = text.split(" ")
-        for _ in range(rng.choice((1, 1, 2, 3))):
-            at = rng.randrange(len(words))
-            words[at] = mistype(words[at], rng)
-        text = " ".join(words)
+        text = slip(text, rng)
     case = rng.random()
     if case < 0.22:
         text = text.lower()
