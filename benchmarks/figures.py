@@ -49,7 +49,7 @@ def documents(root: Path = ROOT) -> list[Path]:
 
 
 # Sections of evaluation.json that `training.evaluate` measures apart from the others.
-APART = ("guidance", "text", "typing", "underspecified")
+APART = ("by_hand", "guidance", "text", "typing", "underspecified")
 
 
 def figure(pointer: str, spec: str, folders: tuple[Path, ...] = FOLDERS) -> str:

@@ -10,6 +10,7 @@ import t2v_kit  # noqa: F401  (first: it makes torchvision importable)
 # isort: split
 import json
 import re
+from itertools import pairwise
 from pathlib import Path
 
 from benchmarks.common import RESULTS
@@ -41,7 +42,8 @@ UNGRADED = ("prompts", "facing", "clean")  # of a verdict: what is no attribute 
 def tables(folders: tuple[Path, ...] = (RESULTS, POCKET)) -> dict[str, str]:
     """Every table whose measurements are in one of `folders`, by name, as Markdown."""
     makers = {"memory": ("memory", memory), "cards": ("memory", cards), "speed": ("speed", speed)}
-    makers |= {"adherence": ("evaluation", adherence), "guidance": ("evaluation", guidance)}
+    makers |= {"adherence": ("evaluation", adherence), "guidance": ("evaluation", guidance), "vae": ("evaluation", vae)}
+    makers |= {"upscaler": ("training", upscaler)}
     makers |= {path.stem: (path.stem, upscaling) for folder in folders for path in folder.glob("upscaling*.json")}
     made = {"settings": settings(), "notebooks": notebooks()}
     for name, (file, make) in makers.items():
@@ -114,6 +116,41 @@ def adherence(report: dict) -> str | None:
     for title, row in rows.items():
         lines.append(f"| {title} | " + " | ".join(f"{row[name]:.0%}" if name in row else "" for name in names) + " |")
     return "\n".join(lines).replace("%", " %")
+
+
+def vae(report: dict) -> str | None:
+    """A row a measure of how near the VAE gives clips back, in dB, beside what it aims at."""
+    if "psnr_by_frame" not in report.get("vae", {}):
+        return None
+    own, frames = report["vae"], report["vae"]["psnr_by_frame"]
+    rows = {
+        f"PSNR of {own['clips']} whole clips": ("37", own["psnr"]),
+        "worst tenth of the clips": ("34", own["psnr_worst_tenth"]),
+        "on the subject's pixels": ("32", own["psnr_subject"]),
+        "largest step from frame to frame": ("0.3", own["largest_jump_between_frames"]),
+        "of them after the first frame, which is coded alone": ("", max(abs(b - a) for a, b in pairwise(frames[1:]))),
+    }
+    lines = ["| the VAE, in dB | aim | measured |", "|---|---|---|"]
+    return "\n".join(lines + [f"| {name} | {aim} | {value:.2f} |" for name, (aim, value) in rows.items()])
+
+
+def upscaler(report: dict) -> str | None:
+    """A row a kind of frames: Lanczos, and what pocket's two networks gain over it, in dB."""
+    if "upscaler" not in report:
+        return None
+    psnr = report["upscaler"]["psnr_db"]
+    kinds = {
+        "degraded": "degraded",
+        "noisy": "drawn small, with noise",
+        "clean": "drawn small",
+        "decoded": "through the VAE",
+    }
+    lines = ["| frames | Lanczos, dB | `pocket_x4` | `pocket_wdn_x4` |", "|---|---|---|---|"]
+    for kind, name in kinds.items():
+        plain = psnr["Lanczos"][kind]
+        gains = (f"{psnr[network][kind] - plain:+.1f}" for network in ("pocket_x4", "pocket_wdn_x4"))
+        lines.append(f"| {name} | {plain:.1f} | " + " | ".join(gains) + " |")
+    return "\n".join(lines)
 
 
 def guidance(report: dict) -> str | None:

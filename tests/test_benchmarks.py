@@ -174,6 +174,18 @@ def test_rows_of_a_list_are_found_by_their_name(tmp_path):
     assert figures.figure("full_size/stages/load/seconds", ".0f", (tmp_path,)) == "9"
 
 
+def test_tables_of_the_vae_and_the_upscaler(tmp_path):
+    """The largest step between frames is told with the first frame and without; the upscaler's gain is over Lanczos."""
+    own = {"clips": 2, "psnr": 35.0, "psnr_worst_tenth": 30.0, "psnr_subject": 28.0, "largest_jump_between_frames": 2.0}
+    (tmp_path / "evaluation.json").write_text(json.dumps({"vae": own | {"psnr_by_frame": [36, 34, 34.5, 34.25]}}))
+    networks = {"Lanczos": 28.0, "pocket_x4": 33.5, "pocket_wdn_x4": 27.0}
+    psnr = {name: dict.fromkeys(("degraded", "noisy", "clean", "decoded"), value) for name, value in networks.items()}
+    (tmp_path / "training.json").write_text(json.dumps({"upscaler": {"psnr_db": psnr}}))
+    made = figures.tables((tmp_path,))
+    assert "| worst tenth of the clips | 34 | 30.00 |" in made["vae"] and "|  | 0.50 |" in made["vae"]
+    assert "| degraded | 28.0 | +5.5 | -1.0 |" in made["upscaler"]
+
+
 def test_tables_of_the_evaluation(tmp_path):
     """A row a group of prompts and a guidance scale; what was not measured leaves its cell empty."""
     (tmp_path / "evaluation.json").write_text(json.dumps(EVALUATION))
