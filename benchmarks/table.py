@@ -30,6 +30,7 @@ ABOUT = {
     "03_noisy_latents": "flow matching: from clip to noise, sigma, shift, the loss",
     "04_dual_to_single_stream": "tokens, RoPE, blocks by hand, which word is looked at where",
     "05_denoising": "the loop in a dozen lines, what settles first, steps, guidance",
+    "12_from_video": "strength, first frames, keyframes, fills, seams and loops, from a clip or a picture",
     "14_step_caches": "steps that are not computed, what they save and what they cost",
     "06_small_gpus": "int8 and nf4, offload, the planner for your card",
     "07_decoding": "tiles and their seams, memory, files that can make themselves again",

@@ -160,7 +160,8 @@ def _loaded(record: dict, model: str | Path | Models | None) -> Models:
         return model
     again = {} if model else record["made_with"].get("loaded_by", {})
     plan = record["settings"].get("memory")
-    return load(**{"name": model or record["settings"]["model"], **again, "memory": plan})
+    name, loras = model or record["settings"]["model"], record["settings"].get("loras")
+    return load(**{"name": name, "loras": loras, **again, "memory": plan})
 
 
 def _check_overlap(overlap: int, length: int) -> None:

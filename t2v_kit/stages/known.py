@@ -28,6 +28,8 @@ class Known:
         latents: (1, C, T, H, W) clean, scaled as `encode` gives them; what they hold where nothing is given is not
             used.
         mask: (1, 1, T, H, W) bool, True where they are given. Of a patch of 2x2 cells some may be given, some not.
+        clean: Put them in without noise at every step: for weights that were trained so, such as a LoRA of
+            `training.continuing`. Weights of text to video alone were not.
 
     Raises:
         UserError: The two do not belong together, or everything or nothing is given.
@@ -41,6 +43,7 @@ class Known:
 
     latents: torch.Tensor = field(repr=False)
     mask: torch.Tensor = field(repr=False)
+    clean: bool = False
 
     def __post_init__(self) -> None:
         for name, value in (("latents", self.latents), ("mask", self.mask)):
@@ -75,7 +78,7 @@ class Known:
                 line of flow matching.
             sigma: 0 to 1.
         """
-        given = add_noise(self.latents.to(noise), noise, sigma).to(latents.dtype)
+        given = add_noise(self.latents.to(noise), noise, 0.0 if self.clean else sigma).to(latents.dtype)
         return torch.where(self.mask.to(latents.device), given, latents)
 
 
