@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import numbers
+import re
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -15,6 +16,7 @@ from .errors import UserError, check_text, did_you_mean, quoted
 
 # Four times 720x1280x129, HunyuanVideo's largest published size, in tokens of 4x16x16 pixels.
 MAX_VIDEO_TOKENS = 4 * 118_800
+MOST_STEPS = 1000
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,7 @@ class Settings:
         last_frame: Path of a picture with which it ends, or of a clip of 4k frames; or None.
         mask: Path of a picture or video, with `video`: white is made anew, black stays; or None.
         resample: 1 to 20, with known parts: how often each step is taken (RePaint's resampling).
+        travel: Prompts that take the prompt's place in some steps, as in "0-4: a sunny day | 5-9: at night"; or None.
 
     Raises:
         UserError: A value has the wrong type or is out of range; `check` adds the model's limits.
@@ -139,7 +142,7 @@ class Settings:
         None,
         "steps",
         "Denoising steps: how often the transformer is evaluated. Few are quick and rough; time grows with them.",
-        (1, 1000),
+        (1, MOST_STEPS),
         "the flow was trained on 1000 timesteps",
         1,
         slider=(1, 50),
@@ -244,6 +247,12 @@ class Settings:
         1,
         slider=(1, 10),
     )
+    travel: str | None = _text(
+        "prompt travel",
+        "Other prompts for some steps, counted from 0, as in '0-4: a sunny day | 12-: at night'. The prompt holds "
+        "in the others. Early steps decide the layout, late ones the detail.",
+        default=None,
+    )
 
     def __post_init__(self) -> None:
         for each in dataclasses.fields(self):
@@ -252,6 +261,8 @@ class Settings:
                 continue
             if knob.kind in ("file", "choice"):
                 _check_word(each.name, value, knob)
+            elif each.name == "travel":
+                travelled(value)
             elif knob.kind == "text":
                 check_text(each.name, value, allow_empty=each.name == "negative_prompt")
             elif knob.kind == "flag":
@@ -361,6 +372,41 @@ def check_multiples(settings: Settings, spatial: int, temporal: int) -> None:
             f"{temporal} share a latent); {temporal * k + 1} or {temporal * (k + 1) + 1} would work.",
             setting="num_frames",
         )
+
+
+def travelled(travel: object) -> list[tuple[range, str]]:
+    """Read a prompt travel: steps and the prompt that holds in them, in the order of the steps.
+
+    Args:
+        travel: Such as "0-4: a sunny day | 7: fog | 12-: at night"; "12-" goes on to the last step.
+
+    Returns:
+        (steps, prompt) for each part; an open end is 1000 steps, the most there are.
+
+    Raises:
+        UserError: Another form, a blank prompt, or steps that two parts claim.
+
+    Example:
+        >>> travelled("0-4: a sunny day | 12-: at night")
+        [(range(0, 5), 'a sunny day'), (range(12, 1000), 'at night')]
+    """
+    works = "'0-4: A red car. | 5-: A blue car.' would work."
+    parts = []
+    for text in travel.split("|") if isinstance(travel, str) else ():
+        form = re.fullmatch(r"\s*([0-9]{1,3})\s*(?:(-)\s*([0-9]{1,3})?)?\s*:(.*)", text, re.DOTALL)
+        if form is None or not form[4].strip() or not _writable(form[4]):
+            parts = []
+            break
+        first = int(form[1])
+        last = (int(form[3]) if form[3] else MOST_STEPS - 1) if form[2] else first
+        parts.append((range(first, last + 1), form[4].strip()))
+    if not parts:
+        raise UserError(f"travel={quoted(travel)}: must be steps and prompts, parted by | ; {works}", setting="travel")
+    parts.sort(key=lambda part: part[0].start)
+    ends = [0, *(steps.stop for steps, _ in parts)]
+    if any(not steps or steps.start < end for (steps, _), end in zip(parts, ends)):
+        raise UserError(f"travel={quoted(travel)}: ranges of steps must not overlap; {works}", setting="travel")
+    return parts
 
 
 def _check_word(name: str, value: Any, knob: Knob) -> None:

@@ -687,3 +687,17 @@ def test_real_model_offload_is_released_by_accelerate(tiny_folder, settings):
     del offloads[:]
     list(denoise(models, prompt, initial_latents(models, settings), settings))
     assert "transformer" in offloads[-4:]
+
+
+def test_prompt_travel_is_another_prompt_in_its_steps(tiny32, settings):
+    """Each step is that of a run of the prompt which holds in it; the others go on with the run's own."""
+    full = replace(settings, travel="2-: A blue balloon. | 0: A red car.").check(tiny32)
+    noise, own = initial_latents(tiny32, full), encode_prompt(tiny32, PROMPT)
+    steps, before = list(denoise(tiny32, own, noise, full)), noise
+    for step, text in zip(steps, ["A red car.", PROMPT, "A blue balloon."], strict=True):
+        alone = encode_prompt(tiny32, text)
+        one = next(denoise(tiny32, alone, before, replace(full, travel=None), start=step.index))
+        assert torch.equal(step.latents, one.latents)
+        before = step.latents
+    rest = list(denoise(tiny32, own, steps[0].latents, full, start=1))
+    assert_same_bits(rest, [step.latents for step in steps[1:]])

@@ -281,3 +281,25 @@ def test_text_that_cannot_be_written_is_refused():
     for wrong in (b"bytes", None, "\ud83d"):
         with pytest.raises(UserError, match=r"^words="):
             check_text("words", wrong, allow_empty=True)
+
+
+@pytest.mark.parametrize(
+    "travel, says",
+    [
+        ("day", "must be steps and prompts, parted by"),
+        ("0-4 day", "must be steps and prompts"),
+        ("0-4: day | 4-6: night", "ranges of steps must not overlap"),
+        ("5-3: day", "ranges of steps must not overlap"),
+        ("0-4:  | 5-: night", "must be steps and prompts"),
+    ],
+)
+def test_prompt_travel_has_a_form(travel, says):
+    with pytest.raises(UserError, match=says):
+        Settings("A car.", travel=travel)
+
+
+def test_prompt_travel_lies_within_the_steps(tiny32):
+    with pytest.raises(UserError, match="begins a part at step 3 of 3, counted from 0; 2 would work") as caught:
+        Settings("A car.", travel="0-1: A car. | 3-: A red car.").check(tiny32)
+    assert caught.value.setting == "travel"
+    assert Settings("A car.", travel="2: A red car.").check(tiny32).travel == "2: A red car."

@@ -152,7 +152,7 @@ def measure(models, probes, clips: list[Held], args, clean: bool) -> dict:
 
 def main() -> None:
     args = common.options(
-        __doc__, batch=64, rate=1e-3, rank=8, bundle=str(pocket.POCKET), pool=12_000, pool_seconds=25.0, workers=0,
+        __doc__, batch=64, rate=1e-3, lora_rank=8, bundle=str(pocket.POCKET), pool=12_000, pool_seconds=25.0, workers=0,
         frames=33, shift=3.0, steps=20, measure=24,
     )  # fmt: skip
     models = t2v_kit.load(args.bundle, device=args.device, dtype="float32")
@@ -162,7 +162,7 @@ def main() -> None:
     report["without, put in clean"] = measure(models, probes, clips, args, clean=True)
     model = models.pipe.transformer
     model.requires_grad_(False)
-    model.add_adapter(LoraConfig(r=args.rank, lora_alpha=args.rank, target_modules=LAYERS))
+    model.add_adapter(LoraConfig(r=args.lora_rank, lora_alpha=args.lora_rank, target_modules=LAYERS))
     report["trained"] = train(args, model, Maker(Path(args.bundle), args.device, args.seed, workers=args.workers))
     report["with"] = measure(models, probes, clips, args, clean=True)
     layers = {name: value.half() for name, value in get_peft_model_state_dict(model).items()}

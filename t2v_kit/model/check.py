@@ -10,9 +10,9 @@ import torch
 from diffusers import HunyuanVideoPipeline
 from transformers import PreTrainedTokenizerBase
 
-from ..errors import UserError
+from ..errors import UserError, quoted
 from ..hunyuan.tokens import check_length, token_rows
-from ..settings import MAX_VIDEO_TOKENS, Resolved, Settings, check_multiples
+from ..settings import MAX_VIDEO_TOKENS, Resolved, Settings, check_multiples, travelled
 
 
 class Limits(Protocol):
@@ -109,3 +109,11 @@ def _check_lengths(full: Resolved, models: Limits) -> None:
     for name in ("prompt", "negative_prompt") if full.true_cfg_scale > 1 else ("prompt",):
         text = getattr(full, name)
         check_length(text, token_rows(models.counter("tokenizer"), models.template, text), name)
+    for steps, text in travelled(full.travel) if full.travel is not None else ():
+        check_length(text, token_rows(models.counter("tokenizer"), models.template, text), "travel")
+        if steps.start >= full.num_inference_steps:
+            raise UserError(
+                f"travel={quoted(full.travel)}: begins a part at step {steps.start} of {full.num_inference_steps}, "
+                f"counted from 0; {full.num_inference_steps - 1} would work.",
+                setting="travel",
+            )

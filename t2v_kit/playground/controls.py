@@ -20,9 +20,14 @@ from .presets import presets, sentence
 from .rules import Rules
 
 _MAIN = ("width", "height", "num_frames", "num_inference_steps", "guidance_scale")
-_ADVANCED = ("flow_shift", "fps", "negative_prompt", "true_cfg_scale", "padded_prompt")
+_ADVANCED = ("flow_shift", "fps", "negative_prompt", "true_cfg_scale", "padded_prompt", "travel")
 _GIVEN = ("video", "strength", "mask", "first_frame", "last_frame", "fit", "resample")  # from a picture or a video
 _EXAMPLE = "A red car on the beach at sunset."  # so that Generate works at once
+_HINTS = {  # of texts, and how many lines their boxes have
+    "prompt": (_EXAMPLE, 4),
+    "negative_prompt": ("what the video should not show", 2),
+    "travel": ("0-4: a sunny day | 12-: at night", 2),
+}
 _CHANGED = "your own"  # the drop-down's entry when no preset has these settings
 
 
@@ -169,7 +174,7 @@ class Controls:
         # Blank means none; only true CFG takes "" as a prompt to steer away from.
         values["negative_prompt"] = values["negative_prompt"] or ("" if values["true_cfg_scale"] > 1 else None)
         for name, knob in KNOBS.items():
-            if knob.kind == "file":
+            if knob.kind == "file" or name == "travel":
                 values[name] = str(values[name]).strip() or None
         return values
 
@@ -298,7 +303,7 @@ def _widget(name: str, knob: Knob) -> widgets.DOMWidget:
     if knob.kind == "file":
         return tip(widgets.Text(placeholder="path of a file", continuous_update=False, **looks), knob.help)
     if knob.kind == "text":
-        hint, rows = (_EXAMPLE, 4) if name == "prompt" else ("what the video should not show", 2)
+        hint, rows = _HINTS[name]
         return tip(widgets.Textarea(placeholder=hint, rows=rows, continuous_update=False, **looks), knob.help)
     number, default = Number(knob), getattr(Settings("a"), name)
     if default is not None:

@@ -13,7 +13,7 @@ from diffusers import FasterCacheConfig, FlowMatchEulerDiscreteScheduler, Pyrami
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from ..errors import UserError, check_whole, give_note
-from ..settings import Resolved, Settings
+from ..settings import Resolved, Settings, travelled
 from .known import Known, renoise
 from .noise import check_sigma, initial_latents, make_scheduler
 from .prompt import PromptEncoding, encode_prompt
@@ -62,7 +62,7 @@ def denoise(
         models: What `load` gave.
         prompt: What `encode_prompt` gave.
         latents: (1, C, T, H, W), float32 noise of `initial_latents`; to resume, a Step's latents in their own dtype.
-        settings: Size, steps, guidance and shift.
+        settings: Size, steps, guidance and shift; with `travel`, other prompts in some steps, which are encoded here.
         start: The first step to compute; to resume, pass `start=step.index + 1`.
         negative: The negative prompt of true classifier-free guidance; by default settings.negative_prompt is encoded.
         known: What of the video is given. After each step it is put back at that step's noise level, mixed with the
@@ -94,6 +94,8 @@ def denoise(
         )
     if negative is not None:
         _check_prompt(models, negative)
+    travel = [] if full.travel is None else travelled(full.travel)
+    others = [(steps, encode_prompt(models, text, full.padded_prompt, name="travel")) for steps, text in travel]
     with models.lock:
         transformer = models.network("transformer")
         dtype = transformer.dtype  # asked once: it walks all modules
@@ -101,7 +103,11 @@ def denoise(
         scheduler.set_begin_index(start)
         # In the transformer's dtype, as the pipeline does: in bfloat16 6.0 and 6.02 are the same guidance.
         guidance = torch.tensor([full.guidance_scale], dtype=dtype, device=models.device) * 1000.0
-        branches = {"cond": _conditions(prompt, guidance)}
+        own = _conditions(prompt, guidance)
+        branches = {"cond": own}
+        prompts = {}
+        for steps, other in others:
+            prompts |= dict.fromkeys(steps, _conditions(other, guidance))
         if full.true_cfg_scale > 1 and negative is not None:
             branches["uncond"] = _conditions(negative, guidance)
         latents = latents.to(models.device)
@@ -115,6 +121,7 @@ def denoise(
                 cache.check()
                 models.loras.at_step(index)
                 timestep, sigma = scheduler.timesteps[index], scheduler.sigmas[index].item()
+                branches["cond"] = prompts.get(index, own)
                 where = {"step_index": index, "num_inference_steps": full.num_inference_steps, "sigma": sigma}
                 for repeat in range(1 if hold is None else full.resample):
                     taking = scheduler
