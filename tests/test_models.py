@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaTokenizerFast
 
 from t2v_kit.errors import UserError
+from t2v_kit.hunyuan.checkpoints import tencent_name
 from t2v_kit.hunyuan.files import HUB_ID, absolute, locate
 from t2v_kit.memory.plan import Part, Plan
 from t2v_kit.model.loading import load
@@ -380,6 +381,66 @@ def test_a_single_file_in_tencents_names(tiny_folder, tmp_path):
     models = load(tmp_path / "published.safetensors", base=folder, device="cpu")
     for name, weight in transformer.state_dict().items():
         assert torch.equal(models.pipe.transformer.state_dict()[name], weight), name
+
+
+COMFYUI = (
+    *(("txt_in.t_embedder.mlp.0.", "txt_in.t_embedder.in_layer."), ("mlp.2.", "out_layer.")),
+    *(("_in.mlp.0.", "_in.in_layer."), ("c_embedder.linear_1.", "c_embedder.in_layer.")),
+    *(("c_embedder.linear_2.", "c_embedder.out_layer."), ("_mod.linear.", "_mod.lin.")),
+    *(("mlp.fc1.", "mlp.0."), ("mlp.fc2.", "mlp.2."), ("_attn_qkv.", "_attn.qkv."), ("_attn_proj.", "_attn.proj.")),
+    *(("_attn_q_norm.weight", "_attn.norm.query_norm.scale"), ("_attn_k_norm.weight", "_attn.norm.key_norm.scale")),
+)
+
+
+@pytest.mark.parametrize("scales", ["scale_weight", "weight_scale", "of rows", "none"])
+def test_a_single_file_in_8_bits(tiny_folder, tmp_path, scales):
+    """In ComfyUI's names and with its prefix: each weight is what is stored times its scale."""
+    folder = shutil.copytree(tiny_folder, tmp_path / "base")
+    torch.manual_seed(1)
+    transformer = HunyuanVideoTransformer3DModel(**{**tiny_transformer().config, "num_single_layers": 0})
+    shutil.rmtree(folder / "transformer")
+    transformer.save_config(folder / "transformer")
+    stored, whole = {"scaled_fp8": torch.zeros(2, dtype=torch.float8_e4m3fn)}, {}
+    for name, weight in published_names(transformer.state_dict()).items():
+        comfy = name
+        for theirs, here in COMFYUI:
+            comfy = comfy.replace(theirs, here)
+        comfy = f"model.model.{comfy}"
+        if weight.ndim != 2:
+            stored[comfy], whole[name] = weight.clone(), weight
+            continue
+        scale = weight.abs().amax(dim=1, keepdim=True) if scales == "of rows" else weight.abs().max()
+        scale = torch.ones(()) if scales == "none" else scale / 448
+        stored[comfy] = (weight / scale).to(torch.float8_e4m3fn)
+        whole[name] = stored[comfy].float() * scale
+        layer = comfy.removesuffix(".weight")
+        if scales != "none":
+            stored[f"{layer}.{'weight_scale' if scales == 'weight_scale' else 'scale_weight'}"] = scale
+            stored[f"{layer}.scale_input"] = torch.ones(())
+    save_file(stored, tmp_path / "comfy.safetensors")
+    save_file({name: weight.contiguous() for name, weight in whole.items()}, tmp_path / "tencent.safetensors")
+    models, plain = (load(tmp_path / f"{name}.safetensors", base=folder, device="cpu") for name in ("comfy", "tencent"))
+    for name, weight in plain.pipe.transformer.state_dict().items():
+        assert torch.equal(models.pipe.transformer.state_dict()[name], weight), name
+
+
+@pytest.mark.parametrize(
+    ("comfy", "tencent"),
+    [
+        ("single_blocks.3.modulation.lin.weight", "single_blocks.3.modulation.linear.weight"),
+        ("single_blocks.3.norm.query_norm.scale", "single_blocks.3.q_norm.weight"),
+        ("double_blocks.0.txt_attn.norm.key_norm.scale", "double_blocks.0.txt_attn_k_norm.weight"),
+        ("model.model.single_blocks.3.linear1.bias", "single_blocks.3.linear1.bias"),
+        (
+            "txt_in.individual_token_refiner.blocks.1.mlp.2.bias",
+            "txt_in.individual_token_refiner.blocks.1.mlp.fc2.bias",
+        ),
+        ("guidance_in.mlp.0.weight", "guidance_in.mlp.0.weight"),
+        ("transformer_blocks.0.ff.net.2.weight", "transformer_blocks.0.ff.net.2.weight"),
+    ],
+)
+def test_comfyuis_names(comfy, tencent):
+    assert tencent_name(comfy) == tencent
 
 
 def published_names(weights):

@@ -53,7 +53,8 @@ def load(
     Args:
         name: 'pocket' (shipped, offline); 'hunyuan' (13B, downloaded from the hub); any hub id ('user/repo') or folder
             in the layout of HunyuanVideoPipeline.save_pretrained; or a single .safetensors or .gguf file of the
-            transformer, by path or by its link on the hub, with Tencent's names or diffusers'.
+            transformer, by path or by its link on the hub, with Tencent's names, ComfyUI's or diffusers'. Weights in
+            8 bits, with scales or without, are multiplied out while they are read.
         memory: None puts everything on the device (or, where it does not fit, uses diffusers' model offload). A `Plan`
             or its dict; 'auto', the best plan of this machine; or the GB of GPU memory to stay within. The latter two
             are for the size of `video`. With a plan, dtypes are the plan's, and one that has a single stage in memory

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from diffusers import GGUFQuantizationConfig, HunyuanVideoTransformer3DModel
 from safetensors import SafetensorError
 
 from ..errors import UserError
+from ..hunyuan.checkpoints import needs_restoring, restored
 from ..hunyuan.files import ModelFiles, one_line
 
 
@@ -15,7 +18,8 @@ def read_single(files: ModelFiles, dtype: torch.dtype, **options) -> HunyuanVide
 
     Args:
         files: Names the file, and the folder whose transformer/config.json says what it holds.
-        dtype: What the transformer computes in. A .gguf file stays quantised and is unpacked layer by layer.
+        dtype: What the transformer computes in. A .gguf file stays quantised and is unpacked layer by layer; 8-bit
+            weights of a .safetensors file become this while they are read.
         **options: Further keywords of `HunyuanVideoTransformer3DModel.from_single_file`.
 
     Raises:
@@ -25,8 +29,11 @@ def read_single(files: ModelFiles, dtype: torch.dtype, **options) -> HunyuanVide
     if files.single.suffix.lower() == ".gguf":
         options["quantization_config"] = GGUFQuantizationConfig(compute_dtype=dtype)
     try:
+        source: Any = str(files.single)
+        if files.single.suffix.lower() == ".safetensors" and needs_restoring(files.single):
+            source = restored(files.single, dtype)
         transformer = HunyuanVideoTransformer3DModel.from_single_file(
-            str(files.single),
+            source,
             config=str(files.folder),
             subfolder="transformer",
             torch_dtype=dtype,
