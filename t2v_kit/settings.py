@@ -255,24 +255,7 @@ class Settings:
     )
 
     def __post_init__(self) -> None:
-        for each in dataclasses.fields(self):
-            value, knob = getattr(self, each.name), KNOBS[each.name]
-            if value is None and each.default is None:
-                continue
-            if knob.kind in ("file", "choice"):
-                _check_word(each.name, value, knob)
-            elif each.name == "travel":
-                travelled(value)
-            elif knob.kind == "text":
-                check_text(each.name, value, allow_empty=each.name == "negative_prompt")
-            elif knob.kind == "flag":
-                if not isinstance(value, bool):
-                    raise UserError(
-                        f"{each.name}={quoted(value)}: must be True or False; {each.default} is the default.",
-                        setting=each.name,
-                    )
-            else:
-                object.__setattr__(self, each.name, _checked_number(each.name, value, knob))
+        check_fields(self, KNOBS)
         if self.true_cfg_scale > 1 and self.negative_prompt is None:
             raise UserError(
                 f"true_cfg_scale={self.true_cfg_scale}: needs a negative_prompt to steer away from; "
@@ -340,6 +323,36 @@ def settings_from(*, also: tuple[str, ...] = (), **keywords) -> Settings:
     if "prompt" not in keywords:
         raise UserError("prompt is missing: say what the video shows.", setting="prompt")
     return Settings(**keywords)
+
+
+def check_fields(settings: Any, knobs: dict[str, Knob]) -> None:
+    """Check each field of a frozen dataclass of settings by its knob, and make numbers plain ints and floats.
+
+    Args:
+        settings: The dataclass's instance; a field whose default is None may be None.
+        knobs: By the names of its fields.
+
+    Raises:
+        UserError: A value has the wrong type or is out of range.
+    """
+    for each in dataclasses.fields(settings):
+        value, knob = getattr(settings, each.name), knobs[each.name]
+        if value is None and each.default is None:
+            continue
+        if knob.kind in ("file", "choice"):
+            _check_word(each.name, value, knob)
+        elif each.name == "travel":
+            travelled(value)
+        elif knob.kind == "text":
+            check_text(each.name, value, allow_empty=each.name == "negative_prompt")
+        elif knob.kind == "flag":
+            if not isinstance(value, bool):
+                raise UserError(
+                    f"{each.name}={quoted(value)}: must be True or False; {each.default} is the default.",
+                    setting=each.name,
+                )
+        else:
+            object.__setattr__(settings, each.name, _checked_number(each.name, value, knob))
 
 
 def check_multiples(settings: Settings, spatial: int, temporal: int) -> None:

@@ -15,7 +15,7 @@ import warnings
 from cyclopts import CycloptsError, MissingArgumentError, UnknownOptionError
 
 from ..errors import UserError, near_match
-from . import enlarging, making, planning, runs  # noqa: F401 (each registers its command)
+from . import enlarging, learning, making, planning, runs  # noqa: F401 (each registers its command)
 from .app import app
 
 __all__ = ["app", "main"]

@@ -9,6 +9,7 @@ from ..errors import UserError
 from ..hunyuan.names import check_name
 from ..run.target import read_record
 from .app import app, quieten, report, what_remains
+from .learning import continue_training
 
 
 @app.command
@@ -22,6 +23,9 @@ def resume(folder: str, /, *, model: str | None = None, anyway: bool = False) ->
     """
     if not Path(folder).expanduser().is_dir():
         raise UserError(f"{folder!r}: there is no such folder; t2v gallery lists the runs.")
+    if (Path(folder).expanduser() / "losses.jsonl").exists():
+        continue_training(folder)
+        return
     read_record(folder)
     if model is not None:
         check_name(model)
@@ -54,14 +58,18 @@ def gallery(folder: str = "runs", /, *, out: str | None = None) -> None:
     from PIL import Image
 
     from ..atomic import write_whole
+    from ..run.fine_tuning import trainings
     from ..run.records import gallery as draw_gallery
     from ..run.records import runs
 
     records = runs(where)
-    picture = draw_gallery(records if records else where)
+    picture = draw_gallery(where)
     with write_whole(target) as temporary:
         Image.fromarray(picture).save(temporary, "PNG")
     for record in records:
         steps = "finished" if record.finished else f"{record.steps} of {record.settings['num_inference_steps']} steps"
         print(f"{record.folder}  {steps}  seed {record.settings['seed']}  {record.settings['prompt']}")
+    for training in trainings(where):
+        steps = "finished" if training.finished else f"{len(training.losses)} of {training.settings.steps} steps"
+        print(f"{training.folder}  training, {steps}  {training.data.name}  {training.prompt}")
     print(f"written  {target}")

@@ -75,6 +75,11 @@ def mask_assumed(full: bool) -> Iterator[None]:
         _call.full = before
 
 
+def mask_is_assumed_full() -> bool:
+    """Whether blocks in this thread attend without their mask now."""
+    return getattr(_call, "full", False)
+
+
 @functools.wraps(HunyuanVideoTransformer3DModel.forward)
 def _forward(self: HunyuanVideoTransformer3DModel, *args, **kwargs):
     """The transformer's own forward, with the decision about the mask made before it and withdrawn after it."""

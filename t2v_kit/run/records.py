@@ -15,6 +15,7 @@ from ..errors import UserError, check_whole, did_you_mean, give_note
 from ..settings import Settings
 from ..video.files import video_reader
 from ..view.pictures import font, shortened, wrap
+from .fine_tuning import Training, trainings
 from .folder import read_latents, read_log
 from .generating import Run, generate
 from .recipe import reproducing, write_recipe
@@ -232,8 +233,10 @@ def gallery(found: str | os.PathLike | list[RunRecord] = "runs", columns: int = 
         >>> show_image(gallery("runs"))  # doctest: +SKIP
     """
     columns = check_whole("columns", columns, works=4)
-    records = runs(found) if isinstance(found, (str, os.PathLike)) else list(found)
-    if not records:
+    named = isinstance(found, (str, os.PathLike))
+    records = runs(found) if named else list(found)
+    taught = [_training_card(training) for training in trainings(found)] if named else []
+    if not records and not taught:
         raise UserError(f"{str(found)!r}: holds no run; generate(..., out='runs/mine') makes one.")
     apart = compare(*records) if len(records) > 1 else {}
     own = [{name: values[place] for name, values in apart.items()} for place in range(len(records))]
@@ -243,8 +246,9 @@ def gallery(found: str | os.PathLike | list[RunRecord] = "runs", columns: int = 
             cards.append(_card(record, known))
         except ValueError as error:  # UserError among them: no video, or one without frames
             give_note(f"{record.folder}: left out of the gallery; {error}")
-    if not cards:
+    if not cards and not taught:
         raise UserError(f"{str(records[0].folder)!r}: its video is damaged; delete it, and resume makes it again.")
+    cards += taught
     columns = min(columns, len(cards))
     rows = [cards[start : start + columns] for start in range(0, len(cards), columns)]
     heights = [max(card.height for card in row) for row in rows]
@@ -270,10 +274,31 @@ def _card(record: RunRecord, apart: dict) -> Image.Image:
     differing = ", ".join(f"{name} {_short(value)}" for name, value in apart.items() if name != "prompt")
     lines = [(line, _INK) for line in wrap(record.settings["prompt"], font(13), _CARD)[:3]]
     lines += [(line, _GREY) for line in wrap(differing, font(13), _CARD)[:3]]
+    return _framed(frame, record.folder.name, lines)
+
+
+def _training_card(training: Training) -> Image.Image:
+    """The middle frame of the latest sample video over how far the training is."""
+    frame = Image.new("RGB", (_CARD, _CARD * 9 // 16), (232,) * 3)
+    if training.samples:
+        with video_reader(training.samples[-1]) as frames:
+            video = list(frames)
+        frame = Image.fromarray(video[len(video) // 2])
+        frame = frame.resize((_CARD, round(frame.height * _CARD / frame.width)), Image.Resampling.LANCZOS)
+    kind = f"LoRA of rank {training.settings.rank}" if training.settings.rank else "all weights"
+    steps = training.losses[-1]["step"] if training.losses else 0
+    words = f"training, {kind}: {steps} of {training.settings.steps} steps on {training.data.name}"
+    lines = [(line, _INK) for line in wrap(training.prompt, font(13), _CARD)[:3]]
+    lines += [(line, _GREY) for line in wrap(words, font(13), _CARD)[:3]]
+    return _framed(frame, training.folder.name, lines)
+
+
+def _framed(frame: Image.Image, name: str, lines: list) -> Image.Image:
+    """A picture over a name and lines of words."""
     card = Image.new("RGB", (_CARD, frame.height + 26 + 17 * len(lines)), _PAPER)
     card.paste(frame)
     draw = ImageDraw.Draw(card)
-    draw.text((0, frame.height + 5), shortened(record.folder.name, font(15), _CARD), fill=_INK, font=font(15))
+    draw.text((0, frame.height + 5), shortened(name, font(15), _CARD), fill=_INK, font=font(15))
     for number, (line, colour) in enumerate(lines):
         draw.text((0, frame.height + 26 + 17 * number), line, fill=colour, font=font(13))
     return card

@@ -148,6 +148,15 @@ def render(scene: Scene, height: int = 112, width: int = 192, num_frames: int = 
     return (video.permute(1, 2, 3, 0) * 255).round().to(torch.uint8).numpy()
 
 
+def scenery(
+    place: str, sky: str, seed: int = 0, height: int = 112, width: int = 192, num_frames: int = 33
+) -> np.ndarray:
+    """Draw a place and its sky with nobody in it: (T, H, W, 3) uint8, to draw a subject of one's own on."""
+    scene = Scene("ball", "red", place, sky, "right", "slow", seed=seed)
+    video = draw([scene], height, width, num_frames, FPS, "cpu", actors=False).image[0]
+    return (video.permute(1, 2, 3, 0) * 255).round().to(torch.uint8).numpy()
+
+
 def truth(scene: Scene, height: int = 112, width: int = 192, num_frames: int = 33) -> Truth:
     """The masks and motion behind `render` at the same size."""
     canvas = draw([scene], height, width, num_frames, FPS, "cpu", with_truth=True)

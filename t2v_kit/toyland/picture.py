@@ -38,8 +38,8 @@ def groups(words, device):
         yield word, torch.tensor([i for i, w in enumerate(words) if w == word], device=device)
 
 
-def draw(scenes, height, width, num_frames, fps, device, with_truth=False) -> Canvas:
-    """Draw `scenes` (toyland.Scene) into a Canvas with image (B, 3, T, H, W)."""
+def draw(scenes, height, width, num_frames, fps, device, with_truth=False, actors=True) -> Canvas:
+    """Draw `scenes` (toyland.Scene), with their `actors` or without, into a Canvas with image (B, 3, T, H, W)."""
     aspect = width / height
     numbers = np.stack([np.random.default_rng(s.seed).random(52) for s in scenes]).astype(np.float32)
     scenery, own = torch.from_numpy(numbers).to(device).split([32, 20], 1)
@@ -52,7 +52,8 @@ def draw(scenes, height, width, num_frames, fps, device, with_truth=False) -> Ca
         if sky in CLOUDS:
             with canvas.part(index) as part:
                 clouds(part, scenery[index], aspect, seconds, CLOUDS[sky])
-    _actors(canvas, scenes, scenery, own, aspect, seconds, fps)
+    if actors:
+        _actors(canvas, scenes, scenery, own, aspect, seconds, fps)
     for sky in FALLING.keys() & skies.keys():
         with canvas.part(skies[sky]) as part:
             FALLING[sky](part, scenery[skies[sky]], seconds)
