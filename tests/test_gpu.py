@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import PROMPT
 from diffusers import HunyuanVideoPipeline
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import t2v_kit.model.loading as loading_module
 import t2v_kit.run.generating as run_module
@@ -149,6 +149,28 @@ def test_every_kind_of_plan_on_pocket(plan, reference):
     quantised = plan.transformer.quantisation != "none"
     assert error < (0.5 if quantised else 1e-2), f"relative error {error:.3g}"
     assert not quantised or error > 0
+
+
+@pytest.mark.parametrize("plan", ladder(), ids=lambda plan: plan.name)
+def test_a_lora_under_every_kind_of_plan(plan, tmp_path):
+    """It acts the same twice, as it must where networks are read anew, and at strength 0 it leaves the bits alone."""
+    pytest.importorskip("peft", reason="peft is not installed: no LoRA was tested on a GPU")
+    at, draw = "transformer.transformer_blocks.0.attn.to_q", torch.Generator().manual_seed(0)
+    tensors = {f"{at}.lora_A.weight": torch.randn(4, 192, generator=draw) / 14}
+    tensors[f"{at}.lora_B.weight"] = torch.randn(192, 4, generator=draw)
+    save_file(tensors, tmp_path / "style.safetensors")
+    try:
+        models = load("pocket", memory=plan, device="cuda", loras=[tmp_path / "style.safetensors"])
+    except UserError as reason:
+        if "bitsandbytes" in str(reason):
+            pytest.skip("bitsandbytes is not installed: 4-bit plans were not tested")
+        raise
+    one, other = (generate(CAR, models, **SMALL, **QUIET).latents for _ in range(2))
+    models.loras.set(0)
+    off = generate(CAR, models, **SMALL, **QUIET).latents
+    without = generate(CAR, load("pocket", memory=plan, device="cuda"), **SMALL, **QUIET).latents
+    assert torch.equal(one, other) and torch.equal(off, without)
+    assert (one.float() - off.float()).norm() / off.float().norm() > 0.02
 
 
 def test_the_panels_engine_makes_a_run(tmp_path, tiny_folder, no_encoder):

@@ -514,6 +514,13 @@ def test_a_gguf_file_is_read_quantised(tiny_folder, tmp_path, settings):
     one, other = (velocity(each, prompt, noise, 0.5) for each in (models, exact))
     assert packed and 1e-6 < float((one - other).norm() / other.norm()) < 0.05
     assert models.weights_hash != exact.weights_hash
+    at = "transformer_blocks.0.attn.to_q"
+    lora = {f"{at}.lora_A.weight": torch.randn(2, 32), f"{at}.lora_B.weight": torch.randn(32, 2)}
+    save_file(lora, tmp_path / "lora.safetensors")
+    styled = load(tmp_path / "small.gguf", base=tiny_folder, device="cpu", loras=[tmp_path / "lora.safetensors"])
+    assert not torch.equal(velocity(styled, prompt, noise, 0.5), one)
+    styled.loras.set(0)
+    assert torch.equal(velocity(styled, prompt, noise, 0.5), one)
     with pytest.raises(UserError, match="a GGUF file is quantised by itself, and takes no plan; memory=None works"):
         load(tmp_path / "small.gguf", base=tiny_folder, memory="auto", device="cpu")
 
