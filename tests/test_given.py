@@ -167,7 +167,9 @@ class TestFitting:
 class TestStrength:
     @pytest.mark.parametrize("strength, start", [(0.0, 3), (1 / 3, 2), (2 / 3, 1), (1.0, 0)])
     def test_it_is_the_share_of_the_steps(self, tiny32, settings, strength, start):
-        assert start_step(tiny32, settings, strength) == start
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert start_step(tiny32, settings, strength) == start
 
     def test_a_share_between_steps_is_said(self, tiny32, settings):
         with pytest.warns(UserWarning, match="strength=0.6 of 3 steps is 1.8: 2 are run, as with strength=0.667"):

@@ -77,15 +77,13 @@ def start_step(models: Models, settings: Settings, strength: float | None = None
     Raises:
         UserError: strength is out of range.
     """
-    if strength is not None:
-        settings = dataclasses.replace(settings, strength=strength)
-    full = settings.check(models)
-    steps = full.num_inference_steps
-    run = math.floor(full.strength * steps + 0.5)
-    if abs(run - full.strength * steps) > 1e-6:
+    steps = settings.check(models).num_inference_steps
+    share = settings.strength if strength is None else dataclasses.replace(settings, strength=strength).strength
+    run = math.floor(share * steps + 0.5)
+    if abs(run - share * steps) > 1e-6:
         give_note(
-            f"strength={full.strength:g} of {steps} steps is {full.strength * steps:g}: {run} are run, as with "
-            f"strength={run / steps:.3g}."
+            f"strength={share:g} of {steps} steps is {share * steps:g}: {run} are run, "
+            f"as with strength={run / steps:.3g}."
         )
     return steps - run
 
