@@ -62,7 +62,8 @@ def settings() -> str:
         span = "" if knob.kind not in ("whole", "real") else f"{knob.lowest:g} to {knob.highest:g}"
         span = f"from {knob.lowest:g}" if knob.highest >= 2**62 else span
         option = "PROMPT" if name == "prompt" else f"--{name.replace('_', '-')}"
-        lines.append(f"| `{name}` | `{option}` | {span} | {knob.help} |")
+        words = knob.help.replace("|", "\\|")  # which would end the table's cell
+        lines.append(f"| `{name}` | `{option}` | {span} | {words} |")
     return "\n".join(lines)
 
 
