@@ -24,7 +24,9 @@ from .plan import DTYPES, QUANTISATIONS, Part, Plan, Size
 from .weights import Configs, Weights, weights
 
 GIB = 2**30
+#: The stages that need a plan, with their networks, and their numbers among the five of a run.
 STAGES = {"encode": ("text_encoder", "text_encoder_2"), "denoise": ("transformer",), "decode": ("vae",)}
+NUMBERED = {"encode": "1 encode", "denoise": "3 denoise", "decode": "4 decode"}
 WORDS = 40  # tokens of a prompt without its padding
 
 # Dense 16-bit tensor-core TFLOP/s, summed in float32, from NVIDIA's data sheets and architecture white papers.
@@ -85,10 +87,10 @@ class Estimate:
 
     def __str__(self) -> str:
         size = f"{self.size.height}x{self.size.width}x{self.size.num_frames}"
-        lines = [f"{self.plan.name}, {size}", "stage      GPU GiB   RAM GiB  read GiB   seconds"]
+        lines = [f"{self.plan.name}, {size}", "stage       GPU GiB   RAM GiB  read GiB   seconds"]
         for row in self.rows:
             seconds = "   unknown" if row["seconds"] is None else f"{row['seconds']:10.1f}"
-            lines.append(f"{row['stage']:8} {row['vram_gb']:9.1f} {row['ram_gb']:9.1f} {row['disk_gb']:9.1f}{seconds}")
+            lines.append(f"{NUMBERED[row['stage']]:9} {row['vram_gb']:9.1f} {row['ram_gb']:9.1f} {row['disk_gb']:9.1f}{seconds}")
         return "\n".join([*lines, f"seconds: {self.seconds_are}"])
 
     def picture(self, vram_gb: float, ram_gb: float | None = None) -> np.ndarray:
@@ -110,7 +112,7 @@ class Estimate:
         for ax, (key, title, limit) in zip(axes, sides):
             needs = [row[key] for row in self.rows]
             colours = ["#c0392b" if limit is not None and need > limit else "#2e86ab" for need in needs]
-            ax.barh([row["stage"] for row in self.rows], needs, color=colours)
+            ax.barh([NUMBERED[row["stage"]] for row in self.rows], needs, color=colours)
             if limit is not None:
                 ax.axvline(limit, color="#222222", linestyle="--")
                 title += f" (dashed: the limit, {limit:g} GB)"  # in the title: a legend would cover bars and the line
