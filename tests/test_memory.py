@@ -233,6 +233,17 @@ def test_seconds_are_those_measured():
     assert row["seconds"] == 100
 
 
+def test_streaming_weights_sets_the_pace_of_a_small_video():
+    """A step that computes for less time than its weights travel takes as long as these."""
+    streamed = next(made for made in ladder() if made.name == "streamed")
+    small, large = (
+        estimate(streamed, Size(320, 512, frames, num_inference_steps=1), stages=("denoise",)).rows[0]["seconds"]
+        for frames in (1, 129)
+    )
+    travels = 25.64 / coefficients()["seconds"]["bus_gb_a_second"]  # 12.82 billion numbers of two bytes
+    assert small == pytest.approx(travels, rel=0.01) and large > 1.2 * small
+
+
 @pytest.mark.parametrize(
     ("gpu", "tflops"),
     [("NVIDIA H100 80GB HBM3", 989), ("NVIDIA A100-SXM4-80GB", 312), ("NVIDIA GeForce RTX 4090", 165),
