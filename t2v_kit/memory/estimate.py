@@ -90,7 +90,9 @@ class Estimate:
         lines = [f"{self.plan.name}, {size}", "stage       GPU GiB   RAM GiB  read GiB   seconds"]
         for row in self.rows:
             seconds = "   unknown" if row["seconds"] is None else f"{row['seconds']:10.1f}"
-            lines.append(f"{NUMBERED[row['stage']]:9} {row['vram_gb']:9.1f} {row['ram_gb']:9.1f} {row['disk_gb']:9.1f}{seconds}")
+            lines.append(
+                f"{NUMBERED[row['stage']]:9} {row['vram_gb']:9.1f} {row['ram_gb']:9.1f} {row['disk_gb']:9.1f}{seconds}"
+            )
         return "\n".join([*lines, f"seconds: {self.seconds_are}"])
 
     def picture(self, vram_gb: float, ram_gb: float | None = None) -> np.ndarray:
