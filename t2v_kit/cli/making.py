@@ -7,6 +7,7 @@ again.
 from __future__ import annotations
 
 import inspect
+import os
 import re
 import secrets
 import time
@@ -17,7 +18,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter, Token
 
-from ..errors import UserError, near_match
+from ..errors import UserError, check_whole, near_match
 from ..hunyuan.lora_arguments import lora_from_text
 from ..hunyuan.names import HUB_ID, check_name
 from ..memory.plan import gigabytes
@@ -48,6 +49,9 @@ def _make(
     memory: str | None = None,
     lora: list[str] | None = None,
     revision: str | None = None,
+    gpus: int | None = None,
+    attention: str = "auto",
+    compile: bool = False,
     out: str | None = None,
     prompts: str | None = None,
     reuse: bool = True,
@@ -64,6 +68,9 @@ def _make(
         lora: FILE[:STRENGTH], a LoRA's file or hub id, and its strength; again for another. Several numbers with commas
             between them are one for each step.
         revision: Branch, tag or commit of a model on the hub.
+        gpus: How many GPUs make the video together; under torchrun, as many as it started processes.
+        attention: auto, or a kernel by the name that diffusers gives it.
+        compile: Compile the transformer's blocks: a slow first step, and faster ones.
         out: Folder for the files; by default a new one in runs/.
         prompts: A text file with a prompt on each line, in place of PROMPT: a run for each, in folders of --out.
         reuse: Take saved latents of the same settings.
@@ -106,6 +113,19 @@ def _make(
         check_multiples(wanted, *TOKEN)
     if model in ("hunyuan", HUB_ID) and not yes:
         ask_for_download(wanted, revision)
+    if several and ((gpus or 1) > 1 or under_torchrun()):
+        raise UserError(
+            f"--prompts {prompts}: makes one video after the other, each on one GPU; one PROMPT would work."
+        )
+    how = {"attention": attention, "compile": compile}
+    if under_torchrun():
+        return _among_others(wanted, model, folder, {"memory": memory, "revision": revision, "loras": loras, **how},
+                             given | {"reuse": reuse}, started)  # fmt: skip
+    if gpus is not None and check_whole("gpus", gpus, unit="devices") > 1:
+        if revision:
+            raise UserError(f"--revision {revision}: is not for --gpus; torchrun -m t2v_kit takes it.")
+        given |= {"gpus": gpus, "memory": memory, "loras": loras or None, **how}
+        memory, loras = None, []
     print(f"loading {model}", flush=True)
     try:
         quieten()
@@ -114,18 +134,43 @@ def _make(
         from ..run.sweeps.sweeping import sweep
 
         loaded: Any = model
-        if memory or revision or loras:
-            loaded = load(model, memory, revision, video=wanted, loras=loras)
+        if "gpus" not in given and (memory or revision or loras or attention != "auto" or compile):
+            loaded = load(model, memory, revision, video=wanted, loras=loras, **how)
         if loras:
             print(loaded.loras, flush=True)
         if several:
             result = sweep(prompt=several, model=loaded, out=folder, **{"upscale": "auto", **given})
             print(f"written  {result.folder}  {len(result.runs)} runs  in {time.perf_counter() - started:.1f} s")
             return
-        run = generate(wanted.prompt, loaded, folder, reuse=reuse, **given)
+        run = generate(wanted.prompt, loaded, folder, reuse=reuse, **how | given)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(what_remains(folder)) from None
     report(run, time.perf_counter() - started)
+
+
+def under_torchrun() -> bool:
+    """Whether torchrun started this process among others."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1
+
+
+def _among_others(wanted: Settings, model: str, folder, load_by: dict, given: dict, started: float) -> None:
+    """Under torchrun: the first process makes the run and says so, the others compute their share."""
+    quieten()
+    from ..hunyuan.parallel import join, leave
+    from ..model.loading import load
+    from ..run.generating import generate
+    from ..run.team import follow
+
+    team = join()
+    if team.leads:
+        print(f"loading {model} in {team.size} processes", flush=True)
+    models = load(model, video=wanted, team=team, **load_by)
+    if team.leads:
+        run = generate(wanted.prompt, models, folder, checkpoint_every=1, **given)
+        report(run, time.perf_counter() - started)
+    else:
+        follow(models)
+    leave()
 
 
 def _check_files(wanted: Settings) -> None:

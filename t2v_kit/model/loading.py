@@ -178,6 +178,7 @@ def load(
         upscaler=extra.get("upscaler"),
         loras=adapters,
         attention=attention,
+        compiled=compile or (plan is not None and plan.compile),
         team=team,
     )
     if variant is None and variants:

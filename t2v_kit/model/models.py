@@ -64,6 +64,7 @@ class Models:
         upscaler: The upscaler made for its videos, as `upscale` takes it; None when it has none.
         loras: The LoRAs that `load` put on the transformer, with their strengths; printed, a table.
         attention: The backend that the transformer's blocks attend with.
+        compiled: Whether `load` compiled the transformer's blocks.
         team: The processes that make one video together; None for one alone.
         lock: Held by whoever uses the networks; a thread may take it again while it holds it.
     """
@@ -83,6 +84,7 @@ class Models:
     residence: Residence | None = field(default=None, repr=False)
     upscaler: str | None = None
     attention: str = NATIVE
+    compiled: bool = False
     team: Team | None = field(default=None, repr=False)
     loras: Loras = field(default_factory=Loras)
     # Of the networks, which dataclasses.replace hands on: so it must hand on their lock too.
@@ -103,6 +105,7 @@ class Models:
         }
         given["loras"] = self.loras.arguments or None
         given["attention"] = None if self.attention == NATIVE else self.attention
+        given["compile"] = self.compiled or None
         return {key: value for key, value in given.items() if value is not None}
 
     def check(self, settings: Settings) -> Resolved:

@@ -16,6 +16,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from ..errors import UserError, check_whole, fresh_notes, give_note, quoted
+from ..hunyuan.names import check_name
 from ..memory.choose import as_plan
 from ..memory.plan import Plan
 from ..model.loading import load
@@ -32,13 +33,15 @@ from ..video.files import read_metadata, save_video, video_reader, video_writer
 from ..view.pictures import contact_sheet, sheet_frames
 from .folder import RunFolder, read_latents
 from .given import GIVEN, digests_of, take_given
+from .launching import launch
 from .progress import Progress
 from .record import differences, latents_key, made_with
 from .reuse import SavedLatents, find_latents, find_prompt
-from .target import CHECKPOINT, FILES, LOG, check_own, read_record
+from .target import CHECKPOINT, FILES, LOG, check_own, check_target, read_record
+from .team import Work, lead
 from .upscalers import check_upscaler, choose_upscaler, enlarged, upscaler_hash
 
-OWN = ("model", "out", "upscale", "memory", "loras")  # keywords of `generate` that are no fields of Settings
+OWN = ("model", "out", "upscale", "memory", "loras", "gpus")  # keywords of `generate` that are no fields of Settings
 _ARGUMENTS = {"first_frame": "first", "last_frame": "last"}  # of `fitted_parts`, where they are shorter
 WATCHERS = ("checkpoint_every", "on_step", "on_stage", "stop", "progress")  # those that change nothing about the result
 
@@ -107,6 +110,9 @@ def generate(
     *,
     memory: Plan | dict | str | float | None = None,
     loras: Sequence | str | Path | None = None,
+    gpus: int | None = None,
+    attention: str = "auto",
+    compile: bool = False,
     checkpoint_every: int = 5,
     on_step: Callable[[Step], object] | None = None,
     on_stage: Callable[[str, int, int], object] | None = None,
@@ -131,6 +137,11 @@ def generate(
         memory: The plan that `load` takes, for a model given by name.
         loras: The LoRAs that `load` takes, for a model given by name; for a loaded one, the same files with the
             strengths that they have from now on.
+        gpus: How many devices make the video together, each in a process of its own that loads the model by its name;
+            on a machine without GPUs, processes on the CPU. `out` is needed, and is how they are watched; every step is
+            a checkpoint, so a process that is lost ends the run with one line and `resume` continues it.
+        attention: The kernel that `load` takes, for a model given by name.
+        compile: Whether `load` compiles the transformer's blocks, for a model given by name.
         checkpoint_every: Denoising steps between two checkpoints, at least 1. The latents are also saved whenever
             denoising ends early; `resume` continues from them.
         on_step: Called with each denoising `Step`.
@@ -158,10 +169,16 @@ def generate(
         >>> [file.name for file in run.files if file.suffix == ".mp4"]
         ['video.mp4', 'upscaled.mp4']
     """
+    if gpus is not None and check_whole("gpus", gpus, unit="devices") > 1:
+        job = {"upscale": check_upscaler(upscale), "reuse": reuse}
+        load_by = {"name": model, "memory": memory, "loras": loras, "attention": attention, "compile": compile}
+        watchers = {"on_step": on_step, "on_stage": on_stage, "stop": stop, "progress": progress}
+        return _launched(gpus, out, load_by, job | {"settings": {"prompt": prompt, "seed": seed, **settings}}, watchers)
     with fresh_notes():
         return run_stages(
-            prompt, model, out, upscale, seed, memory=memory, loras=loras, checkpoint_every=checkpoint_every,
-            on_step=on_step, on_stage=on_stage, stop=stop, progress=progress, reuse=reuse, **settings,
+            prompt, model, out, upscale, seed, memory=memory, loras=loras, attention=attention, compile=compile,
+            checkpoint_every=checkpoint_every, on_step=on_step, on_stage=on_stage, stop=stop, progress=progress,
+            reuse=reuse, **settings,
         )  # fmt: skip
 
 
@@ -174,6 +191,8 @@ def run_stages(
     *,
     memory: Plan | dict | str | float | None = None,
     loras: Sequence | str | Path | None = None,
+    attention: str = "auto",
+    compile: bool = False,
     checkpoint_every: int = 5,
     on_step: Callable[[Step], object] | None = None,
     on_stage: Callable[[str, int, int], object] | None = None,
@@ -195,7 +214,7 @@ def run_stages(
         check_own(folder.path)
         watch = Progress(folder, on_step, on_stage, stop, progress)
         with watch.stage("load", disable=True) as tick:
-            models = loaded(model, memory, wanted, loras)
+            models = loaded(model, memory, wanted, loras, attention, compile)
             tick()
         watch.device, complete = models.device, wanted.check(models)
         upscale = choose_upscaler(models) if upscale == AUTO else upscale
@@ -207,6 +226,7 @@ def run_stages(
         finished = saved is not None and saved.step == complete.num_inference_steps
         encoding, negative, prompt_source = _encoded(models, complete, record, folder, bool(reuse), finished, watch)
         latents, start, known = _begun(models, complete, parts, saved)
+        lead(models, Work(complete, encoding, negative, latents, start), known)
         folder.start(record, saved and saved.step, saved and saved.source)
         folder.save("prompt.safetensors", encoding.save)
         if prompt_source is not None:
@@ -273,7 +293,14 @@ def resume(
                 f"{name}={watchers[name]!r}: a resumed run keeps its settings, and resume takes {', '.join(WATCHERS)}; "
                 "generate with another folder as out takes other settings."
             )
-    read_record(folder)  # before the folder is touched
+    gpus = read_record(folder)["settings"].get("gpus", 1)  # before the folder is touched
+    if gpus > 1 and not isinstance(model, Models):
+        watchers.pop("checkpoint_every", None)
+        record = read_record(folder)
+        load_by = {} if model else record["made_with"].get("loaded_by", {})
+        load_by = {"name": model or record["settings"].get("model"), **load_by}
+        load_by |= {name: record["settings"].get(name) for name in ("memory", "loras")}
+        return _launched(gpus, folder, load_by, {"resume": True, "anyway": anyway}, watchers)
     with fresh_notes(), RunFolder(folder).held() as place:
         assert place.path is not None
         record = read_record(place.path)
@@ -294,6 +321,31 @@ def resume(
         if latents and changed:
             watchers["reuse"] = _continued_anyway(place, latents, changed, latents_key(now), anyway)
         return run_stages(**settings, model=model, out=place, upscale=upscale, **watchers)
+
+
+def _launched(gpus: int, out, load_by: dict, job: dict, watchers: dict) -> Run:
+    """A run by several processes, which the launcher starts, as a `Run`."""
+    if isinstance(load_by["name"], Models):
+        raise UserError(
+            f"gpus={gpus}: each process loads the model itself; model={load_by['name'].name!r} would work.",
+            setting="gpus",
+        )
+    if out is None:
+        raise UserError(f"gpus={gpus}: needs a folder to watch the processes by; out='runs/mine' would work.")
+    cards = torch.cuda.device_count()
+    if 0 < cards < gpus:
+        raise UserError(f"gpus={gpus}: this machine has {cards}; gpus={cards} would work.", setting="gpus")
+    folder = check_target(out)
+    settings = job.get("settings", {})
+    if settings:
+        wanted = settings_from(also=OWN, **settings)
+        check_own(folder)
+        load_by |= {"video": wanted}
+    check_name(load_by["name"])
+    blank = {"resume": False, "anyway": False, "settings": None, "upscale": None, "reuse": True}
+    result = launch(gpus, blank | job | {"load": load_by, "out": str(folder)}, **watchers)
+    large = Path(folder) / "upscaled.mp4"
+    return Run(enlarged=large if large.exists() else None, folder=Path(folder), **result)
 
 
 def may_reuse(record: dict) -> bool:
@@ -402,10 +454,18 @@ def loaded(
     memory: Plan | dict | str | float | None,
     video: Settings,
     loras: Sequence | str | Path | None = None,
+    attention: str = "auto",
+    compile: bool = False,
 ) -> Models:
     """The model itself, loaded where it is only named, with a memory plan for the size of `video`."""
     if not isinstance(model, Models):
-        return load(model, memory, video=video, loras=loras) if memory is not None else load(model, loras=loras)
+        size = {} if memory is None else {"memory": memory, "video": video}
+        return load(model, loras=loras, attention=attention, compile=compile, **size)
+    if attention not in ("auto", model.attention) or compile > model.compiled:
+        raise UserError(
+            f"attention={attention!r}, compile={compile}: this model is loaded already; load({model.name!r}, ...) with "
+            "them would work."
+        )
     if loras is not None:
         _set_strengths(model, loras)
     if memory is not None and as_plan(memory) != model.memory:
@@ -440,6 +500,8 @@ def record_of(models: Models, settings: Settings, upscale: str, digests: dict[st
     own: dict = {"model": models.name, "memory": plan, "upscale": upscale}
     if models.loras:
         own["loras"] = models.loras.arguments
+    if models.team is not None:
+        own["gpus"] = models.team.size
     return {
         "settings": dataclasses.asdict(settings) | own,
         "made_with": {**made_with(models), "given": digests, "upscaler_hash": upscaler_hash(upscale)},

@@ -33,14 +33,19 @@ AFTER_LATENTS = ("model", "loras", "upscale", "fps")
 #: What was used, besides the settings, to make the latents. Another device or version rounds differently.
 DECIDES_LATENTS = (
     *("weights_hash", "networks", "loras", "template", "scheduler", "step_cache", "attention", "hooks", "compiled"),
-    *("memory", "device", "gpu", "threads", "precision", "dtype", "unknown_code"),
+    *("memory", "device", "gpu", "gpus", "threads", "precision", "dtype", "unknown_code"),
     *("t2v_kit", "torch", "diffusers", "transformers"),
 )
 
 # Libraries whose classes and functions do what follows from the record.
 KNOWN = ("t2v_kit", "torch", "diffusers", "transformers", "accelerate", "peft", "bitsandbytes", "huggingface_hub")
 _WRAPPERS = ("t2v_kit.", "diffusers.hooks.", "accelerate.")  # which may wrap a method of one object
-_PLACING = ("t2v_kit.", "diffusers.hooks.group_offloading", "diffusers.hooks.layerwise_casting")  # ModelHooks
+_PLACING = (
+    "t2v_kit.",
+    "diffusers.hooks.group_offloading",
+    "diffusers.hooks.layerwise_casting",
+    "diffusers.hooks.context_parallel",
+)  # ModelHooks
 
 
 def made_with(models: Models) -> dict:
@@ -74,6 +79,7 @@ def _made_with(models: Models) -> dict:
         "memory": plan.as_dict() if plan is not None else None,
         "device": str(models.device),
         "gpu": None if on_cpu else torch.cuda.get_device_name(models.device),
+        "gpus": None if models.team is None else models.team.size,  # each adds up a share
         "threads": torch.get_num_threads() if on_cpu else None,  # another number adds up in another order
         "precision": _precision(models.device),
         "dtype": plan.transformer.dtype if plan is not None else str(transformer.dtype).removeprefix("torch."),

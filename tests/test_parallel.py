@@ -1,0 +1,115 @@
+"""One video by several processes, on the CPU with gloo: the same video, and an end when a process is lost."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import psutil
+import pytest
+import torch
+
+from t2v_kit import UserError, generate, load, resume
+from t2v_kit.hunyuan.parallel import check_heads, join, shares
+from t2v_kit.run.progress import Stopped
+from tests.sharing import CASES, computed
+
+SMALL = {"height": 48, "width": 80, "num_frames": 9, "num_inference_steps": 3, "upscale": "none", "progress": False}
+PROMPT = "A red car drives on the beach."
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return computed(load("pocket", device="cpu"))
+
+
+def difference(found: torch.Tensor, exact: torch.Tensor) -> float:
+    return float((found - exact).norm() / exact.norm())
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_several_processes_make_the_video_of_one(size, alone, tmp_path):
+    """Three heads on two processes are uneven, as are most of the lengths here."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size)]
+    subprocess.run([*launcher, "-m", "tests.sharing", str(tmp_path)], check=True, timeout=300, capture_output=True)
+    for rank in range(size):
+        of_rank = torch.load(tmp_path / f"{rank}.pt")
+        for (latents, frames), (exact, video), settings in zip(of_rank, alone, CASES):
+            assert difference(latents, exact) < 1e-5, settings
+            if rank:
+                assert len(frames) == 0
+            else:
+                assert frames.shape == video.shape
+                assert (frames.int() - video.int()).abs().max() <= 1
+
+
+def test_generate_on_two_can_be_watched_stopped_and_resumed(tmp_path):
+    steps = []
+    with pytest.raises(Stopped, match=r"stopped in denoise.*resume"):
+        generate(
+            PROMPT, out=tmp_path / "run", gpus=2, on_step=steps.append, stop=lambda: len(steps) > 0,
+            **SMALL | {"num_inference_steps": 8},
+        )  # fmt: skip
+    assert steps[0].index == 0 and steps[0].predicted_clean.shape == steps[0].latents.shape
+    stages = []
+    run = resume(tmp_path / "run", on_stage=lambda *stage: stages.append(stage), progress=False)
+    assert run.record["settings"]["gpus"] == run.record["made_with"]["gpus"] == 2
+    assert run.record["made_with"]["unknown_code"] is None
+    assert next(done for name, done, _ in stages if name == "denoise") > 0, "it begins behind the checkpoint"
+    whole = generate(PROMPT, **SMALL | {"num_inference_steps": 8})
+    assert difference(run.latents, whole.latents) < 1e-5
+    assert run.video.shape == whole.video.shape and (run.folder / "video.mp4").exists()
+
+
+def test_a_killed_process_ends_the_run_with_one_line_and_a_checkpoint(tmp_path):
+    def kill(step) -> None:
+        for process in psutil.Process().children(recursive=True):
+            if process.environ().get("RANK") == "1":
+                os.kill(process.pid, signal.SIGKILL)
+
+    with pytest.raises(
+        UserError, match=r"gpus=2: process 2 of 2 was killed \(SIGKILL\) after step \d+; resume"
+    ) as lost:
+        generate(PROMPT, out=tmp_path / "run", gpus=2, on_step=kill, **SMALL | {"num_inference_steps": 30})
+    assert "\n" not in str(lost.value)
+    assert (tmp_path / "run" / "checkpoint.safetensors").exists()
+    assert not [each for each in psutil.Process().children(recursive=True) if "worker" in " ".join(each.cmdline())]
+
+
+def test_torchrun_is_enough(tmp_path):
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    size = ["--height", "48", "--width", "80", "--frames", "5", "--steps", "1", "--upscale", "none"]
+    command = [*launcher, "-m", "t2v_kit", PROMPT, *size, "--out", str(tmp_path / "run")]
+    done = subprocess.run(command, timeout=300, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("loading pocket in 2 processes") == 1
+    assert (tmp_path / "run" / "video.mp4").exists()
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"gpus": 2}, r"gpus=2: needs a folder .*out='runs/mine' would work"),
+        ({"gpus": 0, "out": "runs/x"}, "gpus=0: must be a whole number of devices from 1"),
+        ({"gpus": 2, "out": "runs/x", "height": 50}, "height=50"),
+        ({"gpus": 2, "out": "runs/x", "model": "pokcet"}, "pokcet"),
+    ],
+)
+def test_mistakes_are_told_before_anything_starts(asked, message):
+    with pytest.raises(UserError, match=message):
+        generate(PROMPT, **SMALL | asked)
+
+
+def test_more_devices_than_heads_are_refused():
+    check_heads({"num_attention_heads": 3}, 3)
+    with pytest.raises(UserError, match=r"gpus=4: this transformer has 3 attention heads.*gpus=3 would work"):
+        check_heads({"num_attention_heads": 3}, 4)
+    with pytest.raises(UserError, match="first frame"):
+        check_heads({"image_condition_type": "token_replace"}, 2)
+    with pytest.raises(UserError, match="alone"):
+        join()
+
+
+@pytest.mark.parametrize(("whole", "size"), [(10, 4), (3, 2), (118_800, 7), (5, 5)])
+def test_shares_are_those_of_tensor_split(whole, size):
+    assert shares(whole, size) == [len(part) for part in torch.arange(whole).tensor_split(size)]
