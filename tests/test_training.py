@@ -107,6 +107,16 @@ def test_folding_moves_no_pixel():
     torch.testing.assert_close(ratio, torch.ones(16), atol=1e-2, rtol=0)  # the posterior's width scales with them
 
 
+def test_what_trainings_measured_is_gathered(tmp_path):
+    """A stage that was trained brings its record, of another the earlier one stays."""
+    (tmp_path / "student").mkdir()
+    (tmp_path / "student/guidance.json").write_text('{"steps": 2}')
+    records = tmp_path / "training.json"
+    records.write_text('{"guidance": {"steps": 1}, "upscaler": {"scenes": 3}}')
+    pocket.gather(tmp_path, records)
+    assert json.loads(records.read_text()) == {"guidance": {"steps": 2}, "upscaler": {"scenes": 3}}
+
+
 @pytest.fixture
 def small_clips(monkeypatch):
     whole = vae.toyland.render_batch
@@ -178,7 +188,8 @@ def test_the_decoder_alone_leaves_the_latents(small_clips, monkeypatch, tmp_path
     monkeypatch.setattr(vae, "JOINT", ((0.5, 5, 0, 0, 2), (1.0, 5, 0, 0, 2)))
     ticks = itertools.count()
     monkeypatch.setattr(common, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
-    options = dict(resume=pocket.POCKET / "vae", pool=4, chunk=2, count=1, seconds=16, out=tmp_path)
+    monkeypatch.setattr(vae, "evaluate", lambda *_: {})  # of whole clips, which takes long
+    options = dict(resume=pocket.POCKET / "vae", pool=4, chunk=2, count=1, seconds=8, out=tmp_path)
     monkeypatch.setattr(sys, "argv", ["vae", "--decoder", *(f"--{name}={value}" for name, value in options.items())])
     vae.main()
     models = [
