@@ -177,6 +177,21 @@ def test_the_model_is_as_before(tiny_model, clips):
     assert not transformer.is_gradient_checkpointing
 
 
+def test_a_lora_that_finds_no_memory_leaves_the_model_as_it_was(tiny_model, clips, monkeypatch):
+    """Half a LoRA would be in the way of the next one: on a full card that is how the first attempt ends."""
+    before = [name for name, _ in tiny_model.pipe.transformer.named_parameters()]
+
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("peft.inject_adapter_in_model", full)
+        with pytest.raises((torch.OutOfMemoryError, UserError)):
+            next(iter(train(tiny_model, clips, TrainSettings(steps=1, rank=2))))
+    assert [name for name, _ in tiny_model.pipe.transformer.named_parameters()] == before
+    assert [step.index for step in train(tiny_model, clips, TrainSettings(steps=1, rank=2))] == [0]
+
+
 def test_the_loss_falls_on_one_clip(tiny_model, tmp_path):
     """Overfitting one clip: the loss of the last steps is well below that of the first."""
     folder = write_toyland(tmp_path / "one", 1, 32, 48, 5)

@@ -72,18 +72,18 @@ def lora(transformer: HunyuanVideoTransformer3DModel, settings: TrainSettings) -
     )
     asked = [(weight, weight.requires_grad) for weight in transformer.parameters()]
     active = {each: list(each.active_adapters) for each in _adapted(transformer)}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
-        transformer.add_adapter(config, ADAPTER)
-    for each in _adapted(transformer):
-        each.set_adapter([*active.get(each, []), *([ADAPTER] if ADAPTER in each.lora_A else [])])
-    weights = {}
-    for name, weight in transformer.named_parameters():
-        ours = f".{ADAPTER}." in name
-        weight.requires_grad_(ours)
-        if ours:
-            weights[name.replace(f".{ADAPTER}", "")] = weight
     try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.seed)
+            transformer.add_adapter(config, ADAPTER)
+        for each in _adapted(transformer):
+            each.set_adapter([*active.get(each, []), *([ADAPTER] if ADAPTER in each.lora_A else [])])
+        weights = {}
+        for name, weight in transformer.named_parameters():
+            ours = f".{ADAPTER}." in name
+            weight.requires_grad_(ours)
+            if ours:
+                weights[name.replace(f".{ADAPTER}", "")] = weight
         yield weights
     finally:
         if active:
