@@ -131,6 +131,8 @@ def check_backend(name: str) -> str:
 
 def unusable(name: str, device: torch.device, dtype: torch.dtype, width: int) -> str | None:
     """Why a backend cannot compute on a device, in a few words; None when it can and gives the right result."""
+    if name == "_flash_3":
+        plug_in_flash_3()
     try:
         dispatch._check_attention_backend_requirements(AttentionBackendName(name))
         dispatch._maybe_download_kernel_for_backend(AttentionBackendName(name))
