@@ -37,7 +37,10 @@ ROOT = Path(__file__).parents[1]
 FOLDERS = (RESULTS, POCKET)  # where NAME.json is looked for
 # Tables that a document must have
 REQUIRED = {"README.md": {"notebooks", "cards"}, "docs/memory.md": {"memory"}, "docs/speed.md": {"speed"}}
-REQUIRED |= {"docs/command-line.md": {"settings"}, "docs/upscaling.md": {"upscaling_cpu", "upscaling_h200"}}
+REQUIRED |= {
+    "docs/command-line.md": {"settings"},
+    "docs/upscaling.md": {"upscaling_cpu", "upscaling_h200", "real_networks_cpu"},
+}
 FIGURE = re.compile(r"(<!-- figure: ([^>]+?) as (\S+) -->)(.*?)(<!-- end -->)", re.DOTALL)
 TABLE = re.compile(r"(<!-- benchmarks: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 

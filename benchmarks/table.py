@@ -35,7 +35,7 @@ ABOUT = {
     "14_step_caches": "steps that are not computed, what they save and what they cost",
     "06_small_gpus": "int8 and nf4, offload, the planner for your card",
     "07_decoding": "tiles and their seams, memory, files that can make themselves again",
-    "08_upscaling": "side by side, errors, flicker, what the network invents",
+    "08_upscaling": "side by side, errors, a photograph and a film, what sharpness costs, flicker, which network",
     "09_playground": "every knob on one panel, a queue, stop and resume, two runs compared",
 }
 UNGRADED = ("prompts", "facing", "clean")  # of a verdict: what is no attribute of the prompt
@@ -47,6 +47,7 @@ def tables(folders: tuple[Path, ...] = (RESULTS, POCKET)) -> dict[str, str]:
     makers |= {"adherence": ("evaluation", adherence), "guidance": ("evaluation", guidance), "vae": ("evaluation", vae)}
     makers |= {"upscaler": ("training", upscaler)}
     makers |= {path.stem: (path.stem, upscaling) for folder in folders for path in folder.glob("upscaling*.json")}
+    makers |= {"real_networks_cpu": ("real_networks_cpu", real_networks)}
     made = {"settings": settings(), "notebooks": notebooks()}
     for name, (file, make) in makers.items():
         path = next((folder / f"{file}.json" for folder in folders if (folder / f"{file}.json").exists()), None)
@@ -245,6 +246,21 @@ def speed(report: dict) -> str:
     return "\n".join(
         [*lines, "", f"One {report['device']}, {report['date'][:10]}, random weights, uncapped; {versions}."]
     )
+
+
+def real_networks(report: dict) -> str:
+    """A row a published network: how many times the speed of the official loop and of ncnn, and how near it stays."""
+    columns = {f"{ours}_times_faster_than_{rival}": f"{ours}, of {name}" for ours in ("auto", "float32")
+               for rival, name in (("official", "the official loop"), ("ncnn", "ncnn"))}  # fmt: skip
+    lines = ["| " + " | ".join(["network", "frame", *columns.values(), "differs by"]) + " |"]
+    lines.append("|---" * (len(columns) + 3) + "|")
+    for name, row in report.items():
+        if isinstance(row, dict) and "auto_dtype" in row:
+            cells = [f"`{name}`", f"{row['size'][1]} x {row['size'][0]}", *(f"{row[key]:.2f}" for key in columns)]
+            lines.append("| " + " | ".join([*cells, f"{row['mean_difference']['ours, auto']:.2f}"]) + " |")
+    threads = "one thread" if report["threads"] == 1 else f"{report['threads']} threads"
+    said = f"**{report['device']}**, {threads}, torch {report['versions']['torch']}, {report['date'][:10]}"
+    return "\n".join([said, "", *lines])
 
 
 def upscaling(report: dict) -> str:
