@@ -390,7 +390,12 @@ def test_weights_edited_under_a_memory_plan_count(tiny_folder, here, chunk):
 def test_a_plan_is_made_for_the_size_asked_for(tiny32, monkeypatch):
     """The planner hears the settings, not the model's default size."""
     heard = []
-    monkeypatch.setattr(run_module, "load", lambda name, memory, video, loras: heard.append((memory, video)) or tiny32)
+
+    def loading(name, memory, video, **_):
+        heard.append((memory, video))
+        return tiny32
+
+    monkeypatch.setattr(run_module, "load", loading)
     generate(PROMPT, "pocket", memory=12, height=48, num_frames=5, **STEPS)
     ((memory, video),) = heard
     assert (memory, video.height, video.width, video.num_frames) == (12, 48, None, 5)

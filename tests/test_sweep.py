@@ -173,7 +173,7 @@ def test_files_of_other_origin_are_told_before_the_first_run(tiny32, here):
 def test_a_plan_is_made_for_the_largest_run(tiny32, here, monkeypatch):
     """A side left open may be the largest: it is the model's default."""
     heard = []
-    monkeypatch.setattr(sweeping, "loaded", lambda model, memory, video: heard.append(video) or tiny32)
+    monkeypatch.setattr(sweeping, "loaded", lambda model, memory, video, loras: heard.append(video) or tiny32)
     sweep(**{**SMALL, "height": [32, 64], "num_frames": [1, 5]}, num_inference_steps=1, memory=12, out="sweep")
     assert [(video.height, video.num_frames) for video in heard] == [(64, 5)]
     assert sweeping.largest([{**SMALL, "height": 4096}, {"prompt": PROMPT}]).height is None
@@ -189,7 +189,7 @@ def test_ray_wants_a_name(tiny32, here):
 def test_without_ray_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match=r'pip install "t2v-kit\[ray\]", or engine="local"'):
-        on_ray([], [], "pocket", None, "none", None)
+        on_ray([], [], "pocket", None, None, "none", None)
 
 
 def test_grid_places_films_in_order():
@@ -237,7 +237,8 @@ def test_ray_gives_the_same_bits_though_a_worker_is_killed(tiny_folder, here):
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
         with pytest.raises(KeyboardInterrupt):
-            on_ray([{**knobs, "seed": 9}] * 3, [here / f"cut/{n}" for n in range(3)], tiny_folder, None, "none", Cut())
+            places = [here / f"cut/{n}" for n in range(3)]
+            on_ray([{**knobs, "seed": 9}] * 3, places, tiny_folder, None, None, "none", Cut())
         assert waits_for(lambda: ray.available_resources().get("CPU") == 2), "tasks were left running"
         watcher = threading.Thread(target=kill_one, daemon=True)
         watcher.start()
