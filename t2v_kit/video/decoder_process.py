@@ -36,6 +36,9 @@ class Skipped(NamedTuple):
     duration: int
 
 
+_GRACE = 30  # seconds that a process without output has to end
+
+
 class DecoderProcess:
     """`Decoder` in another process, which is started again when it crashes.
 
@@ -152,7 +155,12 @@ class DecoderProcess:
         while True:
             text = self._process.stdout.readline()
             if not text.endswith(b"\n"):
-                if self._process.wait() == 1:  # an exception, which no new start mends
+                try:
+                    status = self._process.wait(_GRACE)
+                except subprocess.TimeoutExpired:  # it has closed its output and hangs: no better than a crash
+                    self._process.kill()
+                    status = self._process.wait()
+                if status == 1:  # an exception, which no new start mends
                     self._messages.seek(0)
                     raise RuntimeError(f"decoding {self.path}: {self._messages.read().decode(errors='replace')}")
                 return {"crash": self._process.returncode}
