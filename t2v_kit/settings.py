@@ -108,6 +108,7 @@ class Settings:
         mask: Path of a picture or video, with `video`: white is made anew, black stays; or None.
         resample: 1 to 20, with known parts: how often each step is taken (RePaint's resampling).
         travel: Prompts that take the prompt's place in some steps, as in "0-4: a sunny day | 5-9: at night"; or None.
+        riflex: For a video longer than the model was trained on: slow down the time frequency that would repeat.
 
     Raises:
         UserError: A value has the wrong type or is out of range; `check` adds the model's limits.
@@ -252,6 +253,12 @@ class Settings:
         "Other prompts for some steps, counted from 0, as in '0-4: a sunny day | 12-: at night'. The prompt holds "
         "in the others. Early steps decide the layout, late ones the detail.",
         default=None,
+    )
+    riflex: bool = _flag(
+        False,
+        "RIFLEx: no repetition in long videos",
+        "For a video longer than the model was trained on: lower the one time frequency whose period it would outgrow, "
+        "after which it would begin again (RIFLEx, arXiv 2502.15894).",
     )
 
     def __post_init__(self) -> None:

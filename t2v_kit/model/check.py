@@ -11,6 +11,7 @@ from diffusers import HunyuanVideoPipeline
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import UserError, quoted
+from ..hunyuan.longer import slowed
 from ..hunyuan.tokens import check_length, token_rows
 from ..settings import MAX_VIDEO_TOKENS, Resolved, Settings, check_multiples, travelled
 
@@ -68,6 +69,8 @@ def notes(settings: Settings, models: Limits) -> dict[str, str]:
         found["strength"] = f"strength={settings.strength:g} has no effect without a video to start from."
     if settings.resample > 1 and not (settings.mask or settings.first_frame or settings.last_frame):
         found["resample"] = f"resample={settings.resample} has no effect without a beginning, an end or a mask."
+    if settings.riflex and (reason := _not_longer(settings.num_frames or models.defaults["num_frames"], models)):
+        found["riflex"] = f"riflex has no effect: {reason}."
     size = tuple(getattr(settings, key) or models.defaults[key] for key in ("num_frames", "height", "width"))
     if models.trained_sizes and size not in models.trained_sizes:
         known = ", ".join("x".join(map(str, trained)) for trained in models.trained_sizes)
@@ -76,6 +79,22 @@ def notes(settings: Settings, models: Limits) -> dict[str, str]:
             f"was trained on ({known}): expect it to do worse."
         )
     return found
+
+
+def longest(models: Limits) -> int:
+    """Latents of the longest videos that a model was trained on; of its default size where they are not known."""
+    frames = max((size[0] for size in models.trained_sizes), default=models.defaults["num_frames"])
+    return (frames - 1) // models.pipe.vae_scale_factor_temporal + 1
+
+
+def _not_longer(frames: int, models: Limits) -> str:
+    """Why RIFLEx changes nothing for a video of this length; empty where it does."""
+    time, trained = models.pipe.vae_scale_factor_temporal, longest(models)
+    if slowed(models.pipe.transformer.config, trained, (frames - 1) // time + 1):
+        return ""
+    if (frames - 1) // time + 1 <= trained:
+        return f"{models.name} was trained on up to {time * (trained - 1) + 1} frames, and these are {frames}"
+    return f"{frames} frames lie within the period of {models.name}'s time frequency"
 
 
 def _check_size(full: Resolved, spatial: int, temporal: int) -> None:

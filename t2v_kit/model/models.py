@@ -20,7 +20,7 @@ from ..hunyuan.files import HASH_WHOLE_FILES_UP_TO, NETWORKS, ModelFiles, header
 from ..hunyuan.parallel import Team
 from ..memory.plan import Plan
 from ..settings import Resolved, Settings
-from .check import notes, resolve
+from .check import longest, notes, resolve
 from .loras import Loras
 from .residence import STAGE, Residence
 
@@ -115,6 +115,11 @@ class Models:
         for message in notes(settings, self).values():
             give_note(message, self.notes_given)
         return full
+
+    @property
+    def trained_latents(self) -> int:
+        """How many latents the longest videos have that it was trained on; of its default size if that is not known."""
+        return longest(self)
 
     def counter(self, name: str) -> PreTrainedTokenizerBase:
         """A copy of a tokenizer for counting tokens, which nobody pads with.

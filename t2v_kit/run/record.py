@@ -122,6 +122,8 @@ def _decisive(record: dict) -> dict:
         settings["strength"] = record["settings"].get("strength")
     if set(given) - {"video"}:
         settings["resample"] = record["settings"].get("resample")
+    if not settings.get("riflex"):  # records from before it had none
+        settings.pop("riflex", None)
     if settings.get("true_cfg_scale") == 1:
         settings["negative_prompt"] = None  # it does not act
     return settings | {name: record["made_with"].get(name) for name in DECIDES_LATENTS}

@@ -38,7 +38,7 @@ def lead(models: Models, work: Work, known: object) -> None:
     """In the first process: tell the others what to do, if there are others. `known` are parts that are given.
 
     Raises:
-        UserError: Parts of the video are given, which is not shared out.
+        UserError: Parts of the video are given, or riflex is on, which are not shared out.
     """
     if models.team is None:
         return
@@ -46,6 +46,8 @@ def lead(models: Models, work: Work, known: object) -> None:
         raise UserError(
             f"gpus={models.team.size}: known frames and masks are for one device; gpus=1 would work.", setting="gpus"
         )
+    if work.settings.riflex:
+        raise UserError(f"gpus={models.team.size}: riflex is for one device; gpus=1 would work.", setting="gpus")
     models.team.agreed(dataclasses.replace(work, prompt=_on_cpu(work.prompt), negative=_on_cpu(work.negative),
                                            latents=work.latents.cpu()))  # fmt: skip
 

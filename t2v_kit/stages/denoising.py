@@ -13,6 +13,7 @@ from diffusers import FasterCacheConfig, FlowMatchEulerDiscreteScheduler, Pyrami
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from ..errors import UserError, check_whole, give_note
+from ..hunyuan.longer import slowed, slower_time
 from ..settings import Resolved, Settings, travelled
 from .known import Known, renoise
 from .noise import check_sigma, initial_latents, make_scheduler
@@ -114,6 +115,7 @@ def denoise(
         hold = None if known is None else _Hold(models, full, known, scheduler, latents)
         latents = latents if hold is None else hold.put(latents, scheduler.sigmas[start].item())
         cache = _StepCache(transformer, full)
+        slower = slowed(transformer.config, models.trained_latents, latents.shape[2]) if full.riflex else None
     try:
         for index in range(start, full.num_inference_steps):
             with models.lock:  # never held while the caller has the Step
@@ -127,7 +129,11 @@ def denoise(
                     taking = scheduler
                     if hold is not None and repeat:
                         latents, taking = hold.again(latents, index, repeat)
-                    velocity = _velocity(models, transformer, latents, timestep, branches, full.true_cfg_scale, where)
+                    # A plan with one stage in memory may have to read the network first, and with it the embedding.
+                    with slower_time(models.network("transformer") if slower else transformer, slower):
+                        velocity = _velocity(
+                            models, transformer, latents, timestep, branches, full.true_cfg_scale, where
+                        )
                     clean = latents.float() - sigma * velocity.float()
                     latents = taking.step(velocity, timestep, latents, return_dict=False)[0]
                 if hold is not None:
