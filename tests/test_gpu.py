@@ -14,10 +14,14 @@ import t2v_kit.model.loading as loading_module
 import t2v_kit.run.generating as run_module
 from t2v_kit import Stopped, UserError, denoise, encode_prompt, generate, initial_latents, resume
 from t2v_kit.hunyuan.files import POCKET
+from t2v_kit.hunyuan.masks import blocks, skip_full_masks
 from t2v_kit.memory.choose import ladder
 from t2v_kit.model.loading import load
 from t2v_kit.run.target import CHECKPOINT
 from t2v_kit.settings import Settings
+from t2v_kit.training.levers import wait_in_ram
+from t2v_kit.training.looping import Trainer
+from t2v_kit.training.options import TrainSettings
 
 pytestmark = [
     pytest.mark.gpu,
@@ -213,3 +217,30 @@ def test_two_threads_on_one_model(models):
         thread.join(60)
         assert not thread.is_alive()
     assert not failures, failures
+
+
+def test_blocks_that_wait_in_ram_from_the_start_train_the_same(tiny_folder):
+    """A 4-bit base whose last blocks never lie on the GPU has the loss and gradients of one that lies there whole."""
+    pytest.importorskip("bitsandbytes")
+    from benchmarks.training import random_data, random_nf4
+
+    models = load(tiny_folder, device="cuda", dtype="bfloat16")
+    config = {name: value for name, value in models.pipe.transformer.config.items() if name[0] != "_"}
+    models.pipe.transformer = transformer = random_nf4(config)
+    skip_full_masks(transformer)
+    data, gradients = random_data(transformer, (9, 32, 48)), []
+    for streamed in (0, 2):
+        waiting = blocks(transformer)[-streamed:] if streamed else []
+        for block in waiting:
+            wait_in_ram(block)
+        assert not any(weight.is_cuda for block in waiting for weight in block.parameters())
+        trainer = Trainer(models, data, TrainSettings(rank=2, streamed_blocks=streamed, caption_dropout=0.0))
+        with trainer.prepared():
+            for name, weight in trainer.weights.items():
+                assert weight.is_cuda, name
+                if ".lora_B." in name:
+                    weight.data.fill_(0.01)  # it begins at zero, where lora_A has no gradient
+            trainer.losses(0)[0].mean().backward()
+            gradients.append({name: weight.grad.clone() for name, weight in trainer.weights.items()})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient)

@@ -123,6 +123,23 @@ def _from_fp8(kept) -> torch.Tensor:
     return (small.float() * scale).to(dtype)
 
 
+def _in_ram(weight: torch.Tensor, pinned: bool) -> torch.Tensor:
+    return torch.empty(weight.shape, dtype=weight.dtype, pin_memory=pinned).copy_(weight)
+
+
+def wait_in_ram(block: torch.nn.Module) -> None:
+    """Move a block's frozen weights to pinned RAM, where `TrainSettings.streamed_blocks` fetches them from.
+
+    So a card can train that has no room for all weights at once: each block goes as soon as it is read.
+
+    Args:
+        block: On a GPU; on the CPU nothing changes.
+    """
+    for weight in block.parameters():
+        if weight.is_cuda and not weight.requires_grad:
+            weight.data = _in_ram(weight.data, pinned=True)
+
+
 class StreamedBlocks:
     """Blocks whose frozen weights wait in pinned RAM; two of them at most are on the device.
 
@@ -140,6 +157,7 @@ class StreamedBlocks:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._number = {block: number for number, block in enumerate(streamed)}
         self._weights = [[weight for weight in block.parameters() if not weight.requires_grad] for block in streamed]
+        self._came_from = [[weight.device for weight in weights] for weights in self._weights]
         self._ram = [[self._kept(weight.data) for weight in weights] for weights in self._weights]
         self._ready: dict[int, tuple[list[torch.Tensor], Any]] = {}
         for number in range(len(streamed)):
@@ -149,8 +167,7 @@ class StreamedBlocks:
         return block in self._number
 
     def _kept(self, weight: torch.Tensor) -> torch.Tensor:
-        ram = torch.empty(weight.shape, dtype=weight.dtype, pin_memory=self._stream is not None)
-        return ram.copy_(weight)
+        return weight if self._stream is not None and weight.is_pinned() else _in_ram(weight, self._stream is not None)
 
     def fetch(self, block: torch.nn.Module) -> None:
         """Have a block's weights on the device, and begin to fetch those of the one that comes after it.
@@ -193,11 +210,11 @@ class StreamedBlocks:
             weight.data = ram
 
     def close(self) -> None:
-        """Put all weights back on the device."""
+        """Put all weights back to where they were before."""
         self._ready.clear()
-        for weights, ram in zip(self._weights, self._ram):
-            for weight, tensor in zip(weights, ram):
-                weight.data = tensor.to(self.device)
+        for weights, ram, devices in zip(self._weights, self._ram, self._came_from):
+            for weight, tensor, device in zip(weights, ram, devices):
+                weight.data = tensor.to(device)
 
 
 def _use_chunks(every: list[Any], tokens: int) -> None:

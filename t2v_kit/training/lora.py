@@ -83,6 +83,7 @@ def lora(transformer: HunyuanVideoTransformer3DModel, settings: TrainSettings) -
             ours = f".{ADAPTER}." in name
             weight.requires_grad_(ours)
             if ours:
+                weight.data = weight.data.to(transformer.device)  # the layer's own weights may wait in RAM
                 weights[name.replace(f".{ADAPTER}", "")] = weight
         yield weights
     finally:
