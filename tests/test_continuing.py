@@ -5,12 +5,21 @@ import random
 import numpy as np
 import pytest
 import torch
-from diffusers import HunyuanVideoPipeline
 from peft import LoraConfig, get_peft_model_state_dict
 
+from benchmarks import figures
+from t2v_kit import toyland
+from t2v_kit.errors import UserError
+from t2v_kit.hunyuan.lora_arguments import lora_from_text
+from t2v_kit.hunyuan.names import shipped_lora
 from t2v_kit.model.loading import load
-from t2v_kit.stages.known import Known
-from training import continuing, pocket
+from t2v_kit.settings import Settings
+from t2v_kit.stages.denoising import denoise
+from t2v_kit.stages.known import Known, known_parts
+from t2v_kit.stages.noise import initial_latents
+from t2v_kit.stages.prompt import encode_prompt
+from training import continuing
+from training import pocket as recipe
 
 
 @pytest.mark.parametrize("kind", sorted({*continuing.KINDS}))
@@ -75,15 +84,50 @@ def test_what_is_trained_is_saved_as_load_takes_it(tiny_folder, tmp_path):
     trained = {name for name, value in model.named_parameters() if value.grad is not None}
     assert all("lora_" in name for name in trained)
     assert {name.split(".")[0] for name in trained} >= {"transformer_blocks", "single_transformer_blocks"}
-    layers = get_peft_model_state_dict(model)
-    HunyuanVideoPipeline.save_lora_weights(tmp_path, transformer_lora_layers=layers, weight_name=continuing.FILE)
-    again = load(tiny_folder, device="cpu", loras=[(tmp_path / continuing.FILE, 1.0)])
-    assert len(again.loras) == 1
+    again = load(tiny_folder, device="cpu", loras=[(continuing.save(model, tmp_path), 1.0)])
+    assert len(again.loras) == 1 and again.loras.known_clean
+    again.loras.set(0.0)
+    assert not again.loras.known_clean  # it does not act: the weights are those of text to video
 
 
 def test_sizes_of_the_recipe_fit_the_limit():
     """At rank 8 in float16 on pocket's shapes the file stays under 3 MB."""
-    model = pocket.transformer()
+    model = recipe.transformer()
     model.add_adapter(LoraConfig(r=8, lora_alpha=8, target_modules=continuing.LAYERS))
     size = sum(value.numel() * 2 for value in get_peft_model_state_dict(model).values())
     assert size < 3_000_000
+
+
+class TestShipped:
+    """pocket's LoRA 'continue': found by its name, for clean known parts, and better than without it."""
+
+    @pytest.fixture(scope="class")
+    def taught(self):
+        return load("pocket", device="cpu", loras=["continue"])
+
+    def test_its_name_finds_it_and_known_parts_go_in_clean(self, taught, pocket):
+        (lora,) = taught.loras
+        assert lora.source == "continue" and not lora.unmatched and taught.loras.arguments == [["continue", 1.0]]
+        few = Settings("A red car drives to the left on the beach.", num_frames=9, num_inference_steps=2)
+        clip = toyland.render(toyland.random_scene(1, pair=0), num_frames=5)
+        known = known_parts(taught, few, first=clip)
+        assert known.clean and not known_parts(pocket, few, first=clip).clean
+        noise = initial_latents(taught, few)
+        first, _ = denoise(taught, encode_prompt(taught, few.prompt), noise, few, known=known)
+        assert torch.equal(first.latents[:, :, :2], known.latents[:, :, :2])  # after the first of two steps already
+
+    @pytest.mark.parametrize("name", ["continue:0.5", "continue"])
+    def test_the_command_line_takes_it(self, name):
+        assert lora_from_text(name) == ("continue", 0.5 if ":" in name else 1.0)
+
+    def test_a_slip_is_told(self):
+        with pytest.raises(UserError, match="lora 'contniue': there is no such file; did you mean 'continue'"):
+            lora_from_text("contniue")
+
+    def test_its_figures_are_of_these_weights_and_reach_the_aims(self, pocket):
+        report = figures.read("continuing")
+        assert report["weights"] == pocket.weights_hash
+        without, taught = report["without"], report["with"]
+        assert taught["given_psnr"] >= max(33, without["given_psnr"]) and taught["kept"]["all"] >= 0.95
+        assert taught["speed_error"] <= 0.15 and taught["speed_error"] < without["speed_error"]
+        assert shipped_lora("continue").stat().st_size < 3_000_000

@@ -2,9 +2,10 @@
 
 In most batches the first one to four latents, the last one, or all but a box are put in without noise, and the
 loss is taken on the rest; the other batches are plain text to video, so that this is not forgotten. What comes out is
-used with `Known(latents, mask, clean=True)`. At the end it is measured on held-out scenes, beside the same weights
-without it, which hold known parts noised to each step: how well the given frames are shown, whether the judge still
-finds subject, colour and direction, whether the subject moves on at its speed, and how the frame behind the seam jumps.
+shipped as pocket's LoRA 'continue', with which known parts go in clean. At the end it is measured on held-out scenes,
+beside the same weights without it, which hold known parts noised to each step: how well the given frames are shown,
+whether the judge still finds subject, colour and direction, whether the subject moves on at its speed, and how the
+frame behind the seam jumps.
 """
 
 from __future__ import annotations
@@ -18,9 +19,12 @@ import numpy as np
 import torch
 from diffusers import HunyuanVideoPipeline
 from peft import LoraConfig, get_peft_model_state_dict
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 import t2v_kit
 from t2v_kit import toyland
+from t2v_kit.hunyuan.lora_files import CLEAN, KNOWN
 from training import common, pocket
 from training.judge import answers, load_probes, score, table, wish
 from training.transformer import Maker, draw_sigmas, velocity
@@ -150,6 +154,17 @@ def measure(models, probes, clips: list[Held], args, clean: bool) -> dict:
     }
 
 
+def save(model, folder: Path) -> Path:
+    """Write the LoRA in float16, in diffusers' layout; its metadata says that known parts go in clean."""
+    layers = {name: value.half() for name, value in get_peft_model_state_dict(model).items()}
+    HunyuanVideoPipeline.save_lora_weights(folder, transformer_lora_layers=layers, weight_name=FILE)
+    path = folder / FILE
+    with safe_open(path, framework="pt") as file:
+        metadata = {**(file.metadata() or {}), KNOWN: CLEAN}
+    save_file(load_file(path), path, metadata)
+    return path
+
+
 def main() -> None:
     args = common.options(
         __doc__, batch=64, rate=1e-3, lora_rank=8, bundle=str(pocket.POCKET), pool=12_000, pool_seconds=25.0, workers=0,
@@ -158,16 +173,19 @@ def main() -> None:
     models = t2v_kit.load(args.bundle, device=args.device, dtype="float32")
     probes = load_probes(Path("training/weights"), args.device)
     clips = held_out(models, args.measure, args.frames)
-    report = {"given frames": GIVEN, "clips": len(clips), "without": measure(models, probes, clips, args, clean=False)}
+    report = {
+        "weights": models.weights_hash,
+        "given frames": GIVEN,
+        "clips": len(clips),
+        "without": measure(models, probes, clips, args, clean=False),
+    }
     report["without, put in clean"] = measure(models, probes, clips, args, clean=True)
     model = models.pipe.transformer
     model.requires_grad_(False)
     model.add_adapter(LoraConfig(r=args.lora_rank, lora_alpha=args.lora_rank, target_modules=LAYERS))
     report["trained"] = train(args, model, Maker(Path(args.bundle), args.device, args.seed, workers=args.workers))
     report["with"] = measure(models, probes, clips, args, clean=True)
-    layers = {name: value.half() for name, value in get_peft_model_state_dict(model).items()}
-    HunyuanVideoPipeline.save_lora_weights(args.out, transformer_lora_layers=layers, weight_name=FILE)
-    report["bytes"] = (args.out / FILE).stat().st_size
+    report["bytes"] = save(model, args.out).stat().st_size
     (args.out / "continuing.json").write_text(json.dumps(report, indent=2) + "\n")
     print(json.dumps(report, indent=2))
 

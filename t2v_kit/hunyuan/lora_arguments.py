@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 from ..errors import UserError, near_match, quoted
+from .names import SHIPPED_LORAS, shipped_lora
 
 STRONGEST = 10.0  # people use 0.3 to 1.5, and negative ones; beyond this it is a typing mistake
 
@@ -22,7 +23,8 @@ def parse_loras(loras: object) -> list[tuple[str, Strength]]:
     """What a user gave as `loras`, as names and strengths, before anything is read.
 
     Args:
-        loras: A list of files or hub ids, each alone (strength 1) or as a pair with its strength; or a single one.
+        loras: A list of files, hub ids or names of pocket's LoRAs, each alone (strength 1) or as a pair with its
+            strength; or a single one.
 
     Raises:
         UserError: It is something else.
@@ -93,13 +95,18 @@ def _as_number(text: str) -> float | None:
 
 
 def check_present(name: str) -> None:
-    """Refuse what is neither a file, nor a folder, nor an id or link of the hub.
+    """Refuse what is neither a file, nor a folder, nor an id or link of the hub, nor the name of a LoRA of pocket's.
 
     Raises:
         UserError: There is no such file; the message has a near one.
     """
     path = Path(name).expanduser()
-    if path.exists() or _LINKED.match(name) or (_ON_HUB.fullmatch(name) and not path.parent.is_dir()):
+    if (
+        shipped_lora(name)
+        or path.exists()
+        or _LINKED.match(name)
+        or (_ON_HUB.fullmatch(name) and not path.parent.is_dir())
+    ):
         return
     raise UserError(f"lora {name!r}: there is no such file; {_hint(path)}", setting="loras")
 
@@ -108,4 +115,6 @@ def _hint(path: Path) -> str:
     """A file beside it with nearly the same name, or what would work."""
     beside = [each.name for each in path.parent.glob("*.safetensors")] if path.parent.is_dir() else []
     near = near_match(path.name, beside)
-    return f"did you mean {str(path.parent / near)!r}?" if near else "a .safetensors file or a hub id would work."
+    shipped = near_match(str(path), [each.stem for each in SHIPPED_LORAS.glob("*.safetensors")])
+    word = str(path.parent / near) if near else shipped
+    return f"did you mean {word!r}?" if word else "a .safetensors file or a hub id would work."

@@ -17,8 +17,10 @@ from safetensors import safe_open
 from ..errors import UserError
 from .files import from_hub, header, read_json
 from .lora_arguments import check_present
-from .names import LINK
+from .names import LINK, shipped_lora
 
+#: What the metadata of a LoRA's file says when it was trained with known parts put in without noise.
+KNOWN, CLEAN = "t2v_kit.known", "clean"
 USUAL_NAMES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")  # diffusers', and peft's
 _HUB_FILE = re.compile(r"([^/]+/[^/]+)(?:/(.+))?")  # user/repo[/file]
 
@@ -27,7 +29,8 @@ class LoraFile(NamedTuple):
     """A LoRA's file.
 
     Attributes:
-        name: What finds it again from any directory: an absolute path, a hub id with the file, or a link.
+        name: What finds it again from any directory: an absolute path, a hub id with the file, a link, or the name of a
+            LoRA that comes with pocket.
         path: Where it is on the disk.
     """
 
@@ -59,8 +62,8 @@ def find_lora(name: str | os.PathLike) -> LoraFile:
     """Find a LoRA's file, downloading it where the name is one of the hub's.
 
     Args:
-        name: A .safetensors file, a folder with one, a hub id as 'user/repo' or 'user/repo/file.safetensors', or a link
-            to a file on the hub.
+        name: A .safetensors file, a folder with one, a hub id as 'user/repo' or 'user/repo/file.safetensors', a link to
+            a file on the hub, or the name of a LoRA that comes with pocket, such as 'continue'.
 
     Raises:
         UserError: There is none, or several; it is of another format, damaged, or cannot be downloaded.
@@ -68,7 +71,9 @@ def find_lora(name: str | os.PathLike) -> LoraFile:
     if not isinstance(name, (str, os.PathLike)) or not str(name).strip():
         raise UserError(f"lora {name!r}: must be a file or a hub id; 'style.safetensors' would work.")
     text, path = str(name), Path(name).expanduser()
-    if link := LINK.match(text):
+    if shipped := shipped_lora(text):
+        found = LoraFile(text, shipped)
+    elif link := LINK.match(text):
         repository, revision, inside = link.groups()
         found = LoraFile(
             text, from_hub(repository, revision, lambda: hf_hub_download(repository, inside, revision=revision))

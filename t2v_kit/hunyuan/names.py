@@ -16,6 +16,7 @@ DOWNLOAD = (
     f"{HUB_ID} is about 41 GB to download. Licence: Tencent Hunyuan Community License. It does not apply in the "
     "European Union, the United Kingdom and South Korea: there it grants no right to use the weights."
 )
+SHIPPED_LORAS = Path(__file__).parents[1] / "pocket" / "lora"  # of pocket, each found by its file's name alone
 SINGLE_FILES = (".safetensors", ".gguf")
 _KNOWN = ("pocket", "hunyuan", HUB_ID)
 OTHER_WORDS = {"toy": "pocket", "tiny": "pocket", "13b": "hunyuan", "tencent/hunyuanvideo": HUB_ID}  # lower case
@@ -55,3 +56,9 @@ def hint(name: str | Path) -> str:
         near = near_match(path.name, [each.name for each in path.parent.iterdir() if not each.name.startswith(".")])
         word = near and str(path.parent / near)
     return f"did you mean {word!r}?" if word else "'pocket', 'hunyuan', a hub id or an existing folder would work."
+
+
+def shipped_lora(name: str) -> Path | None:
+    """The file of a LoRA that comes with pocket, such as 'continue'; None for any other name."""
+    path = SHIPPED_LORAS / f"{name}.safetensors"
+    return path if re.fullmatch(r"\w+", name) and path.is_file() else None

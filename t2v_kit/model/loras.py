@@ -14,7 +14,7 @@ import torch
 
 from ..errors import UserError, give_note
 from ..hunyuan.lora_arguments import Strength, check_strength, parse_loras
-from ..hunyuan.lora_files import LoraFile, find_lora
+from ..hunyuan.lora_files import CLEAN, KNOWN, LoraFile, find_lora
 from ..hunyuan.lora_keys import LoraLayer, fit, peft_state
 
 
@@ -28,6 +28,7 @@ class Lora:
         hash: 16 hex digits of the SHA-256 of the file.
         layers: What it adds to each layer, by diffusers' names.
         unmatched: Keys of the file that belong to no layer of the model.
+        known_clean: Whether it was trained with known parts put in without noise, as its file says.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Lora:
     hash: str
     layers: Mapping[str, LoraLayer] = field(repr=False, compare=False)
     unmatched: tuple[str, ...] = field(repr=False, compare=False)
+    known_clean: bool = False
 
     @property
     def ranks(self) -> tuple[int, ...]:
@@ -114,6 +116,14 @@ class Loras(Sequence[Lora]):
                     f"num_inference_steps={len(strength)}, would work.",
                     setting="loras",
                 )
+
+    @property
+    def known_clean(self) -> bool:
+        """Whether a LoRA that acts wants known parts without noise (`Known.clean`), as 'continue' does."""
+        return any(
+            lora.known_clean and any(strength if isinstance(strength, tuple) else (strength,))
+            for lora, strength in zip(self._loras, self._strengths)
+        )
 
     @property
     def vary(self) -> bool:
@@ -216,7 +226,8 @@ def fit_loras(found: list[tuple[LoraFile, Strength]], transformer: torch.nn.Modu
                 f"{_few(fitted.unmatched)}."
             )
         name = _adapter_name(file.path, [lora.name for lora in loras])
-        loras.append(Lora(name, file.name, file.digest(), fitted.layers, tuple(fitted.unmatched)))
+        clean = file.metadata().get(KNOWN) == CLEAN
+        loras.append(Lora(name, file.name, file.digest(), fitted.layers, tuple(fitted.unmatched), clean))
     return Loras(loras, [strength for _, strength in found])
 
 

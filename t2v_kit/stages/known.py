@@ -28,8 +28,8 @@ class Known:
         latents: (1, C, T, H, W) clean, scaled as `encode` gives them; what they hold where nothing is given is not
             used.
         mask: (1, 1, T, H, W) bool, True where they are given. Of a patch of 2x2 cells some may be given, some not.
-        clean: Put them in without noise at every step: for weights that were trained so, such as a LoRA of
-            `training.continuing`. Weights of text to video alone were not.
+        clean: Put them in without noise at every step: for weights that were trained so, such as pocket's LoRA
+            'continue'. Weights of text to video alone were not.
 
     Raises:
         UserError: The two do not belong together, or everything or nothing is given.
@@ -122,7 +122,7 @@ def known_parts(
             or of the size that the settings say.
 
     Returns:
-        What `denoise` takes as `known`.
+        What `denoise` takes as `known`; clean where a LoRA on the model was trained so.
 
     Raises:
         UserError: One of them does not fit, or everything or nothing is given.
@@ -211,7 +211,7 @@ def known_of(models: Models, full: Resolved, parts: Fitted, clean: torch.Tensor 
     if parts.last is not None:
         end = encode(models, parts.last)[:, :, 1:]
         latents[:, :, -end.shape[2] :], mask[:, :, -end.shape[2] :] = end, True
-    return Known(latents, mask)
+    return Known(latents, mask, models.loras.known_clean)
 
 
 def covered(kept: np.ndarray, temporal: int = 4, spatial: int = 8) -> torch.Tensor:
