@@ -14,6 +14,7 @@ import t2v_kit  # first: it makes torchvision importable
 
 # isort: split
 import argparse
+import math
 import random
 import time
 from pathlib import Path
@@ -59,7 +60,7 @@ def main() -> int:
                 )
                 row = measured(models, scene, settings.check(models), probes)
                 found.setdefault(f"{times} times{', RIFLEx' * riflex}", []).append(row)
-        report |= {"scenes": index + 1, "rows": {name: summary(each) for name, each in found.items()}}
+        report |= {"rows": {name: summary(each) for name, each in found.items()}}
         write(args.out, report)
         print(f"{index + 1} of {args.scenes} scenes", flush=True)
     for name, row in report["rows"].items():
@@ -73,21 +74,21 @@ def measured(models, scene: toyland.Scene, settings, probes) -> dict:
     noise = t2v_kit.initial_latents(models, settings)
     *_, last = t2v_kit.denoise(models, prompt, noise, settings)
     video = t2v_kit.decode(models, last.latents)
-    drawn = toyland.render(scene, settings.height, settings.width, settings.num_frames)
+    size = (settings.height, settings.width, settings.num_frames)
+    drawn = toyland.render_batch([scene], *size, device=models.device)[0]
     frames = torch.from_numpy(video).to(models.device).permute(3, 0, 1, 2)[None].float() / 255
-    row = {"frames": settings.num_frames, "repetition": repetition(video), "drawn": repetition(drawn)}
+    row = {"frames": settings.num_frames, "repetition": repetition(frames[0]), "drawn": repetition(drawn)}
     return row | table(score(answers(probes, frames)[0], [wish(scene)]))
 
 
-def repetition(video: np.ndarray, least: int = LEAST) -> float:
+def repetition(video: torch.Tensor, least: int = LEAST) -> float:
     """The highest mean cosine of two frames a distance apart, without what all frames share; 1 for a video that runs
-    twice. NaN for a video that is too short to have such frames."""
-    small = video[:, ::2, ::2].astype(np.float32)
-    moving = (small - np.median(small, 0)).reshape(len(small), -1)
-    moving /= np.linalg.norm(moving, axis=1, keepdims=True) + 1e-6
+    twice. NaN for a video that is too short to have such frames. The video is (3, T, H, W) in [0, 1]."""
+    small = video[:, :, ::2, ::2].transpose(0, 1).flatten(1)
+    moving = torch.nn.functional.normalize(small - small.median(0).values, dim=1, eps=1e-6)
     alike = moving @ moving.T
-    distances = range(least, len(video) - least // 3)
-    return float(max((np.diagonal(alike, offset).mean() for offset in distances), default=np.nan))
+    distances = range(least, len(moving) - least // 3)
+    return max((alike.diagonal(offset).mean().item() for offset in distances), default=math.nan)
 
 
 def summary(each: list[dict]) -> dict:

@@ -84,7 +84,8 @@ def restyled(models, scene: toyland.Scene, seed: int, rows: dict, probes) -> dic
     wanted = replace(scene, colour="blue")
     settings = Settings(toyland.caption(wanted, careless=False), seed=seed).check(models)
     size = (settings.height, settings.width, settings.num_frames)
-    clip = toyland.render(scene, *size)
+    drawn = toyland.render_batch([scene], *size, device=models.device)[0]
+    clip, theirs = (drawn.permute(1, 2, 3, 0) * 255).round().to(torch.uint8).cpu().numpy(), moving(drawn)
     clean, prompt = t2v_kit.encode(models, clip), t2v_kit.encode_prompt(models, settings.prompt)
     videos = {}
     for strength in rows:
@@ -95,18 +96,18 @@ def restyled(models, scene: toyland.Scene, seed: int, rows: dict, probes) -> dic
         videos[strength] = t2v_kit.decode(models, latents)
         frames = torch.from_numpy(videos[strength]).to(models.device).permute(3, 0, 1, 2)[None].float() / 255
         verdicts = score(answers(probes, frames)[0], [wish(wanted)])
-        rows[strength].append({"overlap": overlap(moving(videos[strength]), moving(clip))} | table(verdicts))
+        rows[strength].append({"overlap": overlap(moving(frames[0]), theirs)} | table(verdicts))
     return videos
 
 
-def moving(video: np.ndarray) -> np.ndarray:
-    """(T, H, W) True where a frame differs from the median picture by more than 25 levels: what moves."""
-    return np.abs(video.astype(np.int16) - np.median(video, 0).astype(np.int16)).max(-1) > 25
+def moving(video: torch.Tensor) -> torch.Tensor:
+    """Of (3, T, H, W) in [0, 1], (T, H, W) True where a frame is a tenth off the median picture: what moves."""
+    return (video - video.median(1, keepdim=True).values).abs().amax(0) > 0.1
 
 
-def overlap(one: np.ndarray, other: np.ndarray) -> float:
+def overlap(one: torch.Tensor, other: torch.Tensor) -> float:
     """Intersection over union of two masks."""
-    return float((one & other).sum() / max((one | other).sum(), 1))
+    return float((one & other).sum() / (one | other).sum().clamp(min=1))
 
 
 def summary(each: list[dict]) -> dict:

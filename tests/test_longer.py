@@ -4,13 +4,13 @@ import math
 from dataclasses import replace
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from diffusers.models.transformers import transformer_hunyuan_video as theirs
 from test_denoise import assert_same_bits
 
 from benchmarks.longer import repetition
+from benchmarks.restyling import moving, overlap, red_cars
 from t2v_kit import toyland
 from t2v_kit.hunyuan.longer import Slowed, slowed, slower_time
 from t2v_kit.run.generating import record_of
@@ -86,7 +86,13 @@ def test_a_note_says_where_it_has_no_effect(tiny32, settings, frames, says, recw
 
 
 def test_repetition_is_found_where_a_video_runs_twice():
-    clip = toyland.render(toyland.random_scene(3, pair=0), 56, 96, 33)
-    twice = np.concatenate([clip, clip])
-    assert repetition(twice) > 0.99 > 0.5 > repetition(toyland.render(toyland.random_scene(3, pair=0), 56, 96, 66))
-    assert math.isnan(repetition(clip[:20]))
+    scene = toyland.random_scene(3, pair=0)
+    clip, long = (toyland.render_batch([scene], 56, 96, frames)[0] for frames in (33, 66))
+    assert repetition(torch.cat([clip, clip], 1)) > 0.99 > 0.5 > repetition(long)
+    assert math.isnan(repetition(clip[:, :20]))
+
+
+def test_what_moves_overlaps_itself_and_not_what_moves_elsewhere():
+    red = [toyland.render_batch([scene], 56, 96, 17)[0] for scene in red_cars(2)]
+    one, other = map(moving, red)
+    assert overlap(one, one) == 1 and 0.02 < one.float().mean() < 0.4 and overlap(one, other) < 0.6
