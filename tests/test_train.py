@@ -523,6 +523,16 @@ def test_a_step_that_is_over_saves_nothing(tiny_model, clips, tmp_path):
         first.save(tmp_path / "a.safetensors")
 
 
+def test_there_is_no_sampling_with_a_lora_that_has_left(tiny_model, clips):
+    """When the loop has ended, the model has no LoRA: pictures of it would be those of before."""
+    *_, step = train(tiny_model, clips, SMALL)
+    with pytest.raises(UserError, match="its LoRA has left the model"), step.sampling():
+        pass
+    *_, step = train(tiny_model, clips, replace(SMALL, rank=0))
+    with step.sampling():  # weights that are all trained stay
+        pass
+
+
 def t2v(*words: object) -> int:
     return main([str(word) for word in words])
 
@@ -579,7 +589,7 @@ def test_mistakes_of_the_command_are_one_line(clips, tmp_path, capsys):
         (("train", tmp_path / "none"), "there is no such folder of clips"),
         (("train", clips, "--resume", tmp_path), "takes the place of DATA"),
         (("train", "--resume", tmp_path), "holds no training"),
-        (("train", clips, "--memory", 12), "must be nf4 or none"),
+        (("train", clips, "--memory", "much"), "must be nf4, none or GB"),
     ):
         assert t2v(*words) == 2
         error = capsys.readouterr().err

@@ -13,8 +13,9 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from ..errors import UserError
+from ..memory.plan import gigabytes
 from ..settings import Knob, Settings
-from ..training.options import TRAIN_KNOBS, train_settings_from
+from ..training.options import LEVERS, TRAIN_KNOBS, train_settings_from
 from .app import app, quieten
 from .download import HUB_ID, ask_for_download
 
@@ -41,7 +42,8 @@ def _train(
         model: pocket (shipped), hunyuan (13B, from the hub, in 4 bits), or a folder.
         out: Folder for the files; by default a new one in runs/.
         resume: The folder of a training to go on with, in place of DATA.
-        memory: nf4 (the base in 4 bits, the default of hunyuan) or none.
+        memory: nf4 (the base in 4 bits, the default of hunyuan), none, or GB of GPU memory: the base in 4 bits, and
+            activations, chunk and streamed blocks as they fit.
         prompt: Of the sample videos; by default the first clip's caption.
         sample_every: Steps between sample videos; 0 for none; by default a quarter of all.
         checkpoint_every: Steps between checkpoints.
@@ -56,8 +58,7 @@ def _train(
     if data is None:
         raise UserError("DATA is missing: a folder of clips with captions, as in t2v train my_dog (see --help)")
     chosen = train_settings_from(**{name: value for name, value in settings.items() if value is not None})
-    if memory not in (None, "nf4", "none"):
-        raise UserError(f"--memory {memory}: must be nf4 or none; nf4 would work.")
+    limit = None if memory in (None, "nf4", "none") else _limit(memory, settings)
     if not Path(data).expanduser().is_dir():
         raise UserError(f"{data!r}: there is no such folder of clips; one with dog.mp4 and dog.txt would work.")
     if model in ("hunyuan", HUB_ID) and not yes:
@@ -68,7 +69,13 @@ def _train(
     from ..run.fine_tuning import start_training
     from ..training.clips import read_clips
 
-    read_clips(data).check()
+    found = read_clips(data).check()
+    if limit is not None:
+        from ..training.footprint import choose_levers
+
+        chosen, needed = choose_levers(chosen, limit, found, model)
+        levers = " ".join(f"--{name.replace('_', '-')} {getattr(chosen, name)}" for name in LEVERS)
+        print(f"{needed}: {levers}", flush=True)
     print(f"loading {model}", flush=True)
     models = _loaded({"name": model}, memory, device)
     try:
@@ -76,6 +83,21 @@ def _train(
     except KeyboardInterrupt:
         raise KeyboardInterrupt(_what_remains(folder)) from None
     _report(training, time.perf_counter() - started)
+
+
+def _limit(memory: str, settings: dict) -> float:
+    """The GB of a card; what they decide is not given as well."""
+    try:
+        limit = gigabytes(memory)
+    except UserError:
+        limit = None
+    if limit is None:
+        raise UserError(f"--memory {memory}: must be nf4, none or GB of GPU memory; 24 would work.")
+    given = [name for name in LEVERS if settings.get(name) is not None]
+    if given:
+        option = f"--{given[0].replace('_', '-')}"
+        raise UserError(f"{option} {settings[given[0]]}: --memory {memory} chooses it; --memory nf4 would leave it.")
+    return limit
 
 
 def continue_training(folder: str, device: str | None = None) -> None:
@@ -101,7 +123,7 @@ def _loaded(arguments: dict, memory: str | None, device: str | None):
 
     if device is None and "LOCAL_RANK" in os.environ and os.environ.get("CUDA_VISIBLE_DEVICES") != "":
         device = _own_gpu(int(os.environ["LOCAL_RANK"]))
-    if memory == "nf4" or (memory is None and arguments["name"] in ("hunyuan", HUB_ID)):
+    if memory not in (None, "none") or (memory is None and arguments["name"] in ("hunyuan", HUB_ID)):
         plan = Plan("nf4, to train", transformer=Part("bfloat16", "nf4"), one_stage=True)
         return load(**arguments, memory=plan, device=device)
     return load(**arguments, device=device)

@@ -93,9 +93,15 @@ class TrainStep:
         """Inside, the model is whole and has the weights that `save` would write: the stages can be called.
 
         Raises:
-            UserError: The training has gone on since this step, or its memory plan has one stage in memory at a time.
+            UserError: The training has gone on since this step, its loop has ended and its LoRA has left the model, or
+                the memory plan has one stage in memory at a time.
         """
         trainer = self._trainer.of(self)
+        if trainer.over and trainer.settings.rank:
+            raise UserError(
+                "sampling after the training: its LoRA has left the model; what step.save wrote would work, with "
+                "load(..., loras=[...]) or pipe.load_lora_weights."
+            )
         plan = trainer.models.memory
         if plan is not None and plan.one_stage:
             raise UserError("sampling while training: the memory plan keeps one stage; a plan without one_stage works.")
@@ -177,6 +183,8 @@ class Trainer:
         self.weights: dict[str, torch.Tensor] = {}  # of the model
         self.masters: dict[str, torch.Tensor] = {}  # the same in float32, which the optimiser changes
         self.average: dict[str, torch.Tensor] = {}
+        self.over = False  # the loop has ended
+        self._others: list[Any] = []  # networks that are off the GPU
         self._latest: TrainStep | None = None
 
     def of(self, step: TrainStep) -> Trainer:
@@ -190,6 +198,7 @@ class Trainer:
     def prepared(self) -> Iterator[None]:
         """Inside, the transformer is alone on the device and its weights ask for gradients."""
         with contextlib.ExitStack() as stack:
+            stack.callback(self._end)
             with self.models.lock:
                 self.transformer = self.models.network("transformer")
                 stack.enter_context(self._alone())
@@ -207,10 +216,10 @@ class Trainer:
                 self.optimizer = self._make_optimizer()
                 stack.enter_context(less_memory(self.transformer, self.settings))
             yield
-            self._keep_after_the_end()
 
-    def _keep_after_the_end(self) -> None:
+    def _end(self) -> None:
         """`save` and `checkpoint` of the last step work on: the tensors are kept though the LoRA leaves the model."""
+        self.over = True
         for weight in self.weights.values():
             weight.grad = None
 
@@ -226,7 +235,6 @@ class Trainer:
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
         """Inside, the text encoders and the VAE are off the GPU, where nothing else takes care of them."""
-        self._others = []
         if self.models.device.type == "cuda" and not self.models.residence and not getattr(
             self.models.pipe, "_all_hooks", ()
         ):  # fmt: skip
@@ -236,6 +244,7 @@ class Trainer:
             yield
         finally:
             self._move_others(self.models.device)
+            self._others = []  # so that nothing moves them after the end
 
     def _move_others(self, device) -> None:
         for network in self._others:

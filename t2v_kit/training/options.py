@@ -15,6 +15,8 @@ from ..settings import KNOBS, Knob, check_fields
 
 #: What `activations` may be: what a block leaves behind for the backward pass, from the quickest to the smallest.
 ACTIVATIONS = ("keep", "recompute", "offload", "fp8")
+#: The settings that trade time for memory and change no gradient (but for "fp8").
+LEVERS = ("activations", "chunk", "streamed_blocks")
 OPTIMIZERS = ("adamw", "adamw8bit")
 #: Names for `targets`, as ends of the transformer's linear layers.
 TARGETS = {

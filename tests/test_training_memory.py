@@ -1,0 +1,91 @@
+"""Does the prediction of a training's memory agree with what was measured, and does the command choose by it?"""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from t2v_kit import UserError, read_clips, write_toyland
+from t2v_kit.cli import learning, main
+from t2v_kit.memory.plan import Size
+from t2v_kit.training.footprint import choose_levers, estimate_training
+from t2v_kit.training.options import TrainSettings
+
+ROWS = json.loads((Path(__file__).parents[1] / "benchmarks/results/lora_training.json").read_text("utf-8"))
+MEASURED = [name for name, row in ROWS.items() if isinstance(row, dict) and "gpu_gib" in row.get("levers_run", {})]
+SMALL = TrainSettings(rank=2, optimizer="adamw8bit")
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    return write_toyland(tmp_path_factory.mktemp("data") / "clips", 1, 32, 48, 9)
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_the_prediction_is_within_ten_per_cent(name):
+    """Nothing in it is fitted to these rows: it counts what the code makes."""
+    row = ROWS[name]
+    frames, height, width = row["size"]
+    settings = TrainSettings(optimizer="adamw8bit", **row["levers"])
+    predicted = estimate_training(settings, Size(height, width, frames)).vram_gb
+    assert predicted == pytest.approx(row["levers_run"]["gpu_gib"], rel=0.1)
+
+
+def test_each_lever_takes_less_than_the_one_before():
+    """Of what a block leaves: everything, its input, half of it, nothing; then smaller pieces, and fewer weights."""
+    rungs = [{"activations": how} for how in ("keep", "recompute", "fp8", "offload")]
+    rungs += [{"activations": "offload", "chunk": 2048}]
+    rungs += [{"activations": "offload", "chunk": 2048, "streamed_blocks": count} for count in (20, 40)]
+    needs = [estimate_training(replace(SMALL, **levers)).vram_gb for levers in rungs]
+    assert needs == sorted(needs, reverse=True) and len(set(needs)) == len(needs)
+    assert len({round(estimate_training(replace(SMALL, **levers)).loading_gb, 6) for levers in rungs}) == 1
+
+
+def test_a_larger_lora_batch_or_optimiser_takes_more():
+    """Each alone."""
+    plain = estimate_training(SMALL)
+    assert estimate_training(replace(SMALL, rank=64)).lora_gb > 10 * plain.lora_gb
+    assert estimate_training(replace(SMALL, optimizer="adamw")).lora_gb > plain.lora_gb
+    assert estimate_training(replace(SMALL, batch_size=2)).work_gb == pytest.approx(2 * plain.work_gb)
+
+
+def test_levers_are_chosen_for_the_card(clips, tiny_folder):
+    """A large card keeps everything; a small one pulls levers; none is enough for the 13B's weights."""
+    data = read_clips(clips)
+    settings, needed = choose_levers(SMALL, 80, data)
+    assert settings.activations == "keep" and needed.fits(80)
+    large = replace(SMALL, height=544, width=960, num_frames=9)
+    tight, needed = choose_levers(large, 9, data)
+    assert tight.activations == "offload" and needed.fits(9) and not estimate_training(large).fits(9)
+    with pytest.raises(UserError, match=r"memory=4: is not enough: .* memory=8 would work"):
+        choose_levers(SMALL, 4, data)
+    assert choose_levers(SMALL, 1, data, tiny_folder)[1].vram_gb < 0.1
+
+
+def test_what_cannot_be_predicted_is_refused():
+    """In one line that says what would work."""
+    with pytest.raises(UserError, match="rank=0: only a LoRA's"):
+        estimate_training(TrainSettings(rank=0))
+    with pytest.raises(UserError, match="quantisation='int3': must be one of"):
+        estimate_training(SMALL, quantisation="int3")
+
+
+def test_the_command_says_what_it_chose(clips, tiny_folder, tmp_path, monkeypatch, capsys):
+    """`--memory 12` loads in 4 bits and trains with what fits; a lever beside it is refused."""
+    seen = {}
+
+    def loaded(arguments, memory, device):
+        seen["memory"] = memory
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(learning, "_loaded", loaded)
+    words = ["train", str(clips), "--model", str(tiny_folder), "--out", str(tmp_path / "out"), "--memory", "12"]
+    main([*words, "--rank", "2"])
+    said = capsys.readouterr().out
+    assert "training at 32x48x9" in said and "--activations keep --chunk 0 --streamed-blocks 0" in said
+    assert seen == {"memory": "12"}
+    assert main([*words, "--chunk", "64"]) == 2
+    assert "--chunk 64: --memory 12 chooses it" in capsys.readouterr().err
+    assert main([*words[:-1], "much"]) == 2
+    assert "--memory much: must be nf4, none or GB" in capsys.readouterr().err
