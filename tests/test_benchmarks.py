@@ -232,6 +232,6 @@ def test_a_notebook_without_a_title_or_its_seconds_is_refused(tmp_path):
 
 
 def test_shortcuts_were_measured_with_these_weights():
-    """What README and notebooks 05 and 06 say of shortcuts is about the shipped weights: else benchmarks.shortcuts."""
-    report = figures.read("shortcuts")
+    """What documents and notebooks say of shortcuts is of the shipped weights: else run benchmarks.frontier."""
+    report = figures.read("frontier")
     assert report["weights"] == t2v_kit.load("pocket").weights_hash

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 import t2v_kit
-from benchmarks import shortcuts
+from benchmarks import frontier
 from t2v_kit import toyland
 from t2v_kit.toyland import FPS, Scene, random_scene
 from t2v_kit.toyland.picture import draw
@@ -194,16 +194,42 @@ def test_every_measurement_runs_and_is_written(tiny_folder, probes, tmp_path, mo
 
 
 def test_shortcuts_are_set_beside_the_plain_run(tiny_folder, probes, tmp_path, monkeypatch):
-    """Every way of leaving work out runs; the plain way is its own measure, fewer steps are less work."""
-    options = {"model": tiny_folder, "probes": probes[1], "prompts": 2, "out": tmp_path / "shortcuts.json"}
-    monkeypatch.setattr("sys.argv", ["shortcuts", *(f"--{name}={value}" for name, value in options.items())])
-    assert shortcuts.main() == 0
-    report = json.loads((tmp_path / "shortcuts.json").read_text("utf-8"))
+    """The plain way is its own measure, fewer steps are less work, and what cannot run here leaves its row out and
+    stops no other."""
+    file, ways = tmp_path / "frontier.json", ["2 steps", "SeaCache 0.3", "Heun + 2 steps", "nf4", "attention sage"]
+    monkeypatch.setattr(frontier, "EXACT", "9 steps")
+    options = {"model": tiny_folder, "probes": probes[1], "prompts": 3, "out": file}
+    monkeypatch.setattr(
+        "sys.argv", ["frontier", *(f"--{name}={value}" for name, value in options.items()), "--ways", *ways]
+    )
+    assert frontier.main() == 0
+    report = json.loads(file.read_text("utf-8"))
     rows = report["rows"]
-    assert report["prompts"] == 2 and {"int8", "nf4", "SeaCache 0.3", "first block 0.1"} <= set(rows)
-    assert (rows["plain"]["work"], rows["plain"]["psnr"]) == (1, 99)
-    assert all(row["work"] < 1 and row["times_faster"] > 0 for name, row in rows.items() if name.endswith("steps"))
-    assert all(0 <= value <= 1 for row in rows.values() for value in row["adherence"].values())
+    assert report["prompts"] == 3 and list(rows) == ["plain", *ways[:-1]]
+    assert (rows["plain"]["work"], rows["plain"]["psnr"], rows["plain"]["motion_error"]) == (1, 99, 0)
+    assert rows["Heun + 2 steps"]["work"] == 1 and rows["2 steps"]["work"] == 0.667 and rows["nf4"]["work"] is None
+    for row in rows.values():
+        assert row["prompts"] == 3 and row["times_faster"] > 0 and row["psnr_to_exact"] < 99
+        assert row["psnr_interval"][0] <= row["psnr"] <= row["psnr_interval"][1]
+        assert all(0 <= value <= 1 for value in row["adherence"].values())
+    assert frontier.picture(report).axes
+
+
+def test_the_interval_of_a_share_keeps_its_width_where_all_are_right():
+    low, high = frontier.wilson(60, 60)
+    assert 0.93 < low < 0.95 and high == 1
+    assert frontier.wilson(30, 60) == pytest.approx([0.377, 0.623], abs=1e-3)
+
+
+def test_no_row_beats_those_of_the_frontier():
+    rows = {
+        "plain": {"work": 1.0, "psnr": 99},
+        "a": {"work": 0.5, "psnr": 30},
+        "b": {"work": 0.6, "psnr": 29},
+        "c": {"work": 0.7, "psnr": 40},
+        "int8": {"work": None, "psnr": 50},
+    }
+    assert frontier.best(rows) == ["a", "c"]
 
 
 def test_the_shipped_figures_are_of_the_shipped_weights():

@@ -3,9 +3,10 @@
 The kernels are those that diffusers dispatches to. A prompt with padding needs a mask; where the chosen kernel takes
 none, PyTorch's own attention computes that call.
 
-One thing diffusers 0.42 lacks is added here: its `_flash_3` looks for a module that is on no package index, while
-FlashAttention-3 is there as `fa3-fwd`, with the same function. `plug_in_flash_3` becomes unnecessary once diffusers
-looks for `fa3_fwd_interface` too.
+Two things diffusers 0.42 lacks are added here. Its `_flash_3` looks for a module that is on no package index, while
+FlashAttention-3 is there as `fa3-fwd`, with the same function: `plug_in_flash_3` becomes unnecessary once diffusers
+looks for `fa3_fwd_interface` too. And it has no name for the same kernel on 8-bit floats: `_flash_3_fp8` is put among
+its names, which becomes unnecessary once there is one.
 """
 
 from __future__ import annotations
@@ -22,10 +23,22 @@ from diffusers.models import attention_dispatch as dispatch
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 
 from ..errors import UserError, give_note, near_match
+from .fp8_attention import attend_in_fp8
 
+FP8 = "_flash_3_fp8"
 NATIVE = "native"
 # The backends of diffusers.models.attention_dispatch that raise, or silently do something else, when given a mask.
-NO_MASKS = ("flash", "flash_hub", "flash_4_hub", "_flash_3", "_flash_3_hub", "aiter_fa2_hub", "_native_flash", "sage")
+NO_MASKS = (
+    FP8,
+    "flash",
+    "flash_hub",
+    "flash_4_hub",
+    "_flash_3",
+    "_flash_3_hub",
+    "aiter_fa2_hub",
+    "_native_flash",
+    "sage",
+)
 #: Relative difference to attention in float32 up to which a kernel counts as exact: twice that of bfloat16's rounding.
 EXACT = 5e-3
 #: Names of other tools, and the backend of diffusers that is meant.
@@ -36,6 +49,8 @@ ELSEWHERE = {
     "flash3": "_flash_3",
     "flash_3": "_flash_3",
     "cudnn": "_native_cudnn",
+    "fa3_fp8": FP8,
+    "fp8": FP8,
     "efficient": "_native_efficient",
     "math": "_native_math",
     "sdpa": NATIVE,
@@ -131,8 +146,9 @@ def check_backend(name: str) -> str:
 
 def unusable(name: str, device: torch.device, dtype: torch.dtype, width: int) -> str | None:
     """Why a backend cannot compute on a device, in a few words; None when it can and gives the right result."""
-    if name == "_flash_3":
-        plug_in_flash_3()
+    plugged = plug_in_flash_3() if name in ("_flash_3", FP8) else False
+    if name == FP8 and not plugged:
+        return "its package is missing; pip install 't2v-kit[fast]' brings it"
     try:
         dispatch._check_attention_backend_requirements(AttentionBackendName(name))
         dispatch._maybe_download_kernel_for_backend(AttentionBackendName(name))
@@ -186,7 +202,8 @@ def speeds() -> dict:
 
 def _exact() -> set[str]:
     """Backends that compute attention as PyTorch does, up to rounding: all but those that quantise."""
-    return {backend.value for backend in AttentionBackendName if "sage" not in backend.value}
+    names = {backend.value for backend in AttentionBackendName}
+    return {name for name in names if "sage" not in name and name != FP8}
 
 
 @functools.cache
@@ -236,5 +253,29 @@ def _(query, key, value, scale=None):
     return query.new_empty(query.shape)
 
 
+def _flash_3_fp8(
+    query, key, value, attn_mask=None, scale=None, is_causal=False, return_lse=False, _parallel_config=None
+):
+    """The backend `_flash_3_fp8`, with the arguments of diffusers' other ones."""
+    if attn_mask is not None or is_causal or return_lse or _parallel_config is not None:
+        raise ValueError("fa3-fwd: takes no mask, and neither causal attention nor diffusers' context parallelism here")
+    return attend_in_fp8(query, key, value, scale)
+
+
+def _name_backend(name: str, function: Any) -> None:
+    """Put a backend among those of diffusers, under a name that it does not have."""
+    if name in AttentionBackendName._value2member_map_:
+        return
+    member = str.__new__(AttentionBackendName, name)
+    member._name_, member._value_ = name.upper(), name
+    AttentionBackendName._member_map_[member._name_] = member
+    AttentionBackendName._member_names_.append(member._name_)
+    AttentionBackendName._value2member_map_[name] = member
+    dispatch._AttentionBackendRegistry.register(member)(function)
+
+
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")[:160]
+
+
+_name_backend(FP8, _flash_3_fp8)

@@ -15,11 +15,16 @@ import torch
 from diffusers import HunyuanVideoPipeline, HunyuanVideoTransformer3DModel
 
 from ..errors import UserError
+from ..hunyuan.backends import use_backend
+from ..hunyuan.fp8_linear import multiply_in_fp8
 from ..hunyuan.masks import skip_full_masks
 from .models import Models
 
 BLOCK = 64  # numbers that share a scale in nf4: the default of bitsandbytes' quantize_4bit
 HOWS = ("int8", "nf4")
+#: What `quantised` takes beside these: weights kept in 8-bit floats (diffusers' layerwise casting), products of 8-bit
+#: floats, and other dtypes.
+WHOLE = ("fp8", "fp8 products", "bfloat16", "float16")
 
 
 def code_book(how: str) -> np.ndarray:
@@ -93,26 +98,42 @@ def layer_errors(network: torch.nn.Module, how: str) -> dict[str, float]:
 
 @torch.random.fork_rng(devices=[])  # new layers draw weights before they get those of the old ones
 def quantised(models: Models, how: str) -> Models:
-    """Return the same model with a quantised transformer: every linear layer, as diffusers' loader does it.
+    """Return the same model with a transformer of fewer bits; int8 and nf4 as diffusers' loader does it.
 
     The given models stay as they are, and share everything but the transformer with the new ones.
 
     Args:
-        models: Loaded on the CPU without a memory plan. On a GPU, `load(memory=Plan(...))` saves memory as well.
-        how: 'int8' or 'nf4'.
+        models: Loaded without a memory plan. It takes memory for a second transformer; `load(memory=Plan(...))` is what
+            saves memory.
+        how: 'int8' or 'nf4', every linear layer; 'fp8', weights kept in 8-bit floats and computed with in the dtype, as
+            a plan does it; 'fp8 products', which multiply 8-bit floats (`Fp8Linear`); or 'bfloat16' or 'float16'.
 
     Raises:
-        UserError: `how` is neither.
+        UserError: `how` is none of these, or the models have a memory plan, LoRAs or several processes.
     """
+    if how not in (*HOWS, *WHOLE):
+        raise UserError(f"how={how!r}: must be one of {', '.join((*HOWS, *WHOLE))}; 'nf4' would work.")
+    for what, there in (("a memory plan", models.residence), ("LoRAs", models.loras), ("a team", models.team)):
+        if there:
+            raise UserError(f"how={how!r}: these models have {what}; load without it would work.")
     old = models.pipe.transformer
     new: Any = HunyuanVideoTransformer3DModel.from_config(old.config)
     torch.nn.Module.to(new, old.dtype)  # diffusers' own `to` warns of modules to keep in float32, even of none
     new.load_state_dict(old.state_dict())
-    for name, layer in list(new.named_modules()):
-        if isinstance(layer, torch.nn.Linear):
-            parent, _, own = name.rpartition(".")
-            setattr(new.get_submodule(parent), own, linear(layer, how))
-    skip_full_masks(new.eval().to(models.device))
+    if how in HOWS:
+        for name, layer in list(new.named_modules()):
+            if isinstance(layer, torch.nn.Linear):
+                parent, _, own = name.rpartition(".")
+                setattr(new.get_submodule(parent), own, linear(layer, how))
+    new = new.eval().to(models.device)
+    if how in ("bfloat16", "float16"):
+        torch.nn.Module.to(new, getattr(torch, how))
+    if how == "fp8 products":
+        multiply_in_fp8(new)
+    skip_full_masks(new)
+    if how == "fp8":
+        new.enable_layerwise_casting(torch.float8_e4m3fn, old.dtype)
+    use_backend(new, models.attention)
     components: dict[str, Any] = models.pipe.components | {"transformer": new}
     pipe = HunyuanVideoPipeline(**components)
     return dataclasses.replace(models, pipe=pipe)

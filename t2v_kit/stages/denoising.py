@@ -16,7 +16,7 @@ from ..errors import UserError, check_whole, give_note
 from ..hunyuan.longer import slowed, slower_time
 from ..settings import Resolved, Settings, travelled
 from .known import Known, renoise
-from .noise import check_sigma, initial_latents, make_scheduler
+from .noise import check_sigma, initial_latents, levels, make_scheduler
 from .prompt import PromptEncoding, encode_prompt
 
 if TYPE_CHECKING:
@@ -101,7 +101,9 @@ def denoise(
         transformer = models.network("transformer")
         dtype = transformer.dtype  # asked once: it walks all modules
         scheduler = make_scheduler(models, full)
-        scheduler.set_begin_index(start)
+        order = scheduler.order  # evaluations of the transformer in a step: 2 of Heun's, else 1
+        scheduler.set_begin_index(order * start)
+        sigmas = levels(scheduler).tolist()
         # In the transformer's dtype, as the pipeline does: in bfloat16 6.0 and 6.02 are the same guidance.
         guidance = torch.tensor([full.guidance_scale], dtype=dtype, device=models.device) * 1000.0
         own = _conditions(prompt, guidance)
@@ -113,8 +115,8 @@ def denoise(
             branches["uncond"] = _conditions(negative, guidance)
         latents = latents.to(models.device)
         hold = None if known is None else _Hold(models, full, known, scheduler, latents)
-        latents = latents if hold is None else hold.put(latents, scheduler.sigmas[start].item())
-        cache = _StepCache(transformer, full)
+        latents = latents if hold is None else hold.put(latents, sigmas[start])
+        cache = _StepCache(transformer, full, order)
         slower = slowed(transformer.config, models.trained_latents, latents.shape[2]) if full.riflex else None
     try:
         for index in range(start, full.num_inference_steps):
@@ -122,22 +124,26 @@ def denoise(
                 began = time.perf_counter()
                 cache.check()
                 models.loras.at_step(index)
-                timestep, sigma = scheduler.timesteps[index], scheduler.sigmas[index].item()
+                sigma = sigmas[index]
                 branches["cond"] = prompts.get(index, own)
                 where = {"step_index": index, "num_inference_steps": full.num_inference_steps, "sigma": sigma}
+                clean = None
                 for repeat in range(1 if hold is None else full.resample):
                     taking = scheduler
                     if hold is not None and repeat:
                         latents, taking = hold.again(latents, index, repeat)
-                    # A plan with one stage in memory may have to read the network first, and with it the embedding.
-                    with slower_time(models.network("transformer") if slower else transformer, slower):
-                        velocity = _velocity(
-                            models, transformer, latents, timestep, branches, full.true_cfg_scale, where
-                        )
-                    clean = latents.float() - sigma * velocity.float()
-                    latents = taking.step(velocity, timestep, latents, return_dict=False)[0]
+                        clean = None
+                    for timestep in scheduler.timesteps[order * index : order * (index + 1)]:
+                        # A plan with one stage in memory may have to read the network first, and with it the embedding.
+                        with slower_time(models.network("transformer") if slower else transformer, slower):
+                            velocity = _velocity(
+                                models, transformer, latents, timestep, branches, full.true_cfg_scale, where
+                            )
+                        clean = latents.float() - sigma * velocity.float() if clean is None else clean
+                        latents = taking.step(velocity, timestep, latents, return_dict=False)[0]
+                assert clean is not None  # a step has at least one evaluation
                 if hold is not None:
-                    latents = hold.put(latents, scheduler.sigmas[index + 1].item())
+                    latents = hold.put(latents, sigmas[index + 1])
                 _check_alive(latents, index, dtype)
                 seconds = time.perf_counter() - began
             yield Step(index, sigma, latents, clean, seconds)
@@ -331,8 +337,13 @@ class _StepCache:
     turns with this one would read it; the latest run to start holds it.
     """
 
-    def __init__(self, transformer: Any, settings: Resolved) -> None:
+    def __init__(self, transformer: Any, settings: Resolved, order: int) -> None:
         self.transformer, self.config = transformer, transformer._cache_config
+        if self.config is not None and order > 1:
+            raise UserError(
+                f"a step cache with a solver that evaluates each step {order} times: it would compare evaluations that "
+                "do not follow each other; UniPC would work."
+            )
         planned = getattr(self.config, "num_inference_steps", settings.num_inference_steps)
         if planned != settings.num_inference_steps:
             raise UserError(

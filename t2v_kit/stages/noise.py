@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 import numbers
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from diffusers import FlowMatchHeunDiscreteScheduler
 from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import retrieve_timesteps
 
 from ..errors import UserError, give_note
@@ -56,7 +58,7 @@ def initial_latents(
             "gives them.",
             setting="video",
         )
-    sigma = make_scheduler(models, full).sigmas[start].item()
+    sigma = levels(make_scheduler(models, full))[start].item()
     return add_noise(clean.to(noise), noise, sigma)
 
 
@@ -112,7 +114,8 @@ def make_scheduler(models: Models, settings: Settings) -> Any:
     """Make a scheduler of the pipeline's class, its timesteps set with settings.flow_shift.
 
     The sigmas go in evenly spaced from 1 and are shifted once, as the pipeline does it; `set_timesteps(n)` would
-    shift the already shifted range a second time.
+    shift the already shifted range a second time. Schedulers that take no sigmas make their own: Heun's the same,
+    DPM-Solver's from 0.999 instead of 1.
 
     Args:
         models: What `load` gave.
@@ -132,9 +135,26 @@ def make_scheduler(models: Models, settings: Settings) -> Any:
         give_note(message, models.notes_given)
     scheduler = type(held).from_config(held.config, **dict.fromkeys(shifts, full.flow_shift))
     steps = full.num_inference_steps
+    if isinstance(scheduler, FlowMatchHeunDiscreteScheduler):  # it makes its own sigmas, evenly between these two
+        scheduler.sigma_max, scheduler.sigma_min = 1.0, 1 / steps
+    if "sigmas" not in inspect.signature(scheduler.set_timesteps).parameters:
+        scheduler.set_timesteps(steps, device=models.device)
+        return scheduler
     sigmas: Any = np.linspace(1.0, 0.0, steps + 1)[:-1]  # diffusers says list, and its pipeline passes an array
     retrieve_timesteps(scheduler, steps, models.device, sigmas=sigmas)
     return scheduler
+
+
+def levels(scheduler: Any) -> torch.Tensor:
+    """Return the noise level before each step and after the last one, (steps + 1,), on the scheduler's device.
+
+    A scheduler of second order, such as Heun's, evaluates the transformer twice in every step but the last, and lists
+    its sigmas so.
+
+    Args:
+        scheduler: What `make_scheduler` gave.
+    """
+    return torch.cat([scheduler.sigmas[: -1 : scheduler.order], scheduler.sigmas[-1:]])
 
 
 def sigma_schedule(models: Models, settings: Settings) -> torch.Tensor:
@@ -147,7 +167,7 @@ def sigma_schedule(models: Models, settings: Settings) -> torch.Tensor:
     Returns:
         (num_inference_steps + 1,) float32 on the CPU.
     """
-    return make_scheduler(models, settings).sigmas.cpu()
+    return levels(make_scheduler(models, settings)).cpu()
 
 
 def add_noise(latents: torch.Tensor, noise: torch.Tensor, sigma: float | torch.Tensor) -> torch.Tensor:

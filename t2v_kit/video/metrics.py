@@ -38,6 +38,32 @@ def psnr(video: np.ndarray, other: np.ndarray) -> float:
     return 10 * math.log10(255**2 / error) if error else math.inf
 
 
+def motion_error(video: np.ndarray, other: np.ndarray) -> float:
+    """How much the changes from one frame to the next differ between two videos.
+
+    Args:
+        video: `(T, H, W, 3)` uint8, at least two frames.
+        other: The same shape: the one that counts as right.
+
+    Returns:
+        The mean absolute difference between their changes, as a share of the mean absolute change of `other`: 0 where
+        both move alike, about 1 where one of them stands still. 0 where neither changes, infinite where `other` alone
+        stands still; of a single frame 0.
+
+    Raises:
+        UserError: The shapes differ.
+
+    Example:
+        >>> moving = np.stack([np.full((8, 8, 3), 10 * t, np.uint8) for t in range(5)])
+        >>> motion_error(moving[[0, 0, 0, 0, 0]], moving)
+        1.0
+    """
+    _check_same_shape(check_video(video), check_video(other, "other"))
+    changes, right = np.diff(video.astype(np.int16), axis=0), np.diff(other.astype(np.int16), axis=0)
+    error, moved = float(np.abs(changes - right).sum()), float(np.abs(right).sum())
+    return error / moved if moved else (math.inf if error else 0.0)
+
+
 def ssim(video: np.ndarray, truth: np.ndarray) -> float:
     """Structural similarity (Wang et al. 2004), computed by scikit-image in windows of 7x7 pixels for each colour.
 
