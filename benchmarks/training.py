@@ -204,6 +204,7 @@ def measure(models, row: Row, deadline: float, tiny: bool, unlimited: bool) -> d
     data = random_data(transformer, size)
     result = {
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
+        "device": header("")["device"],
         "size": list(size),
         "cap_gb": row.cap,
         "levers": {"activations": "offload", **levers},

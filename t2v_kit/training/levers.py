@@ -140,6 +140,11 @@ def wait_in_ram(block: torch.nn.Module) -> None:
             weight.data = _in_ram(weight.data, pinned=True)
 
 
+def _padded(tensor: torch.Tensor) -> int:
+    """Its bytes up to the next multiple of 256, where any dtype may begin."""
+    return -(-tensor.nbytes // 256) * 256
+
+
 class StreamedBlocks:
     """Blocks whose frozen weights wait in pinned RAM; two of them at most are on the device.
 
@@ -162,6 +167,10 @@ class StreamedBlocks:
         self._ready: dict[int, tuple[list[torch.Tensor], Any]] = {}
         for number in range(len(streamed)):
             self._drop(number)
+        # Two places, by turns. PyTorch's allocator would give each copy memory of its own until the GPU has caught up.
+        largest = max(sum(_padded(tensor) for tensor in ram) for ram in self._ram)
+        places = 2 if self._stream is not None else 0
+        self._places = [torch.empty(largest, dtype=torch.uint8, device=device) for _ in range(places)]
 
     def __contains__(self, block: torch.nn.Module) -> bool:
         return block in self._number
@@ -191,8 +200,6 @@ class StreamedBlocks:
             torch.cuda.current_stream(self.device).wait_event(event)
         for weight, tensor in zip(self._weights[number], arrived):
             weight.data = tensor
-            if event is not None:
-                tensor.record_stream(torch.cuda.current_stream(self.device))
         if 0 <= following < len(self._ram) and following not in self._ready:
             self._copy(following)
 
@@ -200,8 +207,14 @@ class StreamedBlocks:
         if self._stream is None:
             self._ready[number] = [tensor.clone() for tensor in self._ram[number]], None
             return
+        # What was in this place has been asked for already; the copy waits until that work is done.
+        self._stream.wait_stream(torch.cuda.current_stream(self.device))
+        place, begin, arrived = self._places[number % 2], 0, []
         with torch.cuda.stream(self._stream):
-            arrived = [tensor.to(self.device, non_blocking=True) for tensor in self._ram[number]]
+            for tensor in self._ram[number]:
+                piece = place[begin : begin + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+                arrived.append(piece.copy_(tensor, non_blocking=True))
+                begin += _padded(tensor)
         self._ready[number] = arrived, self._stream.record_event()
 
     def _drop(self, number: int) -> None:
@@ -211,7 +224,10 @@ class StreamedBlocks:
 
     def close(self) -> None:
         """Put all weights back to where they were before."""
+        if self._stream is not None:
+            torch.cuda.current_stream(self.device).wait_stream(self._stream)
         self._ready.clear()
+        self._places.clear()
         for weights, ram, devices in zip(self._weights, self._ram, self._came_from):
             for weight, tensor, device in zip(weights, ram, devices):
                 weight.data = tensor.to(device)
