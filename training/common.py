@@ -133,9 +133,9 @@ class Muon(torch.optim.Optimizer):
             torch._foreach_add_(same, updates, alpha=-0.2 * max(size) ** 0.5 * group["lr"])
 
     def orthogonal(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, A, B) -> the same in bfloat16, with singular values near 1."""
+        """(N, A, B) -> the same with singular values near 1; in bfloat16 on a GPU, which most CPUs only imitate."""
         wide = x.shape[1] <= x.shape[2]
-        x = (x if wide else x.mT).bfloat16()
+        x = (x if wide else x.mT).to(torch.bfloat16 if x.is_cuda else torch.float32)
         x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
         a, b, c = self.NEWTON_SCHULZ
         for _ in range(5):
