@@ -1,11 +1,12 @@
-"""One video on one card and on two, with the 13B transformer at full size and random weights.
+"""One video on one card, on two and on four, with the 13B transformer at full size and random weights.
 
     python -m benchmarks.several_cards --seconds 260 --out benchmarks/results/several_cards.json
 
 The attention kernels' seconds and error; a step in diffusers as it is, as `load` sets it up, and compiled with the best
-kernel, on one card and on two; the VAE's decoding on one and on two; peaks of memory, and how far each result is from
-diffusers'. On one card the compiled step and the others run at the same time, each on a card of its own. A part that
-fails or takes too long is missing from the table and stops no other. `--tiny` runs the same lines on a CPU with gloo.
+kernel, on one card, on two and on four; the VAE's decoding on as many; peaks of memory, and how far each result is from
+diffusers'. What needs one card runs at the same time, each part on a card of its own; with four cards also what needs
+two. A part that fails or takes too long is missing from the table and stops no other. `--tiny` runs the same lines on a
+CPU with gloo.
 """
 
 from __future__ import annotations
@@ -59,23 +60,30 @@ def main() -> int:
     if args.part:
         return run_part(args)
     begun = time.time()
+    cards = torch.cuda.device_count()
     report = header("several_cards", sizes="tiny" if args.tiny else "full")
-    report |= {"cards": torch.cuda.device_count(), "nccl": _nccl()}
+    report |= {"cards": cards, "nccl": _nccl()}
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         first_end, last_end = begun + SHARE * args.seconds, begun + args.seconds - 4
-        beside = [stack.enter_context(Process("plain", 0, first_end, folder, args.tiny))]
-        if torch.cuda.device_count() < 2:
+
+        def begin(part: str, on: range, ends: float) -> Process:
+            return stack.enter_context(Process(part, on, ends, folder, args.tiny))
+
+        beside = [begin("plain", range(1), first_end)]
+        if cards < 2:
             beside[0].wait()
-        beside.append(stack.enter_context(Process("compiled", 1, first_end, folder, args.tiny)))
+        beside.append(begin("compiled", range(cards > 1, 1 + (cards > 1)), first_end))
+        if cards > 3:
+            beside.append(begin("2 cards", range(2, 4), first_end))
         for process in beside:
             process.wait()
-        stack.enter_context(Process("two", None, last_end, folder, args.tiny)).wait()
+        begin("4 cards" if cards > 3 else "2 cards", range(4 if cards > 3 else 2), last_end).wait()
         for part in PARTS:
             with suppress(OSError, ValueError):
                 report |= json.loads(Path(folder, f"{part}.json").read_text())
         compare(report, Path(folder))
-        for process in ("plain", "compiled", "two"):
-            report[f"log of {process}"] = Path(folder, f"{process}.log").read_text(errors="replace")[-1500:]
+        for log in sorted(Path(folder).glob("*.log")):
+            report[f"log of {log.stem}"] = log.read_text(errors="replace")[-1500:]
     report["seconds_in_all"] = round(time.time() - begun, 1)
     write(args.out, report)
     print("\n".join(table(report)))
@@ -85,16 +93,17 @@ def main() -> int:
 class Process:
     """A part in processes of its own, ended with all of them when its time is over."""
 
-    def __init__(self, part: str, card: int | None, ends: float, folder: str, tiny: bool) -> None:
-        """card: the one it sees; None for two processes, each with a card of its own."""
+    def __init__(self, part: str, cards: range, ends: float, folder: str, tiny: bool) -> None:
+        """cards: those it sees; with several, each of its processes has one of them."""
         self.ends = ends
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"] if card is None else []
+        count = ["--standalone", "--nproc-per-node", str(len(cards))]
+        launcher = ["-m", "torch.distributed.run", *count] if len(cards) > 1 else []
         command = [sys.executable, *launcher, "-m", "benchmarks.several_cards", "--part", part]
         command += ["--out", str(Path(folder, f"{part}.json")), "--ends", str(ends), *(["--tiny"] if tiny else [])]
-        cards = {"CUDA_VISIBLE_DEVICES": str(card % max(torch.cuda.device_count(), 1))} if card is not None else {}
+        seen = {"CUDA_VISIBLE_DEVICES": ",".join(map(str, cards))} if torch.cuda.is_available() else {}
         self.log = open(Path(folder, f"{part}.log"), "w")  # noqa: SIM115 (closed on the way out)
         self.process = subprocess.Popen(
-            command, env=os.environ | cards, stdout=self.log, stderr=subprocess.STDOUT, start_new_session=True
+            command, env=os.environ | seen, stdout=self.log, stderr=subprocess.STDOUT, start_new_session=True
         )
 
     def __enter__(self) -> Process:
@@ -115,7 +124,7 @@ class Process:
 
 def run_part(args) -> int:
     """The rows of one part, each written as soon as it is there."""
-    team = join() if args.part == "two" else None
+    team = join() if "cards" in args.part else None
     on_gpu = torch.cuda.is_available()
     device = str(team.device) if team else ("cuda" if on_gpu else "cpu")
     setup = Setup(args.tiny, device, team, args.out.parent)
@@ -213,13 +222,13 @@ def compiled(setup: Setup):
     yield f"{SMALL}, compiled{among}", partial(setup.step, SMALL, f"compiled{among}", lambda bench: {}, 3)
 
 
-def two(setup: Setup):
-    """The compiled step and decoding on two cards."""
-    large, small = compiled(setup)
-    yield from (large, (f"{LARGE}, decode, {setup.cards} cards", setup.decoding), small)
+def several(setup: Setup):
+    """The compiled step and decoding among the team; decoding last, as it takes the transformer's room."""
+    yield from compiled(setup)
+    yield f"{LARGE}, decode, {setup.cards} cards", setup.decoding
 
 
-PARTS = {"plain": plain, "compiled": compiled, "two": two}
+PARTS = {"plain": plain, "compiled": compiled, "2 cards": several, "4 cards": several}
 
 
 def ours(bench: Transformer) -> dict:
@@ -276,17 +285,18 @@ def compare(report: dict, folder: Path) -> None:
 
     for size in (SMALL, LARGE):
         plain_seconds = report.get(f"{size}, as diffusers is", {}).get("seconds")
-        for kind in ("ours", "compiled", "compiled, 2 cards"):
+        for kind in ("ours", "compiled", "compiled, 2 cards", "compiled, 4 cards"):
             row = report.get(f"{size}, {kind}", {})
             if "seconds" in row:
                 row["relative_difference"] = difference(f"{size}, {kind}", f"{size}, as diffusers is")
-                if kind == "compiled, 2 cards":
+                if "cards" in kind:
                     row["to_one_card"] = difference(f"{size}, {kind}", f"{size}, compiled")
                 if plain_seconds:
                     row["times_faster"] = round(plain_seconds / row["seconds"], 3)
-    row = report.get(f"{LARGE}, decode, 2 cards", {})
-    if "seconds" in row:
-        row["relative_difference"] = difference(f"{LARGE}, decode, 2", f"{LARGE}, decode, 1")
+    for cards in (2, 4):
+        row = report.get(f"{LARGE}, decode, {cards} cards", {})
+        if "seconds" in row:
+            row["relative_difference"] = difference(f"{LARGE}, decode, {cards}", f"{LARGE}, decode, 1")
 
 
 def table(report: dict):
