@@ -14,6 +14,8 @@ import t2v_kit  # noqa: F401  (first: it makes torchvision importable)
 
 # isort: split
 import argparse
+import json
+import re
 import time
 from collections.abc import Callable
 from functools import partial
@@ -36,13 +38,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=170, help="begin nothing after this long")
+    parser.add_argument("--rows", default="", help="only those whose name holds this regular expression")
     parser.add_argument("--tiny", action="store_true", help="toy sizes, on a CPU")
     args = parser.parse_args()
     deadline = time.perf_counter() + args.seconds
-    report = header("fp8", sizes="tiny" if args.tiny else "full")
+    earlier = json.loads(args.out.read_text("utf-8")) if args.out.exists() else {}  # rows not measured now are kept
+    report = earlier | header("fp8", sizes="tiny" if args.tiny else "full")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     bench = Bench(args.tiny, device)
     for key, run in bench.rows().items():
+        if not re.search(args.rows, key):
+            continue
         guarded(report, key, run, args.out, deadline)
     print("\n".join(table(report)))
     return 0

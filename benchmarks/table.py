@@ -48,6 +48,7 @@ def tables(folders: tuple[Path, ...] = (RESULTS, POCKET)) -> dict[str, str]:
     makers |= {"upscaler": ("training", upscaler)}
     makers |= {path.stem: (path.stem, upscaling) for folder in folders for path in folder.glob("upscaling*.json")}
     makers |= {"real_networks_cpu": ("real_networks_cpu", real_networks)}
+    makers |= {"frontier": ("frontier", frontier), "fp8": ("fp8", fp8)}
     made = {"settings": settings(), "notebooks": notebooks()}
     for name, (file, make) in makers.items():
         path = next((folder / f"{file}.json" for folder in folders if (folder / f"{file}.json").exists()), None)
@@ -246,6 +247,40 @@ def speed(report: dict) -> str:
     return "\n".join(
         [*lines, "", f"One {report['device']}, {report['date'][:10]}, random weights, uncapped; {versions}."]
     )
+
+
+def frontier(report: dict) -> str:
+    """A row a shortcut on pocket: work, speed, how near to the plain run and to many small steps, motion, adherence."""
+    rows = {name: row for name, row in report["rows"].items() if row["prompts"] > 1}
+    columns = ("shortcut", "work", "times faster", "PSNR, dB", "to 100 steps, dB", "motion error", "followed")
+    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+    for name, row in rows.items():
+        low, high = row["psnr_interval"]
+        least, most = row["adherence_interval"]
+        near = "" if name == "plain" else f"{row['psnr']:.1f} ({low:.1f} to {high:.1f})"
+        cells = [name, "" if row["work"] is None else f"{row['work']:.0%}"]
+        cells += [f"{row['times_faster']:.2f}" if "times_faster" in row else "", near, f"{row['psnr_to_exact']:.1f}"]
+        cells += [f"{row['motion_error']:.0%}", f"{row['adherence']['all']:.0%} ({least:.0%} to {most:.0%})"]
+        lines.append("| " + " | ".join(cells).replace("%", " %") + " |")
+    said = (
+        f"{report['prompts']} held-out prompts, {report['device']}, {report['date'][:10]}; in brackets 95 % intervals."
+    )
+    return "\n".join([*lines, "", said])
+
+
+def fp8(report: dict) -> str:
+    """A row a kernel and a row a step of the 13B: what 8-bit floats save, and their error."""
+    lines = ["| 13B, 720 x 1280 x 129 | seconds | TFLOP/s | times faster | relative difference |", "|---" * 5 + "|"]
+    for key, row in report.items():
+        if isinstance(row, dict) and "seconds" in row:
+            error = row["relative_difference"] if "relative_difference" in row else row["relative_error"]
+            seconds = f"{row['seconds']:.1f}" if row["seconds"] > 1 else f"{row['seconds']:.3f}"
+            cells = [key, seconds, f"{row['tflops']:.0f}" if "tflops" in row else ""]
+            cells += [f"{row['times_faster']:.2f}" if row.get("times_faster", 1) != 1 else "", f"{error:.1e}"]
+            lines.append("| " + " | ".join(cells) + " |")
+    versions = f"torch {report['versions']['torch']}, diffusers {report['versions']['diffusers']}"
+    said = f"One {report['device']}, {report['date'][:10]}, compiled blocks, random weights; {versions}."
+    return "\n".join([*lines, "", said])
 
 
 def real_networks(report: dict) -> str:

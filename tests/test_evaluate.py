@@ -223,11 +223,12 @@ def test_the_interval_of_a_share_keeps_its_width_where_all_are_right():
 
 def test_no_row_beats_those_of_the_frontier():
     rows = {
-        "plain": {"work": 1.0, "psnr": 99},
-        "a": {"work": 0.5, "psnr": 30},
-        "b": {"work": 0.6, "psnr": 29},
-        "c": {"work": 0.7, "psnr": 40},
-        "int8": {"work": None, "psnr": 50},
+        "plain": {"work": 1.0, "psnr": 99, "prompts": 60},
+        "a": {"work": 0.5, "psnr": 30, "prompts": 60},
+        "b": {"work": 0.6, "psnr": 29, "prompts": 60},
+        "c": {"work": 0.7, "psnr": 40, "prompts": 60},
+        "int8": {"work": None, "psnr": 50, "prompts": 60},
+        "of one prompt": {"work": 0.4, "psnr": 80, "prompts": 1},
     }
     assert frontier.best(rows) == ["a", "c"]
 

@@ -145,6 +145,7 @@ MISTAKES = {
     "a wrong type": ({"seed": [1, "two"]}, "seed='two'"),
     "too near": ({"guidance_scale": [1.00000001, 1.00000002]}, "read the same to six digits"),
     "unknown": ({"sede": [1]}, "did you mean 'seed'"),
+    "gpus": ({"gpus": 2}, "gpus=2: the runs of a sweep take one device each.*generate"),
     "engine": ({"engine": "spark"}, "engine='spark': must be one of local, ray"),
     "out": ({"out": None}, "out=None: a sweep is kept in a folder"),
     "a long one": ({"prompt": [PROMPT, "word " * 400]}, "^prompt='word.*over the limit of 256"),

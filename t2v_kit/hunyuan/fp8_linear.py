@@ -37,8 +37,10 @@ class Fp8Linear(torch.nn.Module):
         self.bias = layer.bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        tokens, scale = rounded(x.reshape(-1, self.in_features))
+        flat = x.reshape(-1, self.in_features)
         if x.is_cuda and x.dtype == torch.bfloat16 and self.in_features % 16 == self.out_features % 16 == 0:
+            # cuBLAS takes tokens by sixteens
+            tokens, scale = rounded(torch.nn.functional.pad(flat, (0, 0, 0, -len(flat) % 16)))
             product = torch._scaled_mm(
                 tokens,
                 self.weight.t(),
@@ -47,8 +49,9 @@ class Fp8Linear(torch.nn.Module):
                 bias=self.bias,
                 out_dtype=x.dtype,
                 use_fast_accum=True,
-            )
+            )[: len(flat)]
         else:
+            tokens, scale = rounded(flat)
             weight = (self.weight.float() * self.scale).to(x.dtype)
             product = torch.nn.functional.linear((tokens.float() * scale).to(x.dtype), weight, self.bias)
         return product.reshape(*x.shape[:-1], self.out_features)

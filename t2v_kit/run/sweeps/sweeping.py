@@ -113,6 +113,12 @@ def sweep(
     """
     if engine not in ENGINES:
         raise UserError(f"engine={engine!r}: must be one of {', '.join(ENGINES)}; 'local' would work.")
+    if "gpus" in settings:
+        raise UserError(
+            f"gpus={settings['gpus']}: the runs of a sweep take one device each, and engine='ray' spreads them over "
+            "several; for one video on several, generate(gpus=...) would work.",
+            setting="gpus",
+        )
     axes = {name: list(value) for name, value in settings.items() if isinstance(value, (list, tuple))}
     cells = _cells(settings, axes)
     if STRENGTH in settings and not (model.loras if isinstance(model, Models) else loras):
