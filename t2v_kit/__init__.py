@@ -28,6 +28,7 @@ _MODULES = {
     "settings": ("Resolved", "Settings"),
     "stages.decoding": ("decode", "encode", "frozen_norms", "latent_frames", "tiles"),
     "stages.denoising": ("Step", "count_work", "denoise", "velocity"),
+    "stages.image": ("Picture", "read_picture"),
     "stages.known": ("Known", "covered", "known_parts"),
     "stages.noise": ("add_noise", "initial_latents", "sigma_schedule", "start_step"),
     "stages.prompt": ("PromptEncoding", "encode_prompt", "prompt_template", "token_table"),

@@ -107,6 +107,7 @@ class Settings:
         last_frame: Path of a picture with which it ends, or of a clip of 4k frames; or None.
         mask: Path of a picture or video, with `video`: white is made anew, black stays; or None.
         resample: 1 to 20, with known parts: how often each step is taken (RePaint's resampling).
+        image: Path of a picture that the video starts from, for a model that was made for it ('hunyuan-i2v'), or None.
         travel: Prompts that take the prompt's place in some steps, as in "0-4: a sunny day | 5-9: at night"; or None.
         riflex: For a video longer than the model was trained on: slow down the time frequency that would repeat.
 
@@ -236,6 +237,10 @@ class Settings:
     )
     mask: str | None = _file(
         "mask", "Path of a picture or video, for a part of the video above: white is made anew, black stays."
+    )
+    image: str | None = _file(
+        "picture",
+        "Path of a picture to start from, for a model that makes videos out of pictures and needs one: hunyuan-i2v.",
     )
     resample: int = _number(
         "whole",

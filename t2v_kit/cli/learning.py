@@ -13,11 +13,12 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from ..errors import UserError
+from ..hunyuan.names import HUB_ID
 from ..memory.plan import gigabytes
 from ..settings import Knob, Settings
 from ..training.options import LEVERS, TRAIN_KNOBS, train_settings_from
 from .app import app, quieten
-from .download import HUB_ID, ask_for_download
+from .download import ask_for_download
 
 
 def _train(

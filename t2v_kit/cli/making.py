@@ -20,7 +20,7 @@ from cyclopts import Parameter, Token
 
 from ..errors import UserError, check_whole, near_match
 from ..hunyuan.lora_arguments import lora_from_text
-from ..hunyuan.names import HUB_ID, check_name
+from ..hunyuan.names import ANIMATES, DOWNLOADS, PUBLISHED, check_name
 from ..memory.plan import gigabytes
 from ..run.target import check_own, check_target
 from ..settings import KNOBS, Knob, Settings, check_multiples, settings_from
@@ -109,10 +109,11 @@ def _make(
     target = check_target(folder)
     if not several:
         check_own(target)
-    if model in ("pocket", "hunyuan", HUB_ID):  # of a folder, only its own configurations know
+    if model == "pocket" or model in PUBLISHED or model in DOWNLOADS:  # of a folder, only its configurations know
         check_multiples(wanted, *TOKEN)
-    if model in ("hunyuan", HUB_ID) and not yes:
-        ask_for_download(wanted, revision)
+        _check_image(wanted, model)
+    if (model in PUBLISHED or model in DOWNLOADS) and not yes:
+        ask_for_download(wanted, revision, model)
     if several and ((gpus or 1) > 1 or under_torchrun()):
         raise UserError(
             f"--prompts {prompts}: makes one video after the other, each on one GPU; one PROMPT would work."
@@ -183,6 +184,18 @@ def _check_files(wanted: Settings) -> None:
             from ..video.clips import read_clip
 
             read_clip(file, name, most=1)
+
+
+def _check_image(wanted: Settings, model: str) -> None:
+    """Whether a model that is known by its name takes the picture, or needs one. Raises UserError."""
+    if model in ANIMATES and wanted.image is None:
+        raise UserError(f"--model {model}: starts from a picture; --image in.png would work.", setting="image")
+    if model not in ANIMATES and wanted.image is not None:
+        raise UserError(
+            f"--image {wanted.image}: {model} makes videos from text; --first-frame {wanted.image} would work, and so "
+            "would --model hunyuan-i2v.",
+            setting="image",
+        )
 
 
 def _prompts_in(file: str) -> list[str]:

@@ -110,12 +110,16 @@ class _ChunkedSingleBlock(ModelHook):
         temb: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
-        *_,
-        **__,
+        token_replace_emb: torch.Tensor | None = None,
+        num_tokens: int = 0,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         text = encoder_hidden_states.shape[1]
         residual = torch.cat([hidden_states, encoder_hidden_states], dim=1)
-        normed, gate = block.norm(residual, emb=temb)
+        if token_replace_emb is None:
+            normed, gate = block.norm(residual, emb=temb)
+            given = gate
+        else:  # the first frame is a picture without noise, and has a gate of its own
+            normed, gate, given = block.norm(residual, temb, token_replace_emb, num_tokens)
         both = block.attn(normed[:, :-text], normed[:, -text:], attention_mask, image_rotary_emb=image_rotary_emb)
         attended = torch.cat(both, dim=1)
         del both
@@ -123,7 +127,12 @@ class _ChunkedSingleBlock(ModelHook):
             branch = block.act_mlp(block.proj_mlp(normed[:, part]))
             attended[:, part] = block.proj_out(torch.cat([attended[:, part], branch], dim=2))
         del normed
-        joined = gate.unsqueeze(1) * attended + residual
+        if token_replace_emb is None:
+            joined = gate.unsqueeze(1) * attended + residual
+        else:
+            attended[:, :num_tokens] *= given.unsqueeze(1)
+            attended[:, num_tokens:] *= gate.unsqueeze(1)
+            joined = attended + residual
         return joined[:, :-text], joined[:, -text:]
 
 

@@ -16,7 +16,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError, safe_open
 
 from ..errors import UserError, did_you_mean, give_note, near_match
-from .names import DOWNLOAD, HUB_ID, LINK, OTHER_WORDS, SINGLE_FILES, check_name, is_single_file
+from .names import DOWNLOADS, HUB_ID, LINK, OTHER_WORDS, PUBLISHED, SINGLE_FILES, check_name, is_single_file
 
 POCKET = Path(__file__).parents[1] / "pocket"
 
@@ -31,6 +31,12 @@ HUNYUAN_DEFAULTS = {
     "flow_shift": 7.0,
     "fps": 24,
 }
+#: What a folder may be: text to video, or from a picture.
+PIPELINES = ("HunyuanVideoPipeline", "HunyuanVideoImageToVideoPipeline")
+#: Of HunyuanVideo-I2V in its guidance-distilled form: the example in diffusers' HunyuanVideoImageToVideoPipeline.
+I2V_DEFAULTS = HUNYUAN_DEFAULTS | {"guidance_scale": 6.0}
+#: Of the 33-channel form, which has no guidance input; the same example.
+I2V_33_DEFAULTS = HUNYUAN_DEFAULTS | {"guidance_scale": 1.0}
 NETWORKS = ("text_encoder", "text_encoder_2", "transformer", "vae")  # the components that have weights
 HASH_WHOLE_FILES_UP_TO = 2 * 2**30  # bytes; above it reading everything would take minutes
 _SHARD = re.compile(r"-\d+-of-\d+$")
@@ -56,6 +62,11 @@ class ModelFiles(NamedTuple):
     single: Path | None = None
     name: str = ""
     base: str | None = None
+
+    @property
+    def animates(self) -> bool:
+        """Whether the pipeline makes a video out of a picture: HunyuanVideoImageToVideoPipeline."""
+        return read_json(self.folder / "model_index.json").get("_class_name") == PIPELINES[1]
 
     def weights(self, part: str) -> list[Path]:
         """The weight files of one of NETWORKS."""
@@ -87,11 +98,13 @@ class ModelFiles(NamedTuple):
             UserError: Names the first one that is missing or corrupt, or the variants that exist.
         """
         index = read_json(self.folder / "model_index.json")
-        if index.get("_class_name") != "HunyuanVideoPipeline":
-            raise UserError(f"{self.folder}: holds a {index.get('_class_name')}; a HunyuanVideoPipeline would work.")
+        if index.get("_class_name") not in PIPELINES:
+            raise UserError(f"{self.folder}: holds a {index.get('_class_name')}; a {PIPELINES[0]} would work.")
         configs = {name: "config.json" for name in NETWORKS}
         configs |= {"scheduler": "scheduler_config.json", "tokenizer": "tokenizer.json"}
         configs |= {"tokenizer_2": "tokenizer_config.json"}
+        if self.animates:
+            configs |= {"image_processor": "preprocessor_config.json"}
         for name, config in configs.items():
             read_json(self.folder / name / config)
         parts = [name for name in NETWORKS if name != "transformer" or self.single is None]
@@ -113,8 +126,8 @@ def locate(
     """Find a model's files, downloading them where the name is one of the hub's.
 
     Args:
-        name: 'pocket', 'hunyuan', a folder, a hub id as 'user/repo', or a single .safetensors or .gguf file of the
-            transformer (a path, or its link on the hub).
+        name: 'pocket', 'hunyuan', 'hunyuan-i2v', a folder, a hub id as 'user/repo', or a single .safetensors or .gguf
+            file of the transformer (a path, or its link on the hub).
         revision: A branch, tag or commit of the hub.
         variant: Such as 'fp16'.
         base: The model that the rest of the pipeline is taken from, where `name` is a single file; by default
@@ -132,8 +145,8 @@ def locate(
         return _single_file(name, link, revision, variant, base)
     if base is not None:
         raise UserError(f"base={str(base)!r}: {str(name)!r} is a whole model; only a single file takes a base.")
-    if name == "hunyuan":
-        return _download(HUB_ID, revision, variant)._replace(name="hunyuan")
+    if isinstance(name, str) and name in PUBLISHED:
+        return _download(PUBLISHED[name], revision, variant)._replace(name=name)
     if name == "pocket" or path.is_dir():
         if revision is not None:
             raise UserError(f"revision={revision!r}: only the hub has revisions; load('hunyuan', revision=...) works.")
@@ -146,7 +159,7 @@ def locate(
 def absolute(name: str | Path) -> str:
     """A model's name as it is found from any working directory: paths of folders and files become absolute."""
     path = Path(name).expanduser()
-    known = isinstance(name, str) and name in ("pocket", "hunyuan")
+    known = isinstance(name, str) and name in ("pocket", *PUBLISHED)
     return os.path.abspath(path) if not known and path.exists() else str(name)
 
 
@@ -155,7 +168,7 @@ def from_hub(name: str, revision: str | None, fetch: Callable[[], str | os.PathL
     try:
         return Path(fetch())
     except (OSError, ValueError, HfHubHTTPError) as error:
-        word = OTHER_WORDS.get(name.lower()) or near_match(name, [HUB_ID])
+        word = OTHER_WORDS.get(name.lower()) or near_match(name, [*DOWNLOADS])
         mean = f"did you mean {word!r}? " if word and word != name else ""
         raise UserError(
             f"{name} (revision {revision or 'main'}): cannot be downloaded, a folder would work: {mean}"
@@ -165,11 +178,11 @@ def from_hub(name: str, revision: str | None, fetch: Callable[[], str | os.PathL
 
 def _download(name: str, revision: str | None, variant: str | None, without: str | None = None) -> ModelFiles:
     """A repository of the hub; `without`: a component whose weights are not needed."""
-    if name == HUB_ID and not isinstance(try_to_load_from_cache(name, "model_index.json", revision=revision), str):
-        give_note(DOWNLOAD)
+    if name in DOWNLOADS and not isinstance(try_to_load_from_cache(name, "model_index.json", revision=revision), str):
+        give_note(DOWNLOADS[name])
     index = from_hub(name, revision, lambda: hf_hub_download(name, "model_index.json", revision=revision))
-    if (kind := read_json(index).get("_class_name")) != "HunyuanVideoPipeline":  # before tens of gigabytes
-        raise UserError(f"{name}: holds a {kind}; a HunyuanVideoPipeline, such as {HUB_ID!r}, would work.")
+    if (kind := read_json(index).get("_class_name")) not in PIPELINES:  # before tens of gigabytes
+        raise UserError(f"{name}: holds a {kind}; a {PIPELINES[0]}, such as {HUB_ID!r}, would work.")
     skipped = {} if without is None else {without: None}
     folder = from_hub(
         name, revision, lambda: DiffusionPipeline.download(name, revision=revision, variant=variant, **skipped)

@@ -11,15 +11,26 @@ from pathlib import Path
 from ..errors import UserError, near_match
 
 HUB_ID = "hunyuanvideo-community/HunyuanVideo"
-#: What anybody should know before the weights of `HUB_ID` are fetched.
-DOWNLOAD = (
-    f"{HUB_ID} is about 41 GB to download. Licence: Tencent Hunyuan Community License. It does not apply in the "
-    "European Union, the United Kingdom and South Korea: there it grants no right to use the weights."
+I2V_ID = "hunyuanvideo-community/HunyuanVideo-I2V"  # its picture replaces the tokens of the first frame
+I2V_33_ID = "hunyuanvideo-community/HunyuanVideo-I2V-33ch"  # its picture is joined to the latents' channels
+PUBLISHED = {"hunyuan": HUB_ID, "hunyuan-i2v": I2V_ID}  # short names of what the hub has
+ANIMATES = ("hunyuan-i2v", I2V_ID, I2V_33_ID)  # names of models that start from a picture
+_LICENCE = (
+    "Licence: Tencent Hunyuan Community License. It does not apply in the European Union, the United Kingdom and South "
+    "Korea: there it grants no right to use the weights."
 )
+#: What anybody should know before weights are fetched, by the hub's id.
+DOWNLOADS = {
+    HUB_ID: f"{HUB_ID} is about 41 GB to download. {_LICENCE}",
+    I2V_ID: f"{I2V_ID} is about 43 GB to download. {_LICENCE}",
+    I2V_33_ID: f"{I2V_33_ID} is about 43 GB to download. {_LICENCE}",
+}
+DOWNLOAD = DOWNLOADS[HUB_ID]
 SHIPPED_LORAS = Path(__file__).parents[1] / "pocket" / "lora"  # of pocket, each found by its file's name alone
 SINGLE_FILES = (".safetensors", ".gguf")
-_KNOWN = ("pocket", "hunyuan", HUB_ID)
-OTHER_WORDS = {"toy": "pocket", "tiny": "pocket", "13b": "hunyuan", "tencent/hunyuanvideo": HUB_ID}  # lower case
+_KNOWN = ("pocket", *PUBLISHED, *DOWNLOADS)
+OTHER_WORDS = {"toy": "pocket", "tiny": "pocket", "13b": "hunyuan", "i2v": "hunyuan-i2v"}  # lower case
+OTHER_WORDS |= {"tencent/hunyuanvideo": HUB_ID, "tencent/hunyuanvideo-i2v": I2V_ID}
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")  # user/repo, as the hub names them
 LINK = re.compile(r"https?://(?:huggingface\.co|hf\.co)/([^/]+/[^/]+)/(?:blob|resolve)/([^/]+)/([^?]+)")
 

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import DEFAULT_PROMPT_TEMPLATE
+from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video_image2video import (
+    DEFAULT_PROMPT_TEMPLATE as I2V_PROMPT_TEMPLATE,
+)
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ..errors import UserError
 
 LLM_TOKENS = 256  # max_sequence_length of HunyuanVideoPipeline.__call__; its end token counts
 CLIP_TOKENS = 77  # what HunyuanVideoPipeline.encode_prompt asks of CLIP; start and end token count
+#: Of so many of a picture's tokens the transformer reads one: HunyuanVideoImageToVideoPipeline.__call__.
+IMAGE_EMBED_INTERLEAVE = {"latent_concat": 2, "token_replace": 4}
 
 # How DEFAULT_PROMPT_TEMPLATE of diffusers frames its instruction: Llama 3's chat format.
 CHAT = (
@@ -21,10 +27,54 @@ CHAT = (
 PROBE = "Sunny day, freedom and adventure, high motion. A man with a beard riding a motorcycle on the street."
 
 
-def own_template(extra: dict) -> dict:
-    """The pipeline's own prompt template, with this model's crop (None: count the prefix)."""
-    crop = extra.get("crop_start", DEFAULT_PROMPT_TEMPLATE["crop_start"])
-    return {"template": DEFAULT_PROMPT_TEMPLATE["template"], "crop_start": crop}
+def own_template(extra: dict, animates: bool = False) -> dict:
+    """The pipeline's own prompt template, with this model's crop (None: count the prefix).
+
+    animates: that of the pipeline that makes a video out of a picture.
+    """
+    own = I2V_PROMPT_TEMPLATE if animates else DEFAULT_PROMPT_TEMPLATE
+    return {"template": own["template"], "crop_start": extra.get("crop_start", own["crop_start"])}
+
+
+def image_places(tokenizer: PreTrainedTokenizerBase, template: dict, config: Any, model: Path | str) -> dict:
+    """Where the picture's embeddings stand among the tokens of the instruction, as the pipeline's template says it.
+
+    Args:
+        tokenizer: The language model's.
+        template: What `load_tokenizer` gave.
+        config: The text encoder's, a LlavaConfig: image_token_index, and image and patch size of vision_config.
+        model: The model's name, for messages.
+
+    Returns:
+        image_emb_start, image_emb_end and image_emb_len; 5, 581 and 576 in HunyuanVideo-I2V.
+
+    Raises:
+        UserError: The instruction has no place for a picture, or several.
+    """
+    ids = prefix_tokens(tokenizer, template["template"])
+    token, vision = config.image_token_index, config.vision_config
+    if ids.count(token) != 1:
+        raise UserError(
+            f"{model}: the instruction has {ids.count(token)} places for a picture, must be one; the tokenizer of the "
+            "text encoder would put it right."
+        )
+    length = (vision.image_size // vision.patch_size) ** 2
+    start = ids.index(token)
+    return {"image_emb_start": start, "image_emb_end": start + length, "image_emb_len": length}
+
+
+def without_reply(tokens: list, ids: list[int], tokenizer: PreTrainedTokenizerBase, crop: int) -> list:
+    """What is kept of `tokens` by the pipeline that reads a picture: not the four with which the reply is opened.
+
+    Args:
+        tokens: One thing for each id.
+        ids: All that the language model reads, without padding and before the picture takes its place.
+        tokenizer: The language model's.
+        crop: Tokens of the instruction.
+    """
+    header: Any = tokenizer.convert_tokens_to_ids("<|end_header_id|>")
+    reply = len(ids) - ids[::-1].index(header)
+    return tokens[crop : reply - 4] + tokens[reply:]
 
 
 def token_rows(tokenizer: PreTrainedTokenizerBase, template: dict, text: str) -> list[dict]:

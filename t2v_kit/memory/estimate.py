@@ -17,11 +17,19 @@ import numpy as np
 import torch
 
 from ..errors import UserError
+from ..hunyuan.tokens import IMAGE_EMBED_INTERLEAVE
 from ..settings import Settings
-from .footprint import attention_flops, decoding_cost, denoising_bytes, linear_flops, reading_bytes
+from .footprint import (
+    attention_flops,
+    decoding_cost,
+    denoising_bytes,
+    linear_flops,
+    picture_tokens,
+    reading_bytes,
+)
 from .machine import Machine
 from .plan import DTYPES, QUANTISATIONS, Part, Plan, Size
-from .weights import Configs, Weights, weights
+from .weights import VISION_KEY, Configs, Weights, weights
 
 GIB = 2**30
 #: The stages that need a plan, with their networks, and their numbers among the five of a run.
@@ -218,8 +226,9 @@ class _Needs:
         config, (t, h, w) = dict(self.configs.transformer), self.latents()
         dtype = getattr(torch, self.plan.transformer.dtype)
         video = t * h * w // (config["patch_size"] ** 2 * config["patch_size_t"])
-        mask, tokens = False, video + WORDS  # one prompt without its padding
-        works = denoising_bytes(self.configs.transformer, video, WORDS, self.plan.chunk, mask, dtype)
+        words = WORDS + self.picture_words()
+        mask, tokens = False, video + words  # one prompt without its padding
+        works = denoising_bytes(self.configs.transformer, video, words, self.plan.chunk, mask, dtype)
         if self.plan.compile:
             width = config["num_attention_heads"] * config["attention_head_dim"]
             angles = 8 * tokens * sum(config["rope_axes_dim"])  # cosines and sines in float32
@@ -227,6 +236,12 @@ class _Needs:
             works = tuple(min(work, whole + angles) for work in works)
         pflop = {"linear": linear_flops(config, tokens) / 1e15, "attention": attention_flops(config, tokens) / 1e15}
         return works, self.denoise_seconds(pflop), pflop
+
+    def picture_words(self) -> int:
+        """Tokens of a picture that stand before the prompt; 0 for text to video."""
+        eye = dict(dict(self.configs.text_encoder).get(VISION_KEY, ()))
+        condition = dict(self.configs.transformer).get("image_condition_type")
+        return picture_tokens(eye) // IMAGE_EMBED_INTERLEAVE[condition] if eye and condition else 0
 
     def denoise_seconds(self, pflop: dict) -> float:
         if self.step_seconds is not None:

@@ -21,9 +21,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..hunyuan.chunks import use_chunks
 from ..hunyuan.masks import mask_assumed, skip_full_masks
-from .weights import parameters
+from .weights import VISION_KEY, parameters
 
 LLM_READS = 351  # tokens: 95 of the instruction and 256 of the prompt, what HunyuanVideoPipeline gives Llama to read
+I2V_READS = 7  # more of them around a picture: its instruction has 103, of which one is where the picture stands
 ROUND = 512  # bytes: the CUDA caching allocator hands out multiples of it (c10/cuda/CUDACachingAllocator.cpp)
 
 
@@ -213,11 +214,21 @@ def set_tiles(vae: AutoencoderKLHunyuanVideo, tile: tuple[int, int] | None) -> N
 def reading_bytes(config: dict, dtype: torch.dtype) -> int:
     """Count the peak bytes of Llama's pass over a prompt on top of its weights.
 
-    The states of every layer are kept, and one layer works.
+    The states of every layer are kept, and one layer works. A Llava reads a picture too, and its head gives a number,
+    which nobody uses, for each word of its vocabulary.
     """
     kept = (config["num_hidden_layers"] + 1) * config["hidden_size"]
     working = 4 * config["hidden_size"] + 3 * config["intermediate_size"]
-    return LLM_READS * (kept + working) * dtype.itemsize
+    tokens, eye = LLM_READS, dict(config.get(VISION_KEY, ()))
+    if eye:
+        tokens += I2V_READS + picture_tokens(eye)
+        working += config["vocab_size"]
+    return tokens * (kept + working) * dtype.itemsize
+
+
+def picture_tokens(eye: dict) -> int:
+    """How many tokens a Llava's eye makes of a picture."""
+    return (eye.get("image_size", 224) // eye.get("patch_size", 32)) ** 2  # the defaults of CLIPVisionConfig
 
 
 def linear_flops(config: dict, tokens: int) -> float:

@@ -12,9 +12,18 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKLHunyuanVideo, HunyuanVideoTransformer3DModel
-from transformers import CLIPTextConfig, CLIPTextModel, LlamaConfig, LlamaModel
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    LlamaConfig,
+    LlamaModel,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+)
 
 from ..hunyuan.files import locate, read_json
+from ..hunyuan.llava import language_model
+from ..hunyuan.names import I2V_33_ID, I2V_ID
 
 # Text encoders of hunyuanvideo-community/HunyuanVideo: a Llama 3 8B with llava's vocabulary; CLIP ViT-L/14.
 LLAMA = {
@@ -24,6 +33,23 @@ LLAMA = {
     "num_hidden_layers": 32,
     "num_attention_heads": 32,
     "num_key_value_heads": 8,
+}
+# What HunyuanVideo-I2V has for it: the same with CLIP ViT-L/14 at 336 pixels before it (xtuner/llava-llama-3-8b-v1_1).
+VISION = {
+    "model_type": "clip_vision_model",
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 336,
+    "patch_size": 14,
+    "projection_dim": 768,
+}
+# What differs in the transformers of the two image-to-video repositories.
+I2V_TRANSFORMERS = {
+    "hunyuan-i2v": {"image_condition_type": "token_replace"},
+    I2V_ID: {"image_condition_type": "token_replace"},
+    I2V_33_ID: {"image_condition_type": "latent_concat", "in_channels": 33, "guidance_embeds": False},
 }
 CLIP = {
     "vocab_size": 49_408,
@@ -35,6 +61,7 @@ CLIP = {
     "bos_token_id": 0,
     "eos_token_id": 2,
 }
+VISION_KEY = "vision"  # among a language model's settings, those of the eye before it
 
 
 def parameters(make: Callable[[], torch.nn.Module], dtype: torch.dtype) -> Any:
@@ -95,7 +122,8 @@ def weights(configs: Configs, network: str, number: float, linear: float | None 
                 total += math.ceil(tensor.numel() * (linear_weight if key == "weight" else number))
         return total
 
-    stacks = [(name, child) for name, child in model.named_children() if isinstance(child, torch.nn.ModuleList)]
+    streamed = language_model(model)
+    stacks = [(name, child) for name, child in streamed.named_children() if isinstance(child, torch.nn.ModuleList)]
     blocks = tuple(tuple(size(name, block) for block in stack) for name, stack in stacks)
     linears = [layer.weight.numel() for layer in model.modules() if isinstance(layer, torch.nn.Linear)]
     return Weights(size("", model), blocks, int(number * max(linears, default=0)))
@@ -115,17 +143,21 @@ class Configs:
         """Return a model's configurations.
 
         Args:
-            model: What `load` takes, or loaded Models. 'hunyuan' is known without its files.
+            model: What `load` takes, or loaded Models. What the hub has is known without its files.
 
         Raises:
             UserError: There is no such model, or its folder lacks a configuration.
         """
         if model == "hunyuan":
             configs = (LLAMA, CLIP, _defaults(HunyuanVideoTransformer3DModel), _defaults(AutoencoderKLHunyuanVideo))
+        elif isinstance(model, str) and model in I2V_TRANSFORMERS:
+            transformer = _defaults(HunyuanVideoTransformer3DModel) | I2V_TRANSFORMERS[model]
+            configs = (LLAMA | {VISION_KEY: VISION}, CLIP, transformer, _defaults(AutoencoderKLHunyuanVideo))
         else:
             folder = getattr(model, "folder", None) or locate(model, None)[0]
             names = [field.name for field in dataclasses.fields(cls)]
-            configs = (read_json(folder / name / "config.json") for name in names)
+            configs = [read_json(folder / name / "config.json") for name in names]
+            configs[0] = _flat(configs[0])
         return cls(*map(_items, configs))
 
     def make(self, network: str) -> torch.nn.Module:
@@ -139,20 +171,44 @@ def _defaults(network: type) -> dict:
     return {p.name: p.default for p in signature if p.default is not inspect.Parameter.empty}
 
 
+def _flat(config: dict) -> dict:
+    """A Llava's configuration as that of its language model, with the one of its eye beside."""
+    if "vision_config" not in config:
+        return config
+    return config["text_config"] | {VISION_KEY: config["vision_config"]}
+
+
 def _items(config: dict) -> tuple:
-    """What can be hashed of a configuration; nested dicts (of rotary angles) change no size."""
-    plain = {key: tuple(v) if isinstance(v, list) else v for key, v in config.items() if not key.startswith("_")}
+    """What can be hashed of a configuration; nested dicts (of rotary angles) change no size, but for the eye's."""
+    plain: dict[str, Any] = {
+        key: tuple(v) if isinstance(v, list) else v for key, v in config.items() if not key.startswith("_")
+    }
+    if VISION_KEY in plain:
+        plain[VISION_KEY] = _items(plain[VISION_KEY])
     return tuple((key, value) for key, value in plain.items() if not isinstance(value, dict))
 
 
 @functools.lru_cache(16)
 def _network(network: str, config: tuple) -> torch.nn.Module:
     # lists again, which some releases of transformers insist on: they were tuples only to be hashed
-    settings: dict[str, Any] = {key: list(value) if isinstance(value, tuple) else value for key, value in config}
+    settings: dict[str, Any] = {
+        key: list(value) if isinstance(value, tuple) and key != VISION_KEY else value for key, value in config
+    }
     kinds = {
-        "text_encoder": lambda: LlamaModel(LlamaConfig.from_dict(settings)),
+        "text_encoder": lambda: _text_encoder(settings),
         "text_encoder_2": lambda: CLIPTextModel(CLIPTextConfig.from_dict(settings)),
         "transformer": lambda: HunyuanVideoTransformer3DModel(**settings),
         "vae": lambda: AutoencoderKLHunyuanVideo(**settings),
     }
     return parameters(kinds[network], torch.float32)
+
+
+def _text_encoder(settings: dict) -> torch.nn.Module:
+    """Llama; with an eye before it, a Llava."""
+    eye = settings.pop(VISION_KEY, None)
+    if eye is None:
+        return LlamaModel(LlamaConfig.from_dict(settings))
+    text = LlamaConfig.from_dict(settings).to_dict()
+    # A nested configuration is a dict again: of its items, `_items` made a tuple.
+    vision = {key: list(value) if isinstance(value, tuple) else value for key, value in eye}
+    return LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=text))

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-from diffusers import HunyuanVideoPipeline
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import UserError, quoted
@@ -19,7 +18,7 @@ from ..settings import MAX_VIDEO_TOKENS, Resolved, Settings, check_multiples, tr
 class Limits(Protocol):
     """What these checks need to know of a model; `Models` has all of it."""
 
-    pipe: HunyuanVideoPipeline
+    pipe: Any
     name: str
     defaults: dict
     template: dict
@@ -43,6 +42,7 @@ def resolve(settings: Settings, models: Limits) -> Resolved:
     _check_size(full, spatial, temporal)
     _check_guidance(full, models.pipe.transformer.dtype)
     _check_lengths(full, models)
+    _check_given(full, models)
     if full.mask is not None and full.video is None:
         raise UserError(
             f"mask={full.mask!r}: needs a video, of which it says what stays; video='in.mp4' would work.",
@@ -69,6 +69,12 @@ def notes(settings: Settings, models: Limits) -> dict[str, str]:
         found["strength"] = f"strength={settings.strength:g} has no effect without a video to start from."
     if settings.resample > 1 and not (settings.mask or settings.first_frame or settings.last_frame):
         found["resample"] = f"resample={settings.resample} has no effect without a beginning, an end or a mask."
+    if models.pipe.transformer.config.image_condition_type == "latent_concat":
+        frames, less = settings.num_frames or models.defaults["num_frames"], models.pipe.vae_scale_factor_temporal
+        found["image"] = (
+            f"{models.name} shows {frames - less} of {frames} frames: the first {less} are the picture's own, which "
+            "its pipeline leaves out."
+        )
     if settings.riflex and (reason := _not_longer(settings.num_frames or models.defaults["num_frames"], models)):
         found["riflex"] = f"riflex has no effect: {reason}."
     size = tuple(getattr(settings, key) or models.defaults[key] for key in ("num_frames", "height", "width"))
@@ -79,6 +85,25 @@ def notes(settings: Settings, models: Limits) -> dict[str, str]:
             f"was trained on ({known}): expect it to do worse."
         )
     return found
+
+
+def _check_given(full: Resolved, models: Limits) -> None:
+    """A picture to animate is for models that were made for it; what is given otherwise is for the others."""
+    if models.pipe.transformer.config.image_condition_type is None:
+        if full.image is not None:
+            raise UserError(
+                f"image={quoted(full.image)}: {models.name} makes videos from text; first_frame={quoted(full.image)} "
+                "would work, and so would the model 'hunyuan-i2v'.",
+                setting="image",
+            )
+        return
+    for name in ("video", "first_frame", "last_frame", "mask"):
+        if (value := getattr(full, name)) is not None:
+            raise UserError(
+                f"{name}={quoted(value)}: {models.name} starts from a picture and holds no other parts; "
+                f"image={quoted(value)} would work.",
+                setting=name,
+            )
 
 
 def longest(models: Limits) -> int:

@@ -11,16 +11,27 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from diffusers import HunyuanVideoPipeline
+from diffusers import HunyuanVideoImageToVideoPipeline, HunyuanVideoPipeline
 from safetensors import SafetensorError
 
 from ..errors import UserError, give_note
 from ..hunyuan.backends import NATIVE, check_backend, choose_backend, use_backend
 from ..hunyuan.compiling import compile_blocks
-from ..hunyuan.files import HUB_ID, HUNYUAN_DEFAULTS, NETWORKS, ModelFiles, header, locate, one_line, read_json
+from ..hunyuan.files import (
+    HUNYUAN_DEFAULTS,
+    I2V_33_DEFAULTS,
+    I2V_DEFAULTS,
+    NETWORKS,
+    ModelFiles,
+    header,
+    locate,
+    one_line,
+    read_json,
+)
 from ..hunyuan.masks import skip_full_masks
+from ..hunyuan.names import DOWNLOADS, PUBLISHED
 from ..hunyuan.parallel import Team, check_heads, share_tiles, share_transformer
-from ..hunyuan.tokens import load_tokenizer, own_template
+from ..hunyuan.tokens import image_places, load_tokenizer, own_template
 from ..memory.choose import as_plan
 from ..memory.machine import Machine, pick_device
 from ..memory.plan import Plan
@@ -51,10 +62,11 @@ def load(
     """Load a text-to-video model.
 
     Args:
-        name: 'pocket' (shipped, offline); 'hunyuan' (13B, downloaded from the hub); any hub id ('user/repo') or folder
-            in the layout of HunyuanVideoPipeline.save_pretrained; or a single .safetensors or .gguf file of the
-            transformer, by path or by its link on the hub, with Tencent's names, ComfyUI's or diffusers'. Weights in
-            8 bits, with scales or without, are multiplied out while they are read.
+        name: 'pocket' (shipped, offline); 'hunyuan' (13B, downloaded from the hub); 'hunyuan-i2v' (of the same size,
+            makes a video out of a picture); any hub id ('user/repo') or folder in the layout that save_pretrained of
+            HunyuanVideoPipeline or HunyuanVideoImageToVideoPipeline writes; or a single .safetensors or .gguf file of
+            the transformer, by path or by its link on the hub, with Tencent's names, ComfyUI's or diffusers'. Weights
+            in 8 bits, with scales or without, are multiplied out while they are read.
         memory: None puts everything on the device (or, where it does not fit, uses diffusers' model offload). A `Plan`
             or its dict; 'auto', the best plan of this machine; or the GB of GPU memory to stay within. The latter two
             are for the size of `video`. With a plan, dtypes are the plan's, and one that has a single stage in memory
@@ -104,17 +116,20 @@ def load(
         raise UserError("compile=True: blocks are compiled for a GPU alone; compile=False works.")
     if memory is not None and str(name).lower().endswith(".gguf"):
         raise UserError(f"memory={memory!r}: a GGUF file is quantised by itself, and takes no plan; memory=None works.")
-    published = name in ("hunyuan", HUB_ID)  # its plan is made before the download
-    plan = _plan(memory, "hunyuan", HUNYUAN_DEFAULTS, video, device) if published else None
+    published = name in PUBLISHED or name in DOWNLOADS  # its plan is made before the download
+    plan = _plan(memory, str(name), HUNYUAN_DEFAULTS, video, device) if published else None
     files = locate(name, revision, variant, base)
     folder = files.folder
     extra = read_json(folder / "t2v_kit.json") if (folder / "t2v_kit.json").exists() else {}
     files.check()
-    defaults = HUNYUAN_DEFAULTS | extra.get("defaults", {})
-    plan = plan or _plan(memory, folder, defaults, video, device)
-    tokenizer, template = load_tokenizer(folder / "tokenizer", own_template(extra), folder)
-    dtypes = _dtype(dtype or extra.get("dtype"), device)
     config = read_json(folder / "transformer" / "config.json")
+    animates = files.animates
+    if animates and team is not None:
+        raise UserError(f"{name}: a video from a picture is made on one device; gpus=1 would work.", setting="gpus")
+    defaults = _published_defaults(animates, config) | extra.get("defaults", {})
+    plan = plan or _plan(memory, folder, defaults, video, device)
+    tokenizer, template = load_tokenizer(folder / "tokenizer", own_template(extra, animates), folder)
+    dtypes = _dtype(dtype or extra.get("dtype"), device)
     if team is not None:
         check_heads(config, team.size)
     kept = plan is not None and attention == "auto" and plan.attention != NATIVE  # the plan names one itself
@@ -134,8 +149,9 @@ def load(
     elif files.single is not None:
         parts = {"transformer": read_single(files, _of_transformer(dtypes))}
     variants = {files.variant_of(part) for part in NETWORKS} - {None}
+    kind = HunyuanVideoImageToVideoPipeline if animates else HunyuanVideoPipeline
     pipe = _guarded(
-        lambda: HunyuanVideoPipeline.from_pretrained(
+        lambda: kind.from_pretrained(
             folder,
             tokenizer=tokenizer,
             dtype=dtypes,
@@ -147,6 +163,8 @@ def load(
         folder,
     )
     _check_complete(pipe, files)
+    if animates:
+        template |= image_places(tokenizer, template, pipe.text_encoder.config, folder)
     if residence:
         adapters = residence.loras
         residence.start()
@@ -187,6 +205,13 @@ def load(
     return models
 
 
+def _published_defaults(animates: bool, config: dict) -> dict:
+    """What the published model of this kind does by itself; a model's own t2v_kit.json goes before."""
+    if not animates:
+        return HUNYUAN_DEFAULTS
+    return I2V_33_DEFAULTS if config.get("image_condition_type") == "latent_concat" else I2V_DEFAULTS
+
+
 def _guarded(read: Callable[[], T], folder: Path) -> T:
     """What `read` returns; the libraries' errors about the files as one line."""
     try:
@@ -204,7 +229,7 @@ def _of_transformer(dtypes: torch.dtype | dict) -> torch.dtype:
     return dtypes.get("transformer", dtypes.get("default", torch.float32))
 
 
-def _check_complete(pipe: HunyuanVideoPipeline, files: ModelFiles) -> None:
+def _check_complete(pipe, files: ModelFiles) -> None:
     """Refuse weights that lack a parameter: the libraries would fill it with random numbers.
 
     A file may name its tensors with a prefix more or less ("text_model.") than today's classes.
@@ -215,7 +240,8 @@ def _check_complete(pipe: HunyuanVideoPipeline, files: ModelFiles) -> None:
         keys = {key for path in files.weights(part) for key in json.loads(header(path))}
         tails = {key.split(".", cut)[-1] for key in keys for cut in range(3)}
         for name, _ in getattr(pipe, part).named_parameters():
-            if name not in tails and not any(name.split(".", cut)[-1] in keys for cut in range(1, 3)):
+            # Of a Llava, both have a prefix: "language_model.model." in the file, "model.language_model." in the class.
+            if not any(name.split(".", cut)[-1] in tails for cut in range(3)):
                 raise UserError(f"{files.folder / part}: {name} is not in its files; the model folder is incomplete.")
 
 
@@ -243,7 +269,7 @@ def _plan(memory, model: str | Path, defaults: dict, video: Settings | None, dev
     return check(as_plan(memory, str(model), machine, **size), machine, model=model)
 
 
-def _place(pipe: HunyuanVideoPipeline, device: torch.device) -> None:
+def _place(pipe, device: torch.device) -> None:
     """Move everything to the device; on a GPU that is too small, one whole model at a time."""
     parts = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
     size = sum(p.numel() * p.element_size() for part in parts for p in part.parameters())

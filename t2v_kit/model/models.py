@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import HunyuanVideoPipeline
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import give_note
@@ -49,7 +48,8 @@ class Models:
     checked with copies of the tokenizers. Calls of `pipe` itself are yours to guard, by `with models.lock:`.
 
     Attributes:
-        pipe: The HunyuanVideoPipeline; the stages use whatever it holds (scheduler, processors, LoRA).
+        pipe: The HunyuanVideoPipeline, or HunyuanVideoImageToVideoPipeline; the stages use whatever it holds
+            (scheduler, processors, LoRA).
         name: What `load` takes to find it again from any directory: 'pocket', 'hunyuan', a hub id, or an absolute path.
         source: Where it is from: 't2v_kit/pocket', a hub id, or an absolute path.
         folder: Where its files are.
@@ -69,7 +69,7 @@ class Models:
         lock: Held by whoever uses the networks; a thread may take it again while it holds it.
     """
 
-    pipe: HunyuanVideoPipeline
+    pipe: Any  # one of two classes of diffusers, which share most attributes and no base that declares them
     name: str
     source: str
     folder: Path
@@ -115,6 +115,11 @@ class Models:
         for message in notes(settings, self).values():
             give_note(message, self.notes_given)
         return full
+
+    @property
+    def condition(self) -> str | None:
+        """How a picture reaches the transformer: 'latent_concat' or 'token_replace'; None for text to video."""
+        return self.pipe.transformer.config.image_condition_type
 
     @property
     def trained_latents(self) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import HunyuanVideoPipeline, HunyuanVideoTransformer3DModel
+from diffusers import HunyuanVideoTransformer3DModel
 
 from ..errors import UserError
 from ..hunyuan.backends import use_backend
@@ -135,7 +135,7 @@ def quantised(models: Models, how: str) -> Models:
         new.enable_layerwise_casting(torch.float8_e4m3fn, old.dtype)
     use_backend(new, models.attention)
     components: dict[str, Any] = models.pipe.components | {"transformer": new}
-    pipe = HunyuanVideoPipeline(**components)
+    pipe = type(models.pipe)(**components)
     return dataclasses.replace(models, pipe=pipe)
 
 

@@ -29,6 +29,7 @@ from ..hunyuan.backends import use_backend
 from ..hunyuan.chunks import use_chunks
 from ..hunyuan.compiling import compile_blocks
 from ..hunyuan.files import ModelFiles
+from ..hunyuan.llava import language_model
 from ..hunyuan.masks import skip_full_masks
 from ..hunyuan.parallel import Team, share_tiles, share_transformer
 from ..memory.choose import out_of_memory
@@ -112,6 +113,8 @@ class Residence:
                 self._loaded.add(name)
             elif self._part(name).offload == "model":
                 self.parts[name].to(self.device)
+            elif self._streams_a_part(name):
+                self._around(name, self.device)
             return self.parts[name]
 
     def release(self) -> None:
@@ -140,6 +143,8 @@ class Residence:
             self.parts[name].to("cpu")
         elif name in self._root_groups:
             self._root_groups[name].offload_()
+            if self._streams_a_part(name):
+                self._around(name, torch.device("cpu"))
         else:
             return False
         return True
@@ -230,18 +235,21 @@ class Residence:
         part: Any = self.parts[name]
         how = self._part(name)
         if how.offload in ("group", "disk"):
+            streamed = language_model(part)
             if how.offload == "group":
-                pin(part, self.device)
+                pin(streamed, self.device)
             apply_group_offloading(
-                part,
+                streamed,
                 onload_device=self.device,
                 offload_type="block_level",
                 num_blocks_per_group=1,
                 use_stream=self.device.type == "cuda",
                 low_cpu_mem_usage=how.offload == "disk",
             )
-            if name == "transformer":
-                self._keep_root_group(name)
+            if name == "transformer" or streamed is not part:
+                self._keep_root_group(name, streamed)
+            if streamed is not part:
+                self._around(name, self.device)
         elif how.offload == "sequential":
             accelerate.cpu_offload(part, self.device, offload_buffers=bool(part._parameters))
         elif how.quantisation not in ("int8", "nf4"):  # those were read onto the device
@@ -249,9 +257,28 @@ class Residence:
         if name == "transformer" and self.plan.compile:
             compile_blocks(part)
 
-    def _keep_root_group(self, name: str) -> None:
+    def _streams_a_part(self, name: str) -> bool:
+        """Whether only a part of the network is streamed: the language model of a Llava."""
+        return (
+            self._part(name).offload in ("group", "disk") and language_model(self.parts[name]) is not self.parts[name]
+        )
+
+    def _around(self, name: str, device: torch.device) -> None:
+        """Move what is around a language model, its eye and its head, and the words' embeddings, which are read before
+        the model is called."""
+        network: Any = self.parts[name]
+        inner = language_model(network)
+        held = {id(tensor) for tensor in (*inner.parameters(), *inner.buffers())}
+        for module in network.modules():
+            for tensor in (*module._parameters.values(), *module._buffers.values()):
+                if tensor is not None and id(tensor) not in held:
+                    tensor.data = tensor.data.to(device)
+        if device.type != "cpu":
+            self._root_groups[name].onload_()
+
+    def _keep_root_group(self, name: str, network: torch.nn.Module) -> None:
         """Leave what is in no block on the GPU between the steps; diffusers would copy it there in each of them."""
-        registry: Any = self.parts[name]._diffusers_hook
+        registry: Any = network._diffusers_hook
         group = registry.get_hook("group_offloading").group
         group.offload_leader = None  # no module's forward offloads it: `_offload` does
         self._root_groups[name] = group

@@ -21,7 +21,16 @@ from .rules import Rules
 
 _MAIN = ("width", "height", "num_frames", "num_inference_steps", "guidance_scale")
 _ADVANCED = ("flow_shift", "fps", "negative_prompt", "true_cfg_scale", "padded_prompt", "travel", "riflex")
-_GIVEN = ("video", "strength", "mask", "first_frame", "last_frame", "fit", "resample")  # from a picture or a video
+_GIVEN = (
+    "video",
+    "strength",
+    "mask",
+    "first_frame",
+    "last_frame",
+    "image",
+    "fit",
+    "resample",
+)  # from a picture or a video
 _EXAMPLE = "A red car on the beach at sunset."  # so that Generate works at once
 _HINTS = {  # of texts, and how many lines their boxes have
     "prompt": (_EXAMPLE, 4),

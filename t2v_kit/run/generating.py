@@ -24,7 +24,8 @@ from ..model.loras import find_loras
 from ..model.models import Models
 from ..settings import Resolved, Settings, settings_from
 from ..stages.decoding import decode, tile_count
-from ..stages.denoising import Step, denoise
+from ..stages.denoising import Step, denoise, encode_negative
+from ..stages.image import Picture, fitted_picture, read_picture
 from ..stages.known import Fitted, fitted_parts, known_of
 from ..stages.noise import encode_to, initial_latents, start_step
 from ..stages.prompt import PromptEncoding, encode_prompt
@@ -153,8 +154,8 @@ def generate(
         reuse: Take latents and encoded prompts of the same content (settings, weights, adapters, device, versions)
             from `out` or from finished runs in folders beside it; the bar, the log and `Run.reused` name the source.
             Nothing is reused while the model carries code that no known library wrote.
-        **settings: Any field of `Settings`. video, first_frame, last_frame and mask may be arrays or pictures as well
-            as paths.
+        **settings: Any field of `Settings`. video, first_frame, last_frame, mask and image may be arrays or pictures as
+            well as paths.
 
     Returns:
         The run, with its video, latents and record.
@@ -218,14 +219,20 @@ def run_stages(
             tick()
         watch.device, complete = models.device, wanted.check(models)
         upscale = choose_upscaler(models) if upscale == AUTO else upscale
+        picture = sources.pop("image", None)
+        if models.condition is not None:
+            fitted_picture(models, complete, _needed(picture, models))
         parts = fitted_parts(models, complete, **{_ARGUMENTS.get(name, name): each for name, each in sources.items()})
         record = record_of(models, complete, upscale, digests)
         saved = reuse if isinstance(reuse, SavedLatents) else None
         if reuse is True and folder.path is not None and may_reuse(record):
             saved = find_latents(folder.path, record)
         finished = saved is not None and saved.step == complete.num_inference_steps
-        encoding, negative, prompt_source = _encoded(models, complete, record, folder, bool(reuse), finished, watch)
-        latents, start, known = _begun(models, complete, parts, saved)
+        image = None if picture is None else read_picture(models, complete, picture)
+        encoding, negative, prompt_source = _encoded(
+            models, complete, record, folder, bool(reuse), finished, watch, image
+        )
+        latents, start, known = _begun(models, complete, parts, saved, image)
         lead(models, Work(complete, encoding, negative, latents, start), known)
         folder.start(record, saved and saved.step, saved and saved.source)
         folder.save("prompt.safetensors", encoding.save)
@@ -237,7 +244,7 @@ def run_stages(
             watch.stage("denoise", steps, "step", **_beginning(saved, models, start)) as tick,
             folder.checkpoints(checkpoint_every) as keep,
         ):
-            for step in () if finished else denoise(models, encoding, latents, complete, start, negative, known):
+            for step in () if finished else denoise(models, encoding, latents, complete, start, negative, known, image):
                 latents = step.latents
                 keep(step)
                 tick(step)
@@ -357,18 +364,26 @@ def may_reuse(record: dict) -> bool:
     return not unknown
 
 
-def _encoded(models: Models, complete: Resolved, record: dict, folder: RunFolder, reuse, finished: bool, watch):
+def _needed(picture: object, models: Models) -> object:
+    """The picture that a model needs which starts from one."""
+    if picture is None:
+        raise UserError(f"image is missing: {models.name} starts from a picture; image='in.png' would work.",
+                        setting="image")  # fmt: skip
+    return picture
+
+
+def _encoded(
+    models: Models, complete: Resolved, record: dict, folder: RunFolder, reuse, finished: bool, watch, image=None
+):
     """The prompt, the negative one where it acts, and the folder from which the prompt was reused."""
     with watch.stage("encode", delay=1e-5, mininterval=0) as tick:  # no bar for a prompt that is too long
         allowed = reuse and not record["made_with"]["unknown_code"]
         earlier = find_prompt(folder.path, record) if allowed and folder.path is not None else None
         encoding, source = earlier or (None, None)
-        encoding = encoding or encode_prompt(models, complete.prompt, complete.padded_prompt)
+        encoding = encoding or encode_prompt(models, complete.prompt, complete.padded_prompt, image=image)
         negative = None
         if complete.true_cfg_scale > 1 and not finished:
-            negative = encode_prompt(
-                models, complete.negative_prompt or "", complete.padded_prompt, allow_empty=True, name="negative_prompt"
-            )
+            negative = encode_negative(models, complete)
         tick(note=f"prompt reused from {source}" if source else "")
     return encoding, negative, source
 
@@ -398,7 +413,7 @@ def _continued_anyway(place: RunFolder, saved: Path, changed: dict, key: str, an
     return SavedLatents(latents, step, saved.parent)
 
 
-def _begun(models: Models, full: Resolved, parts: Fitted, saved: SavedLatents | None):
+def _begun(models: Models, full: Resolved, parts: Fitted, saved: SavedLatents | None, image: Picture | None = None):
     """The latents to denoise, the first step, and what is known of them."""
     if saved is not None and saved.step == full.num_inference_steps:
         return saved.latents.to(models.device), saved.step, None
@@ -407,7 +422,7 @@ def _begun(models: Models, full: Resolved, parts: Fitted, saved: SavedLatents | 
     if saved is not None:
         return saved.latents.to(models.device), saved.step, known
     start = 0 if clean is None else start_step(models, full)
-    return initial_latents(models, full, clean), start, known
+    return initial_latents(models, full, clean, image=image), start, known
 
 
 def _beginning(saved: SavedLatents | None, models: Models, start: int) -> dict:

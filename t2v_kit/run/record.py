@@ -99,7 +99,10 @@ def latents_key(record: dict) -> str:
 
 def prompt_key(record: dict) -> str:
     """16 hex digits: two records with the same ones encode the same prompt, to the bit."""
-    settings = {name: record["settings"].get(name) for name in ("prompt", "padded_prompt", "memory")}
+    names = ("prompt", "padded_prompt", "memory")
+    settings = {name: record["settings"].get(name) for name in names}
+    if picture := (record["made_with"].get("given") or {}).get("image"):  # read beside the prompt, at the video's size
+        settings |= {name: record["settings"].get(name) for name in ("height", "width", "fit")} | {"image": picture}
     made = {name: record["made_with"].get(name) for name in DECIDES_LATENTS if name not in ("scheduler", "step_cache")}
     return _digest(settings | made)
 
@@ -120,7 +123,7 @@ def _decisive(record: dict) -> dict:
         settings |= given | {name: record["settings"].get(name) for name in ("fps", "fit")}
     if "video" in given:
         settings["strength"] = record["settings"].get("strength")
-    if set(given) - {"video"}:
+    if set(given) - {"video", "image"}:
         settings["resample"] = record["settings"].get("resample")
     if not settings.get("riflex"):  # records from before it had none
         settings.pop("riflex", None)

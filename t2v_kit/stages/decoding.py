@@ -34,7 +34,8 @@ def decode(models: Models, latents: torch.Tensor, on_tile: Callable[[int, int], 
             of them). What it raises ends the decoding.
 
     Returns:
-        (frames, height, width, 3) uint8, 0 to 255: frames = 4 (T - 1) + 1, height = 8 H, width = 8 W. Where several
+        (frames, height, width, 3) uint8, 0 to 255: frames = 4 (T - 1) + 1, height = 8 H, width = 8 W; four frames less
+        for a model of image_condition_type "latent_concat", as its pipeline shows them. Where several
         processes make one video, the first of them has it; the others have no frames: (0, height, width, 3).
 
     Raises:
@@ -66,7 +67,9 @@ def decode(models: Models, latents: torch.Tensor, on_tile: Callable[[int, int], 
             "cause: float16 overflow in the VAE, or latents that are already broken; remedy: "
             "models.pipe.vae.to(torch.float32) and decode the latents again."
         )
-    return video.astype(np.uint8)
+    # A picture that is joined to the latents' channels is a latent by itself, whose frames the pipeline leaves out.
+    behind = models.pipe.vae_scale_factor_temporal
+    return video.astype(np.uint8)[behind if models.condition == "latent_concat" and len(video) > behind else 0 :]
 
 
 def tile_count(models: Models, latents: torch.Tensor) -> int:

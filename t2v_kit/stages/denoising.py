@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Iterator
@@ -10,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import FasterCacheConfig, FlowMatchEulerDiscreteScheduler, PyramidAttentionBroadcastConfig
+from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from ..errors import UserError, check_whole, give_note
 from ..hunyuan.longer import slowed, slower_time
 from ..settings import Resolved, Settings, travelled
+from .image import Conditioned, Picture, check_picture
 from .known import Known, renoise
 from .noise import check_sigma, initial_latents, levels, make_scheduler
 from .prompt import PromptEncoding, encode_prompt
@@ -51,6 +54,7 @@ def denoise(
     start: int = 0,
     negative: PromptEncoding | None = None,
     known: Known | None = None,
+    image: Picture | None = None,
 ) -> Iterator[Step]:
     """Yield a Step for every step of the schedule; stop whenever you like.
 
@@ -70,6 +74,8 @@ def denoise(
             noise of settings.seed, and at the end as it is. With settings.resample above 1 each step is taken that
             often, with fresh noise in between (RePaint, https://arxiv.org/abs/2201.09865). The same bits as
             diffusers' inpainting pipelines where these keep to the unmasked part.
+        image: For a model that starts from a picture: what `read_picture` gave. The bits are those of
+            HunyuanVideoImageToVideoPipeline.
 
     Yields:
         Steps from `start` to the last.
@@ -88,15 +94,18 @@ def denoise(
     full = settings.check(models)
     _check_run(models, latents, full, start)
     _check_prompt(models, prompt)
+    picture = check_picture(models, image)
+    if picture is not None and known is not None:
+        raise UserError(f"known: {models.name} starts from a picture, and holds no other parts; known=None would work.")
     if full.true_cfg_scale > 1 and negative is None:
         assert full.negative_prompt is not None  # Settings refuse true_cfg_scale without one
-        negative = encode_prompt(
-            models, full.negative_prompt, full.padded_prompt, allow_empty=True, name="negative_prompt"
-        )
+        negative = encode_negative(models, full)
     if negative is not None:
         _check_prompt(models, negative)
     travel = [] if full.travel is None else travelled(full.travel)
-    others = [(steps, encode_prompt(models, text, full.padded_prompt, name="travel")) for steps, text in travel]
+    others = [
+        (steps, encode_prompt(models, text, full.padded_prompt, name="travel", image=picture)) for steps, text in travel
+    ]
     with models.lock:
         transformer = models.network("transformer")
         dtype = transformer.dtype  # asked once: it walks all modules
@@ -116,6 +125,7 @@ def denoise(
         latents = latents.to(models.device)
         hold = None if known is None else _Hold(models, full, known, scheduler, latents)
         latents = latents if hold is None else hold.put(latents, sigmas[start])
+        shown = None if picture is None else Conditioned(models.condition or "", picture, latents)
         cache = _StepCache(transformer, full, order)
         slower = slowed(transformer.config, models.trained_latents, latents.shape[2]) if full.riflex else None
     try:
@@ -134,13 +144,14 @@ def denoise(
                         latents, taking = hold.again(latents, index, repeat)
                         clean = None
                     for timestep in scheduler.timesteps[order * index : order * (index + 1)]:
+                        seen = latents if shown is None else shown.seen(latents)
                         # A plan with one stage in memory may have to read the network first, and with it the embedding.
                         with slower_time(models.network("transformer") if slower else transformer, slower):
-                            velocity = _velocity(
-                                models, transformer, latents, timestep, branches, full.true_cfg_scale, where
-                            )
+                            velocity = _velocity(models, transformer, seen, latents.dtype, timestep, branches,
+                                                 full.true_cfg_scale, where)  # fmt: skip
                         clean = latents.float() - sigma * velocity.float() if clean is None else clean
-                        latents = taking.step(velocity, timestep, latents, return_dict=False)[0]
+                        take = functools.partial(_step, taking, timestep)
+                        latents = take(velocity, latents) if shown is None else shown.stepped(take, velocity, latents)
                 assert clean is not None  # a step has at least one evaluation
                 if hold is not None:
                     latents = hold.put(latents, sigmas[index + 1])
@@ -151,6 +162,18 @@ def denoise(
         with models.lock:
             cache.release()
             models.release()
+
+
+def encode_negative(models: Models, full: Resolved) -> PromptEncoding:
+    """The negative prompt of true classifier-free guidance; beside a black picture where the model reads one."""
+    image = None if models.condition is None else Image.new("RGB", (full.width, full.height), 0)
+    return encode_prompt(
+        models, full.negative_prompt or "", full.padded_prompt, allow_empty=True, name="negative_prompt", image=image
+    )
+
+
+def _step(scheduler: Any, timestep: torch.Tensor, velocity: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+    return scheduler.step(velocity, timestep, latents, return_dict=False)[0]
 
 
 class _Hold:
@@ -193,8 +216,11 @@ class _Hold:
 
 
 @torch.no_grad()
-def _velocity(models: Models, transformer, latents, timestep, branches, true_cfg_scale, where) -> torch.Tensor:
-    """The transformer's velocity (1, C, T, H, W); with two branches, steered away from the negative."""
+def _velocity(models: Models, transformer, latents, dtype, timestep, branches, true_cfg_scale, where) -> torch.Tensor:
+    """The transformer's velocity (1, C, T, H, W); with two branches, steered away from the negative.
+
+    latents: what it is given.  dtype: of the latents that the run carries on, in which the pipeline has the timestep.
+    """
     velocities = {}
     models.pipe._current_timestep = timestep  # step caches ask for it, some here and some in their context
     try:
@@ -202,7 +228,7 @@ def _velocity(models: Models, transformer, latents, timestep, branches, true_cfg
             with transformer.cache_context(name, timestep=timestep, **where):
                 velocities[name] = transformer(
                     hidden_states=latents.to(conditions["encoder_hidden_states"].dtype),
-                    timestep=timestep.expand(1).to(latents.dtype),
+                    timestep=timestep.expand(1).to(dtype),
                     return_dict=False,
                     **conditions,
                 )[0]
@@ -251,6 +277,8 @@ def velocity(
             cache is on, or a LoRA has another strength at each step.
     """
     level = check_sigma(sigma)
+    if models.condition is not None:
+        raise UserError(f"velocity: {models.name} needs a picture at every step; denoise(image=...) would work.")
     check_latents(models, latents)
     _check_prompt(models, prompt)
     with models.lock:
@@ -265,7 +293,8 @@ def velocity(
         guidance = torch.tensor([scale], dtype=transformer.dtype, device=models.device) * 1000.0
         timestep = torch.tensor(level * models.pipe.scheduler.config.num_train_timesteps, device=models.device)
         branches = {"cond": _conditions(prompt, guidance)}
-        return _velocity(models, transformer, latents.to(models.device), timestep, branches, 1.0, {})
+        at = latents.to(models.device)
+        return _velocity(models, transformer, at, at.dtype, timestep, branches, 1.0, {})
 
 
 def check_latents(models: Models, latents: object) -> torch.Tensor:
@@ -285,10 +314,10 @@ def check_latents(models: Models, latents: object) -> torch.Tensor:
         raise UserError(f"latents are {kind}: must be a tensor of floating point numbers; float32 would work.")
     shape = tuple(latents.shape)
     size = shape[-3:] if latents.ndim >= 3 else (1, 2, 2)
-    near = (1, config.in_channels, *(max(side, n // side * side) for n, side in zip(size, patch)))
+    near = (1, config.out_channels, *(max(side, n // side * side) for n, side in zip(size, patch)))
     if shape != near:
         raise UserError(
-            f"latents {shape}: must be (1, {config.in_channels}, T, H, W) with T, H and W multiples of the "
+            f"latents {shape}: must be (1, {config.out_channels}, T, H, W) with T, H and W multiples of the "
             f"transformer's patches {patch}; {near} would work."
         )
     return latents
@@ -382,7 +411,7 @@ def _check_run(models: Models, latents: torch.Tensor, settings: Resolved, start:
     pipe = models.pipe
     shape = (
         1,
-        pipe.transformer.config.in_channels,
+        pipe.transformer.config.out_channels,
         (settings.num_frames - 1) // pipe.vae_scale_factor_temporal + 1,
         settings.height // pipe.vae_scale_factor_spatial,
         settings.width // pipe.vae_scale_factor_spatial,

@@ -12,17 +12,23 @@ import numpy as np
 import torch
 from diffusers import FlowMatchHeunDiscreteScheduler
 from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import retrieve_timesteps
+from diffusers.utils.torch_utils import randn_tensor
 
 from ..errors import UserError, give_note
 from ..settings import Resolved, Settings
 from .decoding import encode
+from .image import Picture, check_picture, mixed
 
 if TYPE_CHECKING:
     from ..model.models import Models
 
 
 def initial_latents(
-    models: Models, settings: Settings, video: object = None, strength: float | None = None
+    models: Models,
+    settings: Settings,
+    video: object = None,
+    strength: float | None = None,
+    image: Picture | None = None,
 ) -> torch.Tensor:
     """Draw pure noise, the same for a seed everywhere; or mix a video with it, to start from.
 
@@ -34,6 +40,7 @@ def initial_latents(
         settings: Size and seed; with a video also steps, flow_shift, fps and fit.
         video: What `encode` takes, fitted to the size by settings.fit; or its latents, as `encode` returns them.
         strength: 0 to 1; None for settings.strength.
+        image: For a model that starts from a picture: what `read_picture` gave. A thousandth of it is in the noise.
 
     Returns:
         (1, C, T, H, W) float32 on the model's device: T = (num_frames - 1) / 4 + 1, H and W an eighth of the pixels.
@@ -48,6 +55,11 @@ def initial_latents(
     """
     full = settings.check(models)
     noise = _noise(models, full)
+    if check_picture(models, image) is not None:
+        if video is not None:
+            raise UserError(f"video: {models.name} starts from a picture; video=None would work.", setting="video")
+        assert image is not None
+        return mixed(noise, image)
     if video is None:
         return noise
     start = start_step(models, full, strength)
@@ -98,16 +110,16 @@ def encode_to(models: Models, full: Resolved, video: object) -> torch.Tensor:
 
 
 def _noise(models: Models, full: Resolved) -> torch.Tensor:
-    return models.pipe.prepare_latents(
-        batch_size=1,
-        num_channels_latents=models.pipe.transformer.config.in_channels,
-        height=full.height,
-        width=full.width,
-        num_frames=full.num_frames,
-        dtype=torch.float32,
-        device=models.device,
-        generator=torch.Generator("cpu").manual_seed(full.seed),
+    pipe = models.pipe
+    shape = (
+        1,
+        pipe.transformer.config.out_channels,
+        (full.num_frames - 1) // pipe.vae_scale_factor_temporal + 1,
+        full.height // pipe.vae_scale_factor_spatial,
+        full.width // pipe.vae_scale_factor_spatial,
     )
+    generator = torch.Generator("cpu").manual_seed(full.seed)
+    return randn_tensor(shape, generator=generator, device=models.device, dtype=torch.float32)
 
 
 def make_scheduler(models: Models, settings: Settings) -> Any:

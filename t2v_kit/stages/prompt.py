@@ -13,17 +13,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..atomic import write_whole
 from ..errors import UserError, check_text, give_note, quoted
-from ..hunyuan.tokens import CHAT, CLIP_TOKENS, LLM_TOKENS, check_length, prefix_tokens, token_rows
+from ..hunyuan.tokens import (
+    CHAT,
+    CLIP_TOKENS,
+    IMAGE_EMBED_INTERLEAVE,
+    LLM_TOKENS,
+    check_length,
+    prefix_tokens,
+    token_rows,
+    without_reply,
+)
 from ..toyland import read_prompt
 
 if TYPE_CHECKING:
     from ..model.models import Models
 
+PICTURE = "<image>"  # what stands for a picture's part among the tokens
 _quiet: ContextVar[bool] = ContextVar("quiet", default=False)
 
 
@@ -86,6 +97,7 @@ def encode_prompt(
     allow_empty: bool = False,
     instruction: str | None = None,
     name: str = "prompt",
+    image: Any = None,
 ) -> PromptEncoding:
     """Encode a prompt exactly as the pipeline does.
 
@@ -97,12 +109,15 @@ def encode_prompt(
         allow_empty: Also take "", the unconditional prompt.
         instruction: A system instruction in place of the model's own (`prompt_template`).
         name: The setting that the text is, for messages.
+        image: For a model that starts from a picture: what `read_picture` gave. The language model reads it before the
+            prompt, and its tokens come first, as "<image>". A PIL image is read as the pipeline's `encode_prompt` does
+            by itself, which is how it reads a black one beside the negative prompt.
 
     Returns:
         The embeddings, on the model's device.
 
     Raises:
-        UserError: The text is blank or over 256 tokens.
+        UserError: The text is blank or over 256 tokens, or there is no picture where the model needs one.
 
     Warns:
         UserWarning: Once a run, of a prompt over CLIP's 77 tokens, and, of a model that knows Toyland alone, of words
@@ -115,6 +130,7 @@ def encode_prompt(
     """
     check_text(name, text, allow_empty)
     template = prompt_template(models, instruction)
+    picture = _picture(models, image)
     rows = token_table(models, text, instruction)
     count = check_length(text, rows, name)
     for note in prompt_notes(models, text, name):
@@ -122,15 +138,45 @@ def encode_prompt(
     with models.lock, _clip_note_silenced():
         models.network("text_encoder")
         try:
-            encoded: Any = models.pipe.encode_prompt(
-                text, prompt_template=template, device=models.device, max_sequence_length=LLM_TOKENS
-            )
+            how = {"prompt": text, "prompt_template": template, "max_sequence_length": LLM_TOKENS}
+            encoded: Any = models.pipe.encode_prompt(**how, **picture, device=models.device)
         finally:
             models.release()
     embeds, pooled, mask = encoded
+    tokens = [row["token"] for row in rows if not row["cropped"]]
+    if picture:
+        tokens = _with_picture(models, rows, embeds.shape[1])
+        count = int(mask.sum())
     length = mask.shape[1] if padded else count
-    tokens = [row["token"] for row in rows if not row["cropped"]][:length]
+    tokens = tokens[:length]
     return PromptEncoding(embeds[:, :length].clone(), mask[:, :length].clone(), pooled, tokens, text)
+
+
+def _picture(models: Models, image: Any) -> dict:
+    """The pipeline's keywords for a picture; none for a model of text alone."""
+    if models.condition is None:
+        if image is not None:
+            raise UserError(f"image: {models.name} reads words alone; image=None would work.", setting="image")
+        return {}
+    picture = getattr(image, "image", image)
+    if not isinstance(picture, Image.Image):
+        got = "missing" if image is None else type(image).__name__
+        raise UserError(
+            f"image is {got}: {models.name} reads a picture before the prompt; read_picture(models, settings, "
+            "'in.png') gives it.",
+            setting="image",
+        )
+    # The pipeline's call says how many of the picture's tokens are kept; its encode_prompt alone has a default.
+    if picture is image:
+        return {"image": picture}
+    return {"image": picture, "image_embed_interleave": IMAGE_EMBED_INTERLEAVE[models.condition]}
+
+
+def _with_picture(models: Models, rows: list[dict], length: int) -> list[str]:
+    """The tokens behind the rows of the embeddings: those of the picture first, then the prompt's."""
+    words, ids = [row["token"] for row in rows], [row["id"] for row in rows if not row["pad"]]
+    kept = without_reply(words, ids, models.counter("tokenizer"), models.template["crop_start"])
+    return [PICTURE] * (length - len(kept)) + kept
 
 
 def prompt_template(models: Models, instruction: str | None = None, tokenizer=None) -> dict:
