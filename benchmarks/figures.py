@@ -39,7 +39,7 @@ FOLDERS = (RESULTS, POCKET)  # where NAME.json is looked for
 REQUIRED = {"README.md": {"notebooks", "cards"}, "docs/memory.md": {"memory"}, "docs/speed.md": {"speed"}}
 REQUIRED |= {
     "docs/command-line.md": {"settings"},
-    "docs/upscaling.md": {"upscaling_cpu", "upscaling_h200", "real_networks_cpu"},
+    "docs/upscaling.md": {"upscaling_cpu", "upscaling_h200", "real_networks_cpu", "steadying"},
 }
 FIGURE = re.compile(r"(<!-- figure: ([^>]+?) as (\S+) -->)(.*?)(<!-- end -->)", re.DOTALL)
 TABLE = re.compile(r"(<!-- benchmarks: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)

@@ -47,7 +47,7 @@ def tables(folders: tuple[Path, ...] = (RESULTS, POCKET)) -> dict[str, str]:
     makers |= {"adherence": ("evaluation", adherence), "guidance": ("evaluation", guidance), "vae": ("evaluation", vae)}
     makers |= {"upscaler": ("training", upscaler)}
     makers |= {path.stem: (path.stem, upscaling) for folder in folders for path in folder.glob("upscaling*.json")}
-    makers |= {"real_networks_cpu": ("real_networks_cpu", real_networks)}
+    makers |= {"real_networks_cpu": ("real_networks_cpu", real_networks), "steadying": ("steadying", steadying)}
     makers |= {"frontier": ("frontier", frontier), "fp8": ("fp8", fp8)}
     made = {"settings": settings(), "notebooks": notebooks()}
     for name, (file, make) in makers.items():
@@ -296,6 +296,21 @@ def real_networks(report: dict) -> str:
     threads = "one thread" if report["threads"] == 1 else f"{report['threads']} threads"
     said = f"**{report['device']}**, {threads}, torch {report['versions']['torch']}, {report['date'][:10]}"
     return "\n".join([said, "", *lines])
+
+
+def steadying(report: dict) -> str:
+    """A row a film, network and way to steady: change from frame to frame, distance from the truth, sharpness."""
+    lines = ["| film | enlarged by | shown | still | along motion | PSNR, dB | step between pixels |", "|---" * 7 + "|"]
+    for film, networks in report.items():
+        if not isinstance(networks, dict) or "the truth" not in networks:
+            continue
+        rows = [("", "the truth", networks["the truth"])]
+        named = {name: ways for name, ways in networks.items() if name not in ("size", "the truth")}
+        rows += [(f"`{name}`", way, row) for name, ways in named.items() for way, row in ways.items()]
+        for name, way, row in rows:
+            cells = [f"{row[key]:.2f}" if row[key] is not None else "" for key in ("still", "along_motion", "psnr")]
+            lines.append("| " + " | ".join([film.split("_")[0], name, way, *cells, f"{row['sharpness']:.2f}"]) + " |")
+    return "\n".join([f"**{report['frames']} frames of each film**, {report['date'][:10]}", "", *lines])
 
 
 def upscaling(report: dict) -> str:

@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio
 
 from t2v_kit import UserError, flicker, psnr, ssim, steady, still_pixels, toyland
@@ -109,13 +110,34 @@ def test_steady_takes_noise_off_what_stands_still(drawn):
     """Noise falls to about a third where nothing moves, nearer to the truth; what moves is as it was."""
     video = noisy(np.concatenate([drawn, drawn[::-1], drawn]), 4)
     truth = np.concatenate([drawn, drawn[::-1], drawn])
-    held = steady(video, video)
+    held = steady(video, video, motion=False)
     still = still_pixels(truth, 6)
     still[:8] = False  # until the filter has settled
     assert flicker(held, still) < 0.35 * flicker(video, still)
     assert psnr(held, truth) > psnr(video, truth) + 2
     moving = np.abs(truth[1:].astype(int) - truth[:-1]).mean(3) > 60
     assert np.abs(held[1:].astype(int) - video[1:])[moving].max() <= 1
+
+
+def test_steady_along_motion_and_where_motion_uncovers():
+    """A square on a textured ground: noise falls on what moves too, and what appears behind it has no ghost."""
+    random = np.random.default_rng(0)
+    ground = np.asarray(Image.fromarray(random.integers(60, 120, (16, 24, 3), np.uint8)).resize((96, 64)))
+    square = np.asarray(Image.fromarray(random.integers(150, 250, (6, 6, 3), np.uint8)).resize((24, 24)))
+    truth = np.repeat(ground[None], 8, axis=0)
+    for index, frame in enumerate(truth):
+        frame[20:44, 10 + 4 * index : 34 + 4 * index] = square
+    video = noisy(truth, 6)
+    where = np.zeros((7, 64, 96), bool)
+    for index in range(3, 7):
+        where[index, 24:40, 14 + 4 * index : 30 + 4 * index] = True
+    flow = np.zeros((7, 64, 96, 2), np.float32)
+    flow[..., 0] = 4
+    held, before = steady(video, video), steady(video, video, motion=False)
+    assert flicker(held, where, flow) < 0.8 * flicker(before, where, flow)
+    assert psnr(held, truth) > psnr(before, truth)
+    uncovered = np.abs(held[7, 20:44, 34:38].astype(int) - truth[7, 20:44, 34:38]).mean()
+    assert uncovered < 1.2 * np.abs(video[7, 20:44, 34:38].astype(int) - truth[7, 20:44, 34:38]).mean()
 
 
 def test_steady_at_another_size_and_on_one_frame(drawn):

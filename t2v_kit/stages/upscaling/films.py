@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
 import os
 import tempfile
@@ -38,6 +39,7 @@ from .enlarging import check_options, enlarge_stream, prepared, target_size
 from .planes import as_planes
 
 _FASTEST = 240  # frames a second that encoders are told; the film's own times are kept whatever they are
+_AHEAD = 4  # frames that are computed and wait for the encoder
 AUDIO = ("copy", "none")
 
 
@@ -225,15 +227,24 @@ def _make_parts(film: _Film, segments: Segments, net, encoding: Encoding, size, 
         "rate": min(whole_rate(rate or info.rate), Fraction(_FASTEST)), "channels": channels, "colour": info.colour,
         "sample_aspect": aspect, "light": info.light,
     }  # fmt: skip
-    frame = next(frames, None)
-    while frame is not None:
-        with segments.part(stored, size, **how) as part:
-            for _ in range(length):
-                part.add(frame, *times.popleft(), planes=planes)
-                bar.update()
-                frame = next(frames, None)
-                if frame is None:
-                    break
+    # An encoder holds a part's last frames back until its end: they are written while the next part has begun.
+    with ThreadPoolExecutor(1) as thread:
+        last = thread.submit(lambda: None)
+        for index in itertools.count(len(segments.done)):
+            few = list(itertools.islice(frames, 1))
+            if not few:
+                break
+            part = segments.part(index, stored, size, **how)
+            try:
+                for frame in itertools.chain(few, itertools.islice(frames, length - 1)):
+                    part.add(frame, *times.popleft(), planes=planes)
+                    bar.update()
+                last.result()
+            except BaseException as error:
+                part.abandon(error)
+                raise
+            last = thread.submit(segments.finish, part)
+        last.result()
 
 
 def _shown_as(info: Info, scale: float, encoding: Encoding) -> tuple[tuple[int, int], Fraction]:
@@ -252,12 +263,15 @@ def _as_uint16(pixels: torch.Tensor) -> np.ndarray:
 
 
 def _ahead(frames: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-    """The same frames; a thread computes the next one while the last one is being written."""
-    with ThreadPoolExecutor(1) as thread:
-        following = thread.submit(next, frames, None)
-        while (frame := following.result()) is not None:
-            following = thread.submit(next, frames, None)
+    """The same frames; a thread computes the next few while one is being written."""
+    thread = ThreadPoolExecutor(1)
+    try:
+        following = deque(thread.submit(next, frames, None) for _ in range(_AHEAD))
+        while (frame := following.popleft().result()) is not None:
+            following.append(thread.submit(next, frames, None))
             yield frame
+    finally:
+        thread.shutdown(cancel_futures=True)  # who interrupts waits for one frame, not for all
 
 
 def _job(source: Path, encoding: Encoding, net, size, **options) -> dict:
