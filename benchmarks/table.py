@@ -33,6 +33,7 @@ ABOUT = {
     "05_denoising": "the loop in a dozen lines, what settles first, steps, guidance",
     "12_from_video": "strength, first frames, keyframes, fills, seams and loops, from a clip or a picture",
     "14_step_caches": "steps that are not computed, what they save and what they cost",
+    "13_speed": "the roofline of your machine, attention kernels, shortcuts audited, several cards",
     "06_small_gpus": "int8 and nf4, offload, the planner for your card",
     "07_decoding": "tiles and their seams, memory, files that can make themselves again",
     "08_upscaling": "side by side, errors, a photograph and a film, what sharpness costs, flicker, which network",

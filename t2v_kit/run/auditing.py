@@ -20,6 +20,7 @@ from ..stages.noise import initial_latents
 from ..stages.prompt import PromptEncoding, encode_prompt
 from ..video.metrics import motion_error, psnr
 from ..view.pictures import side_by_side
+from ..view.players import show_image
 from . import shortcuts
 
 _GIVEN = ("video", "first_frame", "last_frame", "mask")  # settings of runs that begin with something given
@@ -107,19 +108,20 @@ class Audit:
         """
         from IPython.display import HTML, display
 
-        display(HTML(self._page(frame)))
+        display(HTML(self._words()))
+        show_image(self.picture(frame))
 
     def _repr_html_(self) -> str:
-        return self._page(None)
-
-    def _page(self, frame: int | None) -> str:
         file = io.BytesIO()
-        self.picture(frame).convert("RGB").save(file, "JPEG", quality=85)
+        self.picture().save(file, "JPEG", quality=85)
+        picture = base64.b64encode(file.getvalue()).decode()
+        return f'{self._words()}<img style="max-width: 100%" src="data:image/jpeg;base64,{picture}">'
+
+    def _words(self) -> str:
         cells = "".join(f"<tr><th>{name}</th><td>{value}</td></tr>" for name, value in self.table().items())
         return (
             f"<div><b>{html.escape(self.shortcut)}</b> beside the plain run of "
             f"“{html.escape(self.settings.prompt)}”, seed {self.settings.seed}</div><table>{cells}</table>"
-            f'<img style="max-width: 100%" src="data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}">'
         )
 
 
