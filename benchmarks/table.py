@@ -38,6 +38,7 @@ ABOUT = {
     "07_decoding": "tiles and their seams, memory, files that can make themselves again",
     "08_upscaling": "side by side, errors, a photograph and a film, what sharpness costs, flicker, which network",
     "09_playground": "every knob on one panel, a queue, stop and resume, two runs compared",
+    "10_training": "a small transformer from random weights, what the loss cannot tell, dropped prompts and guidance",
 }
 UNGRADED = ("prompts", "facing", "clean")  # of a verdict: what is no attribute of the prompt
 
