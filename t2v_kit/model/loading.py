@@ -43,6 +43,14 @@ from .residence import Residence
 from .single import read_single
 
 T = TypeVar("T")
+# How parameters of a Llava begin today, and how in its files.
+_OF_LLAVA = (
+    ("model.language_model.", "language_model.model."),
+    ("model.vision_tower.", "vision_tower."),
+    ("model.vision_tower.", "vision_tower.vision_model."),
+    ("model.multi_modal_projector.", "multi_modal_projector."),
+    ("lm_head.", "language_model.lm_head."),
+)
 
 
 def load(
@@ -240,8 +248,9 @@ def _check_complete(pipe, files: ModelFiles) -> None:
         keys = {key for path in files.weights(part) for key in json.loads(header(path))}
         tails = {key.split(".", cut)[-1] for key in keys for cut in range(3)}
         for name, _ in getattr(pipe, part).named_parameters():
-            # Of a Llava, both have a prefix: "language_model.model." in the file, "model.language_model." in the class.
-            if not any(name.split(".", cut)[-1] in tails for cut in range(3)):
+            older = {old + name.removeprefix(new) for new, old in _OF_LLAVA if name.startswith(new)}
+            found = name in tails or older & keys or any(name.split(".", cut)[-1] in keys for cut in range(1, 3))
+            if not found:
                 raise UserError(f"{files.folder / part}: {name} is not in its files; the model folder is incomplete.")
 
 
