@@ -21,7 +21,8 @@ TESTED := .venv/installed-for-tests
 PIP := $(BIN)/pip install --no-build-isolation --use-pep517
 # The threads of two pytest workers would fight over the same cores; the tests need no network.
 QUIET := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1
-PYTEST := $(QUIET) $(BIN)/python -m pytest -n 2
+# T2V_SHORT: the notebooks that train do it for a few steps.
+PYTEST := $(QUIET) T2V_SHORT=1 $(BIN)/python -m pytest -n 2
 
 .PHONY: demo check test lab notebooks figures colab docs
 

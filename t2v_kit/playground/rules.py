@@ -10,7 +10,8 @@ from typing import Any
 
 from ..model.models import Models
 
-_CONFIG = ("patch_size", "patch_size_t", "guidance_embeds")  # of the transformer: what checks read
+#: Of the transformer: what checks read
+_CONFIG = ("patch_size", "patch_size_t", "guidance_embeds", "image_condition_type")
 
 
 @dataclass(frozen=True)
