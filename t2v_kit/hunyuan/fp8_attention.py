@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 E4M3 = torch.float8_e4m3fn
-_LARGEST = torch.finfo(E4M3).max  # 448
+LARGEST = torch.finfo(E4M3).max  # 448
 
 
 def attend_in_fp8(
@@ -34,7 +34,7 @@ def attend_in_fp8(
 
 def _by_head(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(1, N, heads, width) as 8-bit floats, and what each head is multiplied by, (1, heads) float32."""
-    scale = x.abs().amax(dim=(1, 3)).float().clamp(min=1e-12) / _LARGEST
+    scale = x.abs().amax(dim=(1, 3)).float().clamp(min=1e-12) / LARGEST
     return (x.float() / scale[:, None, :, None]).to(E4M3), scale
 
 

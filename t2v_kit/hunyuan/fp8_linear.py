@@ -9,10 +9,8 @@ from __future__ import annotations
 import torch
 from diffusers import HunyuanVideoTransformer3DModel
 
-from .fp8_attention import E4M3
+from .fp8_attention import E4M3, LARGEST
 from .masks import blocks
-
-_LARGEST = torch.finfo(E4M3).max  # 448
 
 
 class Fp8Linear(torch.nn.Module):
@@ -66,7 +64,7 @@ def rounded(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     Returns:
         The rounded numbers, (rows, columns) float8_e4m3fn, and what they are multiplied by, (rows, 1) float32.
     """
-    scale = x.abs().amax(dim=1, keepdim=True).float().clamp(min=1e-12) / _LARGEST
+    scale = x.abs().amax(dim=1, keepdim=True).float().clamp(min=1e-12) / LARGEST
     return (x.float() / scale).to(E4M3), scale
 
 

@@ -19,7 +19,7 @@ from ..hunyuan.longer import slowed, slower_time
 from ..settings import Resolved, Settings, travelled
 from .image import Conditioned, Picture, check_picture
 from .known import Known, renoise
-from .noise import check_sigma, initial_latents, levels, make_scheduler
+from .noise import check_sigma, initial_latents, latents_shape, levels, make_scheduler
 from .prompt import PromptEncoding, encode_prompt
 
 if TYPE_CHECKING:
@@ -408,20 +408,13 @@ class _StepCache:
 
 def _check_run(models: Models, latents: torch.Tensor, settings: Resolved, start: int) -> None:
     """Refuse latents of another size than the settings', and a start beyond the schedule."""
-    pipe = models.pipe
-    shape = (
-        1,
-        pipe.transformer.config.out_channels,
-        (settings.num_frames - 1) // pipe.vae_scale_factor_temporal + 1,
-        settings.height // pipe.vae_scale_factor_spatial,
-        settings.width // pipe.vae_scale_factor_spatial,
-    )
+    shape = latents_shape(models, settings)
     if not isinstance(latents, torch.Tensor) or tuple(latents.shape) != shape:
         got = tuple(latents.shape) if isinstance(latents, torch.Tensor) else type(latents).__name__
         raise UserError(f"latents {got}: these settings need {shape}; initial_latents gives them.")
     check_latents(models, latents)
     check_whole("start", start, 0, settings.num_inference_steps)
-    if 0 < start < settings.num_inference_steps and pipe.transformer.is_cache_enabled:
+    if 0 < start < settings.num_inference_steps and models.pipe.transformer.is_cache_enabled:
         give_note(f"start={start}: the step cache begins empty here; a run in one go may give other bits.")
 
 

@@ -109,17 +109,21 @@ def encode_to(models: Models, full: Resolved, video: object) -> torch.Tensor:
     )
 
 
-def _noise(models: Models, full: Resolved) -> torch.Tensor:
+def latents_shape(models: Models, full: Resolved) -> tuple[int, int, int, int, int]:
+    """The shape of these settings' latents: (1, C, T, H, W)."""
     pipe = models.pipe
-    shape = (
+    return (
         1,
         pipe.transformer.config.out_channels,
         (full.num_frames - 1) // pipe.vae_scale_factor_temporal + 1,
         full.height // pipe.vae_scale_factor_spatial,
         full.width // pipe.vae_scale_factor_spatial,
     )
+
+
+def _noise(models: Models, full: Resolved) -> torch.Tensor:
     generator = torch.Generator("cpu").manual_seed(full.seed)
-    return randn_tensor(shape, generator=generator, device=models.device, dtype=torch.float32)
+    return randn_tensor(latents_shape(models, full), generator=generator, device=models.device, dtype=torch.float32)
 
 
 def make_scheduler(models: Models, settings: Settings) -> Any:
