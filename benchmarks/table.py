@@ -39,6 +39,7 @@ ABOUT = {
     "08_upscaling": "side by side, errors, a photograph and a film, what sharpness costs, flicker, which network",
     "09_playground": "every knob on one panel, a queue, stop and resume, two runs compared",
     "10_training": "a small transformer from random weights, what the loss cannot tell, dropped prompts and guidance",
+    "11_lora": "a subject that the model has never seen, what is forgotten, which checkpoint, rank and strength",
 }
 UNGRADED = ("prompts", "facing", "clean")  # of a verdict: what is no attribute of the prompt
 

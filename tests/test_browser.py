@@ -135,6 +135,15 @@ def status(page, words: str) -> None:
     page.wait_for_selector(f".t2v-status >> text={words}")
 
 
+def within_reach(page) -> None:
+    """In a narrow window, too, the button is in sight of the prompt."""
+    size = page.viewport_size
+    page.set_viewport_size({"width": 900, "height": 900})
+    prompt, button = (page.locator(css).bounding_box() for css in (".t2v-prompt", ".t2v-generate"))
+    assert prompt["x"] + prompt["width"] <= button["x"] and abs(button["y"] - prompt["y"]) < 500
+    page.set_viewport_size(size)
+
+
 def pick(page) -> None:
     """The two newest runs for comparison; the second time, neither of them."""
     for number in (0, 1):
@@ -152,6 +161,7 @@ def test_a_person_plays(page):
     page.evaluate(WATCH)
     page.wait_for_selector(".t2v-generate:enabled")  # it opens ready
     assert page.locator(".t2v-side .t2v-error").count() == 0
+    within_reach(page)
     page.fill(".t2v-prompt textarea", PROMPT)
     turn(page, "t2v-num-inference-steps", "12")
     turn(page, "t2v-guidance-scale", "4.5")

@@ -477,7 +477,7 @@ def test_parts_of_another_job_are_not_used(tmp_path, repeating, monkeypatch):
 def test_a_crash_of_the_decoder_is_not_the_end(tmp_path):
     """Killed by a segmentation fault, the decoder is started again behind the last frame; killed once more, it leaves
     out the packet at which it died, and says so."""
-    ffmpeg("-f", "lavfi", "-i", "testsrc2=s=160x120:r=25:d=3", "-g", 1, tmp_path / "a.mp4")
+    ffmpeg("-f", "lavfi", "-i", "testsrc2=s=320x240:r=25:d=3", "-g", 1, tmp_path / "a.mp4")
     with DecoderProcess(tmp_path / "a.mp4") as film:
         wanted = [frame.pts for frame in film.frames()]
     for crashes in ([20], [20, 40]):
@@ -486,6 +486,7 @@ def test_a_crash_of_the_decoder_is_not_the_end(tmp_path):
             for frame in film.frames():
                 came.append(frame.pts)
                 if len(came) in crashes:
+                    film._process.stdout.peek()  # until it is at the next packet, whose frame is larger than a pipe
                     film._process.send_signal(signal.SIGSEGV)
         assert came == sorted(set(came)) and set(came) <= set(wanted)
         assert len(wanted) - len(came) == len(crashes) - 1 == len(film.damage)

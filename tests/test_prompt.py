@@ -92,6 +92,25 @@ def test_over_clips_limit_is_told_once(tiny32, caplog):
     assert "truncated" not in caplog.text
 
 
+def test_the_libraries_say_nothing_of_clips_limit(pocket, caplog):
+    """Neither the pipeline nor its tokenizer, whose line came in red into notebooks."""
+    tokenizer, text = pocket.pipe.tokenizer_2, "A red bus on the street. " * 15
+    tokenizer.deprecation_warnings.clear()  # it says so once only
+    loggers = [logging.getLogger(name) for name in ("transformers", "diffusers")]  # which pass nothing on
+    for logger in loggers:
+        logger.addHandler(caplog.handler)
+    try:
+        with pytest.warns(UserWarning, match="CLIP reads 77"):
+            encode_prompt(pocket, text)
+        assert caplog.text == ""
+        tokenizer.deprecation_warnings.clear()
+        tokenizer(text)
+    finally:
+        for logger in loggers:
+            logger.removeHandler(caplog.handler)
+    assert "Token indices" in caplog.text  # of a call that is not ours it is heard
+
+
 def test_words_that_toyland_lacks_are_named_once(tiny32):
     knowing = replace(tiny32, world="toyland")
     with pytest.warns(UserWarning, match=r"ignores what it does not know: xylophone; .*toyland.words") as caught:

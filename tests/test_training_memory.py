@@ -82,8 +82,9 @@ def test_the_command_says_what_it_chose(clips, tiny_folder, tmp_path, monkeypatc
     monkeypatch.setattr(learning, "_loaded", loaded)
     words = ["train", str(clips), "--model", str(tiny_folder), "--out", str(tmp_path / "out"), "--memory", "12"]
     main([*words, "--rank", "2"])
-    said = capsys.readouterr().out
-    assert "training at 32x48x9" in said and "--activations keep --chunk 0 --streamed-blocks 0" in said
+    said, complaint = capsys.readouterr()
+    assert "training at 32x48x9" in said, complaint
+    assert "--activations keep --chunk 0 --streamed-blocks 0" in said
     assert seen == {"memory": "12"}
     assert main([*words, "--chunk", "64"]) == 2
     assert "--chunk 64: --memory 12 chooses it" in capsys.readouterr().err

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 PICTURE = "<image>"  # what stands for a picture's part among the tokens
 _quiet: ContextVar[bool] = ContextVar("quiet", default=False)
+_CLIP_NOTES = ("The following part of your input was truncated", "Token indices sequence length is longer")
 
 
 @dataclass(frozen=True, eq=False)
@@ -260,7 +261,7 @@ def _toyland_notes(model: str, text: str, name: str) -> list[str]:
 
 @contextlib.contextmanager
 def _clip_note_silenced() -> Iterator[None]:
-    """Silence the pipeline's own note about CLIP's limit in this thread: give_note has given it."""
+    """Silence the libraries' own notes about CLIP's limit in this thread: give_note has given it."""
     token = _quiet.set(True)
     try:
         yield
@@ -269,8 +270,9 @@ def _clip_note_silenced() -> Iterator[None]:
 
 
 def _passes(record: logging.LogRecord) -> bool:
-    """Whether a log record of the pipeline is shown: all but the one note, all of other threads."""
-    return not (_quiet.get() and "CLIP can only handle" in str(record.msg))
+    """Whether a log record of the libraries is shown: all but these two notes, all of other threads."""
+    return not (_quiet.get() and str(record.msg).startswith(_CLIP_NOTES))
 
 
-logging.getLogger("diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video").addFilter(_passes)
+for _name in ("diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video", "transformers.tokenization_utils_base"):
+    logging.getLogger(_name).addFilter(_passes)
