@@ -237,11 +237,13 @@ class Playground(widgets.VBox):
     def _layout(self) -> list[widgets.Widget]:
         buttons = [self.generate_button, self.stop_button, self.resume_button, self.code_button]
         row = widgets.HBox(buttons, layout={"flex_flow": "row wrap", "margin": "10px 0 0"})
-        # Side by side in a window of 900 pixels, so that Generate is in sight of the prompt.
-        side = widgets.VBox([self.controls.box, self.engine.box], layout={"flex": "1 1 280px", "max_width": "430px"})
+        prompt, surprise, *rest = self.controls.box.children
+        # Beside the prompt: where a narrow window puts the columns below each other, they stay in sight of it.
+        self.controls.box.children = [prompt, surprise, row, self.status, *rest]
+        side = widgets.VBox([self.controls.box, self.engine.box], layout={"flex": "1 1 340px", "max_width": "430px"})
         side.add_class("t2v-side")
-        main = [self.screen.box, row, self.status, self.code_text, self.bars.box, self.queue.box, self.history.box]
-        stage = widgets.VBox(main, layout={"flex": "1.6 1 390px", "min_width": "0"})
+        main = [self.screen.box, self.code_text, self.bars.box, self.queue.box, self.history.box]
+        stage = widgets.VBox(main, layout={"flex": "1 1 460px", "min_width": "0"})
         stage.add_class("t2v-stage")
         columns = widgets.HBox([side, stage], layout={"flex_flow": "row wrap"})
         columns.add_class("t2v-columns")
