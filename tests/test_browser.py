@@ -222,6 +222,13 @@ def test_a_person_plays(page):
 
     page.select_option(".t2v-upscaler select", "none")
     turn(page, "t2v-num-inference-steps", "2")
+    page.fill(".t2v-lora input", "continue")
+    page.keyboard.press("Tab")
+    page.click(".t2v-lora-add")
+    page.wait_for_selector(".t2v-lora-rows .t2v-lora-strength")
+    page.click(".t2v-generate")
+    status(page, "Done in")
+
     page.fill(".t2v-queue-prompts textarea", f"A red car on the beach.\n{NASTY}")
     page.click(".t2v-queue-add")
     page.wait_for_selector(".t2v-queue-remove >> nth=1")
