@@ -123,7 +123,7 @@ def share_cores(frames: int) -> Iterator[Executor | None]:
     if count == 1:
         yield None
         return
-    began = threading.Barrier(count)
+    began = threading.Barrier(count, timeout=60)  # seconds; a thread that cannot be started breaks it
 
     def begin() -> None:
         torch.get_num_threads()  # a thread's first call takes the global setting over, and would undo the next line
