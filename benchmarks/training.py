@@ -2,12 +2,14 @@
 
     python -m benchmarks.training --seconds 200 --out benchmarks/results/lora_training.json
     python -m benchmarks.training --rows '8 GB|24 GB' --seconds 250 --out benchmarks/results/lora_training.json
+    python -m benchmarks.training --rows '8 GB' --levers '{"chunk": 2048}' --out /tmp/others.json
 
 A row is a size and the memory of a card. First comes what people do, without a limit: a 4-bit base, peft's LoRA in
 float32, diffusers' gradient checkpointing, an 8-bit optimiser, a padded prompt with its mask. Then the steps of
-`t2v_kit.train` with its levers, the card's memory limited by torch.cuda.set_per_process_memory_fraction, less what the
-CUDA context takes; the LoRA is written at the end. `overfit` repeats one step of the smallest row with the same noise:
-its loss falls if the gradients are right. `--tiny` runs the same lines with toy sizes on any machine.
+`t2v_kit.train` with the levers that `fastest_levers` chooses for the card, whose memory is limited by
+torch.cuda.set_per_process_memory_fraction, less what the CUDA context takes; the LoRA is written at the end. `overfit`
+repeats one step of the smallest row with the same noise: its loss falls if the gradients are right. `--tiny` runs the
+same lines with toy sizes on any machine.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ import re
 import statistics
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -39,13 +41,15 @@ from benchmarks.common import GIB, guarded, header, measured, write
 from benchmarks.full_size import TINY, random_pipeline, save
 from benchmarks.memory import cap
 from t2v_kit.hunyuan.masks import blocks, keep_full_masks, skip_full_masks
+from t2v_kit.memory.plan import Size
+from t2v_kit.model.streamed import wait_in_ram
 from t2v_kit.stages.prompt import PromptEncoding
 from t2v_kit.training.cache import Encoded
 from t2v_kit.training.clips import Clip, Sample
-from t2v_kit.training.levers import wait_in_ram
+from t2v_kit.training.footprint import estimate_training, fastest_levers
 from t2v_kit.training.looping import Trainer
 from t2v_kit.training.lora import target_layers
-from t2v_kit.training.options import TrainSettings
+from t2v_kit.training.options import LEVERS, TrainSettings
 
 TOKENS = 40  # of a prompt, which diffusers pads to 256
 PADDED = 256
@@ -54,24 +58,25 @@ STEPS = 3  # the first warms up
 
 @dataclass(frozen=True)
 class Row:
-    """cap in GB of a card; size (frames, height, width); levers are fields of TrainSettings."""
+    """cap in GB of a card; size (frames, height, width)."""
 
     name: str
     cap: float
     size: tuple[int, int, int]
-    levers: dict
     steps: int = STEPS
 
 
 ROWS = (
-    Row("8 GB", 8, (33, 320, 512), {"chunk": 2048, "streamed_blocks": 40}),
-    Row("12 GB", 12, (61, 320, 512), {"chunk": 4096}),
-    Row("16 GB", 16, (49, 512, 768), {"chunk": 4096}),
-    Row("24 GB", 24, (61, 544, 960), {"chunk": 4096}),
-    Row("moonshot 12 GB", 12, (33, 544, 960), {"chunk": 4096, "streamed_blocks": 20}),
-    Row("moonshot 24 GB", 24, (61, 720, 1280), {"chunk": 4096, "streamed_blocks": 20}, 2),
+    Row("8 GB", 8, (33, 320, 512)),
+    Row("12 GB", 12, (61, 320, 512)),
+    Row("16 GB", 16, (49, 512, 768)),
+    Row("24 GB", 24, (61, 544, 960)),
+    Row("moonshot 12 GB", 12, (33, 544, 960)),
+    Row("moonshot 24 GB", 24, (61, 720, 1280), 2),
 )
 TINY_SIZE = (9, 32, 48)
+TINY_LEVERS = {"activations": "offload", "offloaded_blocks": 2, "chunk": 16, "streamed_blocks": 1}
+LORA = TrainSettings(optimizer="adamw8bit", caption_dropout=0.0, warmup=0)
 DEVICE = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
 
 
@@ -162,10 +167,7 @@ def naive(transformer: HunyuanVideoTransformer3DModel, data: Encoded, steps: int
 
 def ours(models, data: Encoded, levers: dict, steps: int, deadline: float, repeat: bool = False) -> dict:
     """Steps of `train`; with `repeat`, the first one again and again, at a higher rate."""
-    settings = TrainSettings(
-        steps=max(steps, 1000), activations="offload", optimizer="adamw8bit", caption_dropout=0.0,
-        warmup=0, learning_rate=1e-2 if repeat else 1e-4, **levers,
-    )  # fmt: skip
+    settings = replace(LORA, steps=max(steps, 1000), learning_rate=1e-2 if repeat else 1e-4, **levers)
     trainer = Trainer(models, data, settings)
     losses = []
 
@@ -195,20 +197,29 @@ def _timed(step, steps: int, deadline: float) -> dict:
     return row | {"step_seconds": statistics.median(seconds[1:] or seconds), "all_steps": seconds}
 
 
-def measure(models, row: Row, deadline: float, tiny: bool, unlimited: bool) -> dict:
+def levers_for(row: Row) -> dict:
+    """What the planner chooses for a row."""
+    frames, height, width = row.size
+    chosen, _ = fastest_levers(LORA, Size(height, width, frames), row.cap * 1e9 / GIB)
+    return {name: getattr(chosen, name) for name in LEVERS}
+
+
+def measure(models, row: Row, deadline: float, args: argparse.Namespace) -> dict:
     """Both ways of one row."""
-    transformer, size = models.pipe.transformer, TINY_SIZE if tiny else row.size
-    levers = row.levers | (
-        {"chunk": 16, "streamed_blocks": min(1, row.levers.get("streamed_blocks", 0))} if tiny else {}
-    )
+    transformer, size = models.pipe.transformer, TINY_SIZE if args.tiny else row.size
+    levers = args.levers or (TINY_LEVERS if args.tiny else levers_for(row))
     data = random_data(transformer, size)
     result = {
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "device": header("")["device"],
         "size": list(size),
         "cap_gb": row.cap,
-        "levers": {"activations": "offload", **levers},
+        "levers": levers,
     }
+    if not args.tiny:
+        frames, height, width = size
+        predicted = estimate_training(replace(LORA, **levers), Size(height, width, frames))
+        result["predicted_gib"] = round(predicted.vram_gb, 3)
     keep_full_masks(transformer)
     if DEVICE.type == "cuda":
         torch.cuda.set_per_process_memory_fraction(1.0)
@@ -222,7 +233,7 @@ def measure(models, row: Row, deadline: float, tiny: bool, unlimited: bool) -> d
     for block in waiting:
         wait_in_ram(block)
     _clean()
-    if not unlimited:
+    if not args.unlimited:
         result |= cap(row.cap * 1e9 / GIB)
     try:
         result["levers_run"] = ours(models, data, levers, row.steps, deadline)
@@ -254,6 +265,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=200, help="begin no row and few steps after this long")
     parser.add_argument("--rows", default=r"\d+ GB", help="regular expression for whole names of rows")
     parser.add_argument("--overfit", type=int, default=12, help="how often one step is repeated; 0 for not at all")
+    parser.add_argument("--levers", type=json.loads, help="JSON of TrainSettings' levers, not those of the planner")
     parser.add_argument("--tiny", action="store_true", help="toy sizes, on any machine")
     parser.add_argument("--unlimited", action="store_true", help="without limits: what would the peaks be?")
     args = parser.parse_args()
@@ -275,12 +287,11 @@ def main() -> int:
         for row in ROWS:
             if re.fullmatch(args.rows, row.name):
                 guarded(
-                    report, row.name, lambda row=row: measure(models, row, deadline, args.tiny, args.unlimited),
-                    args.out, deadline,
+                    report, row.name, lambda row=row: measure(models, row, deadline, args), args.out, deadline,
                 )  # fmt: skip
         if args.overfit:
             data = random_data(models.pipe.transformer, TINY_SIZE if args.tiny else ROWS[0].size)
-            levers = {"chunk": 16 if args.tiny else 2048}
+            levers = {"activations": "offload", "chunk": 16 if args.tiny else 2048}
             if DEVICE.type == "cuda":
                 torch.cuda.set_per_process_memory_fraction(1.0)
             guarded(

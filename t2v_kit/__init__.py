@@ -38,7 +38,7 @@ _MODULES = {
     "stages.upscaling.weights": ("load_upscaler",),
     "training.cache": ("encode_clips",),
     "training.clips": ("read_clips",),
-    "training.footprint": ("choose_levers", "estimate_training"),
+    "training.footprint": ("choose_levers", "estimate_training", "fastest_levers"),
     "training.looping": ("TrainStep", "train"),
     "training.options": ("TrainSettings",),
     "training.toyland_clips": ("write_toyland",),

@@ -17,9 +17,9 @@ from t2v_kit.hunyuan.files import POCKET
 from t2v_kit.hunyuan.masks import blocks, skip_full_masks
 from t2v_kit.memory.choose import ladder
 from t2v_kit.model.loading import load
+from t2v_kit.model.streamed import wait_in_ram
 from t2v_kit.run.target import CHECKPOINT
 from t2v_kit.settings import Settings
-from t2v_kit.training.levers import wait_in_ram
 from t2v_kit.training.looping import Trainer
 from t2v_kit.training.options import TrainSettings
 
@@ -219,8 +219,9 @@ def test_two_threads_on_one_model(models):
     assert not failures, failures
 
 
-def test_blocks_that_wait_in_ram_from_the_start_train_the_same(tiny_folder):
-    """A 4-bit base whose last blocks never lie on the GPU has the loss and gradients of one that lies there whole."""
+def test_what_waits_in_ram_trains_the_same(tiny_folder):
+    """A 4-bit base whose last blocks never lie on the GPU, or whose blocks' inputs leave it, has the gradients of one
+    that lies there whole and keeps them."""
     pytest.importorskip("bitsandbytes")
     from benchmarks.training import random_data, random_nf4
 
@@ -229,12 +230,20 @@ def test_blocks_that_wait_in_ram_from_the_start_train_the_same(tiny_folder):
     models.pipe.transformer = transformer = random_nf4(config)
     skip_full_masks(transformer)
     data, gradients = random_data(transformer, (9, 32, 48)), []
-    for streamed in (0, 2):
-        waiting = blocks(transformer)[-streamed:] if streamed else []
+    levers = (
+        {},
+        {"activations": "offload"},
+        {"activations": "offload", "offloaded_blocks": 2},
+        {"streamed_blocks": 2},
+        {"activations": "offload", "streamed_blocks": 2},
+    )
+    for each in levers:
+        waiting = blocks(transformer)[-2:] if "streamed_blocks" in each else []
         for block in waiting:
             wait_in_ram(block)
         assert not any(weight.is_cuda for block in waiting for weight in block.parameters())
-        trainer = Trainer(models, data, TrainSettings(rank=2, streamed_blocks=streamed, caption_dropout=0.0))
+        assert all(weight.is_pinned() for block in waiting for weight in block.parameters())
+        trainer = Trainer(models, data, TrainSettings(rank=2, caption_dropout=0.0, **each))
         with trainer.prepared():
             for name, weight in trainer.weights.items():
                 assert weight.is_cuda, name
@@ -243,4 +252,5 @@ def test_blocks_that_wait_in_ram_from_the_start_train_the_same(tiny_folder):
             trainer.losses(0)[0].mean().backward()
             gradients.append({name: weight.grad.clone() for name, weight in trainer.weights.items()})
     for name, gradient in gradients[0].items():
-        torch.testing.assert_close(gradients[1][name], gradient)
+        for found, each in zip(gradients[1:], levers[1:]):
+            torch.testing.assert_close(found[name], gradient, msg=lambda said, each=each: f"{each}: {said}")

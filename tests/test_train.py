@@ -22,10 +22,11 @@ import t2v_kit
 from t2v_kit import TrainSettings, UserError, read_clips, train, write_toyland
 from t2v_kit.cli import main
 from t2v_kit.hunyuan.masks import skip_full_masks
+from t2v_kit.model import streamed
 from t2v_kit.model.loading import load
 from t2v_kit.run import fine_tuning
 from t2v_kit.run.fine_tuning import Training
-from t2v_kit.training import levers
+from t2v_kit.training import levers, offloading
 from t2v_kit.training.cache import CACHE, encode_clips
 from t2v_kit.training.looping import Trainer, draw_sigmas
 from t2v_kit.training.options import TRAIN_KNOBS, train_settings_from
@@ -79,12 +80,15 @@ def own_gradients(models, data, settings, index) -> dict[str, torch.Tensor]:
         return {name: weight.grad.clone() for name, weight in trainer.weights.items()}
 
 
+PLAIN = {"activations": "keep", "offloaded_blocks": None, "chunk": 0, "streamed_blocks": 0}
 LEVERS = {
     "keep": {},
     "recompute": {"activations": "recompute"},
     "offload": {"activations": "offload"},
     "chunk": {"activations": "recompute", "chunk": 7},
     "streamed": {"activations": "offload", "chunk": 7, "streamed_blocks": 2},
+    **{f"offload {n}": {"activations": "offload", "offloaded_blocks": n} for n in range(3)},  # of three blocks
+    "offload 2, streamed 2": {"activations": "offload", "offloaded_blocks": 2, "streamed_blocks": 2},
 }
 
 
@@ -92,13 +96,13 @@ LEVERS = {
 @pytest.mark.parametrize("lever", LEVERS)
 def test_gradients_are_those_of_plain_autograd(tiny_model, clips, lever, rank):
     """Every lever but fp8 changes where numbers are kept, not what they are: 1e-4 in float32."""
-    if rank == 0 and lever == "streamed":
+    if rank == 0 and "streamed" in lever:
         pytest.skip("weights that are trained are not streamed")
     data = encode_clips(tiny_model, clips, SMALL)
     settings = replace(SMALL, rank=rank, caption_dropout=0.0, **LEVERS[lever])
     with torch.no_grad():  # a LoRA that is still nothing has no gradient in half of it: the base is moved instead
         tiny_model.pipe.transformer.proj_out.weight.mul_(3.0)
-    expected = plain_gradients(tiny_model, data, replace(settings, activations="keep", chunk=0, streamed_blocks=0), 1)
+    expected = plain_gradients(tiny_model, data, replace(settings, **PLAIN), 1)
     found = own_gradients(tiny_model, data, settings, 1)
     assert expected.keys() == found.keys()
     scale = max(gradient.abs().max() for gradient in expected.values())
@@ -123,13 +127,35 @@ def test_inputs_in_eight_bits_are_nearly_right_and_really_in_eight_bits(tiny_mod
     assert torch.nn.functional.cosine_similarity(*flat, dim=0) > 0.99
 
 
-def test_offloading_takes_the_streams_to_ram(tiny_model, clips, monkeypatch):
-    """What torch.utils.checkpoint keeps of each block goes through our hooks."""
-    packed, to_ram = [], levers._to_ram
-    monkeypatch.setattr(levers, "_to_ram", lambda tensor: packed.append(to_ram(tensor)) or packed[-1])
+@pytest.mark.parametrize("count", [None, 0, 1, 2])
+def test_the_inputs_of_the_first_blocks_wait_in_ram(tiny_model, clips, monkeypatch, count):
+    """Of so many of three blocks; each input is on the device again one block before it is needed, and no earlier."""
+    made, asked = [], []
+    init, take = offloading._Waiting.__init__, offloading._Waiting.take
+
+    def watched(self, *arguments):
+        init(self, *arguments)
+        made.append(self)
+
+    def taken(self):
+        asked.append(([made.index(each) // 2 for each in made if each.there is not None], made.index(self) // 2))
+        return take(self)
+
+    monkeypatch.setattr(offloading._Waiting, "__init__", watched)
+    monkeypatch.setattr(offloading._Waiting, "take", taken)
     data = encode_clips(tiny_model, clips, SMALL)
-    own_gradients(tiny_model, data, replace(SMALL, activations="offload"), 0)
-    assert len([kept for kept in packed if isinstance(kept, tuple)]) == 2 * 3
+    trainer = Trainer(tiny_model, data, replace(SMALL, activations="offload", offloaded_blocks=count))
+    with trainer.prepared():
+        loss = trainer.losses(0)[0].mean()
+        offloaded = 3 if count is None else count
+        assert len(made) == 2 * offloaded  # video and text
+        # The last two of all blocks need not leave: the way back begins with them.
+        assert [each.there is None for each in made] == [number < 1 for number in range(offloaded) for _ in "vt"]
+        loss.backward()
+    assert [number for _, number in asked] == [number for number in reversed(range(offloaded)) for _ in "vt"]
+    for there, number in asked:
+        assert number in there and all(number - 1 <= other <= number for other in there), asked
+    assert all(each.there is None for each in made)
 
 
 def test_streamed_weights_leave_the_device(tiny_model, clips, monkeypatch):
@@ -140,13 +166,13 @@ def test_streamed_weights_leave_the_device(tiny_model, clips, monkeypatch):
     config = dict(tiny_model.pipe.transformer.config)
     tiny_model.pipe.transformer = random_nf4({name: value for name, value in config.items() if name[0] != "_"})
     skip_full_masks(tiny_model.pipe.transformer)
-    copies, copy = [], levers.StreamedBlocks._copy
+    copies, copy = [], streamed.StreamedBlocks._copy
 
     def watched(self, number):
         copy(self, number)
         copies.append([weakref.ref(tensor.untyped_storage()) for tensor in self._ready[number][0]])
 
-    monkeypatch.setattr(levers.StreamedBlocks, "_copy", watched)
+    monkeypatch.setattr(streamed.StreamedBlocks, "_copy", watched)
     data = encode_clips(tiny_model, clips, SMALL)
     trainer = Trainer(tiny_model, data, replace(SMALL, activations="offload", chunk=7, streamed_blocks=3))
     with trainer.prepared():
@@ -226,6 +252,7 @@ import sys
 import weakref
 from dataclasses import replace
 from t2v_kit import TrainSettings, train
+from t2v_kit.model import streamed
 from t2v_kit.model.loading import load
 settings = TrainSettings(**eval(sys.argv[4]))
 for step in train(load(sys.argv[1], device="cpu"), sys.argv[2], settings):
@@ -458,6 +485,7 @@ def test_each_sample_comes_once_in_an_epoch(tiny_model, clips):
 TWO = """
 import sys, torch
 from t2v_kit import TrainSettings, train
+from t2v_kit.model import streamed
 from t2v_kit.model.loading import load
 torch.set_num_threads(1)
 *_, last = train(load(sys.argv[1], device="cpu"), sys.argv[2], TrainSettings(**eval(sys.argv[3])))
@@ -489,6 +517,8 @@ def test_settings_say_what_is_wrong():
         ({"height": 64}, "needs width too"),
         ({"learning_rat": 1}, "did you mean 'learning_rate'"),
         ({"rank": 0, "streamed_blocks": 2}, "cannot wait in RAM"),
+        ({"offloaded_blocks": 2}, "is for activations='offload', not 'recompute'"),
+        ({"activations": "keep", "streamed_blocks": 2}, "activations='recompute' would work"),
     ):
         with pytest.raises(UserError, match=words):
             train_settings_from(**bad)

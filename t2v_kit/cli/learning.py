@@ -75,7 +75,8 @@ def _train(
         from ..training.footprint import choose_levers
 
         chosen, needed = choose_levers(chosen, limit, found, model)
-        levers = " ".join(f"--{name.replace('_', '-')} {getattr(chosen, name)}" for name in LEVERS)
+        values = {name: getattr(chosen, name) for name in LEVERS}
+        levers = " ".join(f"--{name.replace('_', '-')} {each}" for name, each in values.items() if each is not None)
         print(f"{needed}: {levers}", flush=True)
     print(f"loading {model}", flush=True)
     models = _loaded({"name": model}, memory, device)

@@ -12,12 +12,10 @@ import gc
 import importlib
 import json
 import threading
-import weakref
 from collections.abc import Callable
 from typing import Any
 
 import accelerate
-import numpy as np
 import torch
 from diffusers import BitsAndBytesConfig as DiffusersQuantisation
 from diffusers import ModelMixin
@@ -37,10 +35,10 @@ from ..memory.footprint import set_tiles
 from ..memory.plan import Part, Plan, Size
 from .loras import Loras
 from .single import read_single
+from .streamed import packed_in_ram
 
 STAGE = {"text_encoder": "encode", "text_encoder_2": "encode", "transformer": "denoise", "vae": "decode"}
 CALLS = {"vae": ("encode", "decode")}  # the methods of a network that a stage calls; of the others, forward
-ALIGN = 512  # bytes
 
 
 class Residence:
@@ -343,9 +341,6 @@ def _wrapped(outer: Callable, inner: Callable) -> Callable:
 def pin(network: torch.nn.Module, device: torch.device) -> int:
     """Put every block's weights into one piece of pinned RAM, from which copies overlap with computation.
 
-    PyTorch's own pinning would round every tensor up to a power of two: half as much again. The RAM is unpinned when
-    the last weight in it is gone.
-
     Args:
         network: Its stacks of blocks are its children that are a ModuleList.
         device: Nothing is pinned unless it is a CUDA device.
@@ -361,19 +356,10 @@ def pin(network: torch.nn.Module, device: torch.device) -> int:
             weights = [*block.parameters(), *block.buffers()]
             if any(weight.is_cuda for weight in weights):  # quantised while it was read: diffusers brings it to RAM
                 continue
-            places = [0]
-            for weight in weights:
-                places.append(places[-1] + -(-weight.numel() * weight.element_size() // ALIGN) * ALIGN)
-            ram = np.empty(places[-1], np.uint8)
-            for weight, place in zip(weights, places):
-                pinned_bytes = torch.from_numpy(ram)[place : place + weight.numel() * weight.element_size()]
-                weight.data = pinned_bytes.view(weight.dtype).view(weight.shape).copy_(weight.data)
-            # Where this fails, diffusers pins the tensors itself. Freed RAM that CUDA still believes to be pinned
-            # breaks the copies of its next owner, so it is unpinned right before.
-            cuda: Any = torch.cuda.cudart()
-            if int(cuda.cudaHostRegister(ram.ctypes.data, ram.nbytes, 0)) == 0:
-                weakref.finalize(ram, cuda.cudaHostUnregister, ram.ctypes.data).atexit = False
-                pinned += 1
+            copies, held = packed_in_ram([weight.data for weight in weights], pinned=True)
+            for weight, copy in zip(weights, copies):  # where this is not pinned, diffusers pins the tensors itself
+                weight.data = copy
+            pinned += held
     return pinned
 
 

@@ -5,7 +5,7 @@ is not kept is computed again. Each of these levers can be pulled alone, gives t
 (8-bit inputs apart, which say so), and is let go without a trace:
 
 - *recompute*: a block keeps its input alone, which is gradient checkpointing (https://arxiv.org/abs/1604.06174);
-- *offload*: that input waits in pinned RAM; *fp8*: it waits in 8 bits;
+- *offload*: that input waits in pinned RAM, of all blocks or the first ones; *fp8*: it waits in 8 bits;
 - *chunk*: within a block, projections and feed-forward layers take some tokens at a time and keep their inputs alone,
   so that one block at work holds about thirty tensors of the size (tokens, width) instead of over a hundred;
 - *streamed blocks*: the frozen weights of the last blocks wait in RAM, and the next one's are fetched during this one's
@@ -29,6 +29,8 @@ from ..hunyuan.backends import attend
 from ..hunyuan.chunks import slices
 from ..hunyuan.hooks import attach, detach
 from ..hunyuan.masks import blocks, mask_assumed, mask_is_assumed_full, needed_mask
+from ..model.streamed import StreamedBlocks
+from .offloading import OffloadedInputs, is_stream
 from .options import TrainSettings
 
 _NAME = "t2v_kit_training"
@@ -44,33 +46,39 @@ def less_memory(transformer: HunyuanVideoTransformer3DModel, settings: TrainSett
 
     Args:
         transformer: With its LoRA, on its device.
-        settings: Of which the three are looked at.
+        settings: Of which these are looked at, and offloaded_blocks.
     """
     every = blocks(transformer)
     # PyTorch's own attention: the kernels that are installed for sampling may have no way back.
     backends = [(processor, processor._attention_backend) for processor in (block.attn.processor for block in every)]
     for processor, _ in backends:
         processor._attention_backend = None
-    streamed = None
+    streamed, offloaded = None, None
     if settings.streamed_blocks:
         streamed = StreamedBlocks(every[-settings.streamed_blocks :], transformer.device)
+    if settings.activations == "offload":
+        offloaded = OffloadedInputs(every, settings.offloaded_blocks, transformer.device)
     if settings.chunk:
         _use_chunks(every, settings.chunk)
     if settings.activations != "keep" or streamed is not None:
-        transformer.enable_gradient_checkpointing(functools.partial(_run, settings.activations, streamed))
+        around = _fp8_around if settings.activations == "fp8" else _nothing_around
+        around = offloaded.around if offloaded is not None else around
+        transformer.enable_gradient_checkpointing(functools.partial(_run, around, streamed))
     try:
         yield
     finally:
         transformer.disable_gradient_checkpointing()
         if settings.chunk:
             _remove_chunks(every)
+        if offloaded is not None:
+            offloaded.close()
         if streamed is not None:
             streamed.close()
         for processor, backend in backends:
             processor._attention_backend = backend
 
 
-def _run(how: str, streamed: StreamedBlocks | None, block: torch.nn.Module, *inputs):
+def _run(around: Callable, streamed: StreamedBlocks | None, block: torch.nn.Module, *inputs):
     """diffusers' gradient_checkpointing_func: one block, of which the input alone is kept."""
     full = mask_is_assumed_full()  # decided once a call of the transformer, and true of the second computation too
 
@@ -86,31 +94,20 @@ def _run(how: str, streamed: StreamedBlocks | None, block: torch.nn.Module, *inp
         again = functools.partial(checkpoint, use_reentrant=True, preserve_rng_state=False)
         if not inputs[0].requires_grad:  # of the first block; without it there would be no way back
             inputs[0].requires_grad_()
-    if how not in ("offload", "fp8"):
-        return again(call, *inputs)
-    pack, unpack = (_to_ram, _from_ram) if how == "offload" else (_to_fp8, _from_fp8)
-    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):  # of the inputs, by checkpoint's own hooks inside
+    with around(block):  # its hooks are for the inputs: inside, checkpoint has its own
         return again(call, *inputs)
 
 
-def _is_stream(tensor: torch.Tensor) -> bool:
-    """Whether it is (B, N, D): video or text. The rest is small, or shared by all blocks."""
-    return tensor.ndim == 3 and tensor.is_floating_point()
+def _nothing_around(_block: torch.nn.Module) -> contextlib.AbstractContextManager:
+    return contextlib.nullcontext()
 
 
-def _to_ram(tensor: torch.Tensor):
-    if not _is_stream(tensor):
-        return tensor
-    ram = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-    return ram.copy_(tensor, non_blocking=True), tensor.device
-
-
-def _from_ram(kept) -> torch.Tensor:
-    return kept if isinstance(kept, torch.Tensor) else kept[0].to(kept[1], non_blocking=True)
+def _fp8_around(_block: torch.nn.Module) -> contextlib.AbstractContextManager:
+    return torch.autograd.graph.saved_tensors_hooks(_to_fp8, _from_fp8)
 
 
 def _to_fp8(tensor: torch.Tensor):
-    if not _is_stream(tensor):
+    if not is_stream(tensor):
         return tensor
     scale = tensor.abs().amax(-1, keepdim=True).float().clamp(min=1e-12) / _LARGEST_FP8  # a token has one
     return (tensor / scale).to(torch.float8_e4m3fn), scale, tensor.dtype
@@ -121,116 +118,6 @@ def _from_fp8(kept) -> torch.Tensor:
         return kept
     small, scale, dtype = kept
     return (small.float() * scale).to(dtype)
-
-
-def _in_ram(weight: torch.Tensor, pinned: bool) -> torch.Tensor:
-    return torch.empty(weight.shape, dtype=weight.dtype, pin_memory=pinned).copy_(weight)
-
-
-def wait_in_ram(block: torch.nn.Module) -> None:
-    """Move a block's frozen weights to pinned RAM, where `TrainSettings.streamed_blocks` fetches them from.
-
-    So a card can train that has no room for all weights at once: each block goes as soon as it is read.
-
-    Args:
-        block: On a GPU; on the CPU nothing changes.
-    """
-    for weight in block.parameters():
-        if weight.is_cuda and not weight.requires_grad:
-            weight.data = _in_ram(weight.data, pinned=True)
-
-
-def _padded(tensor: torch.Tensor) -> int:
-    """Its bytes up to the next multiple of 256, where any dtype may begin."""
-    return -(-tensor.nbytes // 256) * 256
-
-
-class StreamedBlocks:
-    """Blocks whose frozen weights wait in pinned RAM; two of them at most are on the device.
-
-    A block's whole way back happens between its own `fetch` and the next one's.
-    """
-
-    def __init__(self, streamed: list[torch.nn.Module], device: torch.device) -> None:
-        """Move the weights to RAM.
-
-        Args:
-            streamed: Neighbouring blocks, in the order in which they work.
-            device: Where they compute.
-        """
-        self.device, self._last = device, -1
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._number = {block: number for number, block in enumerate(streamed)}
-        self._weights = [[weight for weight in block.parameters() if not weight.requires_grad] for block in streamed]
-        self._came_from = [[weight.device for weight in weights] for weights in self._weights]
-        self._ram = [[self._kept(weight.data) for weight in weights] for weights in self._weights]
-        self._ready: dict[int, tuple[list[torch.Tensor], Any]] = {}
-        for number in range(len(streamed)):
-            self._drop(number)
-        # Two places, by turns. PyTorch's allocator would give each copy memory of its own until the GPU has caught up.
-        largest = max(sum(_padded(tensor) for tensor in ram) for ram in self._ram)
-        places = 2 if self._stream is not None else 0
-        self._places = [torch.empty(largest, dtype=torch.uint8, device=device) for _ in range(places)]
-
-    def __contains__(self, block: torch.nn.Module) -> bool:
-        return block in self._number
-
-    def _kept(self, weight: torch.Tensor) -> torch.Tensor:
-        return weight if self._stream is not None and weight.is_pinned() else _in_ram(weight, self._stream is not None)
-
-    def fetch(self, block: torch.nn.Module) -> None:
-        """Have a block's weights on the device, and begin to fetch those of the one that comes after it.
-
-        Args:
-            block: The block that is about to work; one that is not streamed changes nothing.
-        """
-        number = self._number.get(block)
-        if number is None:
-            return
-        following = number + (1 if number > self._last else -1)
-        if not 0 <= following < len(self._ram):  # where the way turns
-            following = 2 * number - following
-        self._last = number
-        for other in [each for each in self._ready if each not in (number, following)]:
-            self._drop(other)
-        if number not in self._ready:
-            self._copy(number)
-        arrived, event = self._ready[number]
-        if event is not None:
-            torch.cuda.current_stream(self.device).wait_event(event)
-        for weight, tensor in zip(self._weights[number], arrived):
-            weight.data = tensor
-        if 0 <= following < len(self._ram) and following not in self._ready:
-            self._copy(following)
-
-    def _copy(self, number: int) -> None:
-        if self._stream is None:
-            self._ready[number] = [tensor.clone() for tensor in self._ram[number]], None
-            return
-        # What was in this place has been asked for already; the copy waits until that work is done.
-        self._stream.wait_stream(torch.cuda.current_stream(self.device))
-        place, begin, arrived = self._places[number % 2], 0, []
-        with torch.cuda.stream(self._stream):
-            for tensor in self._ram[number]:
-                piece = place[begin : begin + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
-                arrived.append(piece.copy_(tensor, non_blocking=True))
-                begin += _padded(tensor)
-        self._ready[number] = arrived, self._stream.record_event()
-
-    def _drop(self, number: int) -> None:
-        self._ready.pop(number, None)
-        for weight, ram in zip(self._weights[number], self._ram[number]):
-            weight.data = ram
-
-    def close(self) -> None:
-        """Put all weights back to where they were before."""
-        if self._stream is not None:
-            torch.cuda.current_stream(self.device).wait_stream(self._stream)
-        self._ready.clear()
-        self._places.clear()
-        for weights, ram, devices in zip(self._weights, self._ram, self._came_from):
-            for weight, tensor, device in zip(weights, ram, devices):
-                weight.data = tensor.to(device)
 
 
 def _use_chunks(every: list[Any], tokens: int) -> None:

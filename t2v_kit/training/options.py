@@ -16,7 +16,7 @@ from ..settings import KNOBS, Knob, check_fields
 #: What `activations` may be: what a block leaves behind for the backward pass, from the quickest to the smallest.
 ACTIVATIONS = ("keep", "recompute", "offload", "fp8")
 #: The settings that trade time for memory and change no gradient (but for "fp8").
-LEVERS = ("activations", "chunk", "streamed_blocks")
+LEVERS = ("activations", "offloaded_blocks", "chunk", "streamed_blocks")
 OPTIMIZERS = ("adamw", "adamw8bit")
 #: Names for `targets`, as ends of the transformer's linear layers.
 TARGETS = {
@@ -63,6 +63,7 @@ class TrainSettings:
         height, width: Pixels, multiples of 16.
         num_frames: 4k + 1 frames of a sample.
         activations: "keep", "recompute", "offload" or "fp8".
+        offloaded_blocks: 0 to 1000, of how many blocks, the first ones, "offload" takes the inputs to RAM. None: all.
         chunk: 0 to 1,000,000 tokens that projections and feed-forward layers take at a time; 0 is all.
         streamed_blocks: 0 to 1000 blocks whose weights wait in RAM.
         optimizer: "adamw" or "adamw8bit".
@@ -167,6 +168,13 @@ class TrainSettings:
         "What a block leaves for the backward pass: keep (everything), recompute (its input), offload (its input, in "
         "RAM) or fp8 (its input, rounded to 8 bits: gradients are approximate).",
     )
+    offloaded_blocks: int | None = _whole(
+        None,
+        "offloaded blocks",
+        "Of how many blocks, the first ones, offload takes the inputs to RAM; by default all.",
+        (0, 1000),
+        "blocks",
+    )
     chunk: int = _whole(
         0,
         "chunk",
@@ -194,6 +202,18 @@ class TrainSettings:
             raise UserError(
                 f"{given}={getattr(self, given)}: needs {missing} too; {missing}={getattr(self, given)} would work.",
                 setting=missing,
+            )
+        if self.offloaded_blocks is not None and self.activations != "offload":
+            raise UserError(
+                f"offloaded_blocks={self.offloaded_blocks}: is for activations='offload', not {self.activations!r}; "
+                "with activations='offload' it works.",
+                setting="offloaded_blocks",
+            )
+        if self.activations == "keep" and self.streamed_blocks:
+            raise UserError(
+                f"streamed_blocks={self.streamed_blocks}: what such a block computed cannot be kept, since its weights "
+                "are gone on the way back; activations='recompute' would work.",
+                setting="activations",
             )
         if self.rank == 0 and self.streamed_blocks:
             raise UserError(
