@@ -46,6 +46,7 @@ def official(name: str, path: Path, device: str):
     half = device == "cuda"
     kind, features, depth = NETWORKS[name]
     try:
+        from basicsr.archs.rrdbnet_arch import RRDBNet
         from realesrgan import RealESRGANer
     except ImportError:
         return FrameLoop(load_upscaler(path).model, device, half), "its frame loop written down again"
@@ -54,8 +55,6 @@ def official(name: str, path: Path, device: str):
 
         net = SRVGGNetCompact(3, 3, features, depth, 4)
     else:
-        from basicsr.archs.rrdbnet_arch import RRDBNet
-
         net = RRDBNet(3, 3, num_feat=features, num_block=depth, scale=4)
     with tempfile.TemporaryDirectory() as folder:  # it reads .pth only
         torch.save({"params": load_file(path)}, f"{folder}/x4.pth")

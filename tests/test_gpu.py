@@ -1,5 +1,6 @@
 """What means something on a GPU alone: bits, resuming, placing and moving networks, several threads on one model."""
 
+import copy
 import json
 import threading
 from pathlib import Path
@@ -9,9 +10,12 @@ import torch
 from conftest import PROMPT
 from diffusers import HunyuanVideoPipeline
 from safetensors.torch import load_file, save_file
+from spandrel import ModelLoader
+from spandrel.architectures.Compact import Compact
 
 import t2v_kit.model.loading as loading_module
 import t2v_kit.run.generating as run_module
+from benchmarks.full_size import random_upscaler
 from t2v_kit import Stopped, UserError, denoise, encode_prompt, generate, initial_latents, resume
 from t2v_kit.hunyuan.files import POCKET
 from t2v_kit.hunyuan.masks import blocks, skip_full_masks
@@ -254,3 +258,35 @@ def test_what_waits_in_ram_trains_the_same(tiny_folder):
     for name, gradient in gradients[0].items():
         for found, each in zip(gradients[1:], levers[1:]):
             torch.testing.assert_close(found[name], gradient, msg=lambda said, each=each: f"{each}: {said}")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["compact", "dense"])
+def test_the_upscalers_kernels_are_as_exact_as_pytorchs(kind, dtype):
+    """Of several sizes in turn, with weights that let every layer count."""
+    if torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("the kernels are for Hopper cards")
+    from t2v_kit.stages.upscaling.fused import fused  # Triton comes with PyTorch for NVIDIA's cards alone
+
+    torch.manual_seed(0)
+    net = Compact(num_feat=64, num_conv=4, upscale=4) if kind == "compact" else small_dense_network()
+    for weights in net.parameters():
+        if weights.ndim == 4:
+            torch.nn.init.kaiming_normal_(weights)
+        else:
+            torch.nn.init.uniform_(weights, 0.1, 0.3)
+    net = net.cuda()
+    short = copy.deepcopy(net).to(dtype)
+    quick = fused(short)
+    assert quick is not None
+    for shape in ((1, 3, 16, 16), (2, 3, 45, 70), (1, 3, 131, 33)):
+        pixels = torch.rand(shape, device="cuda")
+        with torch.inference_mode():
+            wanted, plain, ours = net(pixels), short(pixels.to(dtype)).float(), quick(pixels.to(dtype)).float()
+        spread = (wanted - wanted.mean()).norm()
+        assert (ours - wanted).norm() <= 1.5 * (plain - wanted).norm() <= 0.1 * spread
+
+
+def small_dense_network() -> torch.nn.Module:
+    """RRDBNet of two blocks, from its weights' names and sizes, as spandrel builds it."""
+    return ModelLoader().load_from_state_dict(random_upscaler(64, 2)).model

@@ -24,7 +24,7 @@ from .planes import as_planes
 from .weights import load_upscaler
 
 MAX_SCALE = 16
-_PIXELS = 2**20  # input pixels in one batch: more gains nothing
+_PIXELS = 2**19  # input pixels in one batch: more gains nothing
 _LARGEST = 2**20  # input pixels of a frame from which on it is cut into tiles of _TILE
 _TILE = 512
 
@@ -63,8 +63,8 @@ def upscale(
         tile: Side of the square tiles in input pixels, a multiple of 8; 0 for none; "auto" cuts only huge frames.
             Tiles of a compact network give the untiled frame. RRDBNet's receptive field exceeds, in theory, the 64
             pixels of overlap: with random weights its tiles stayed within 1 level of 255.
-        batch: Frames at a time. "auto" fits them to the device: about a million pixels, and on a CPU at most one frame
-            for each of PyTorch's threads.
+        batch: Frames at a time. "auto" fits them to the device: about half a million pixels, and on a CPU at most one
+            frame for each of PyTorch's threads.
         device: None is the first GPU, or the CPU where there is none.
         progress: Whether to show a progress bar.
         denoise_strength: 0 (noise is kept) to 1 (noise is removed), for "pocket" and "realesr-general-x4v3", which are

@@ -31,4 +31,12 @@ def as_planes(pixels: torch.Tensor, shares: tuple[float, float] = _BT709) -> np.
     small = 128 + 224 * F.avg_pool2d(colour, 2)
     planes = torch.cat([(16 + 219 * bright).flatten(1), small.flatten(1)], 1)
     batch, _, height, width = pixels.shape
-    return planes.round_().to(torch.uint8).view(batch, height * 3 // 2, width).cpu().numpy()
+    planes = planes.round_().to(torch.uint8).view(batch, height * 3 // 2, width)
+    return on_host(planes)
+
+
+def on_host(pixels: torch.Tensor) -> np.ndarray:
+    """A copy of a tensor for NumPy; from a GPU through pinned memory, which is several times as fast."""
+    if pixels.device.type != "cuda":
+        return pixels.numpy()
+    return torch.empty(pixels.shape, dtype=pixels.dtype, pin_memory=True).copy_(pixels).numpy()
