@@ -74,7 +74,7 @@ class Bench:
         rows["step, bfloat16"] = partial(self.step, self.best)
         rows["step, attention in fp8"] = partial(self.step, lambda: FP8)
         rows["step, products in fp8"] = partial(self.step, self.best, products=True)
-        rows["step, both in fp8"] = partial(self.step, lambda: FP8)
+        rows["step, both in fp8"] = partial(self.step, lambda: FP8, products=True)
         return rows
 
     def best(self) -> str:

@@ -135,6 +135,17 @@ def test_a_small_card_never_holds_two_stages(tiny_folder, monkeypatch):
         assert "transformer" not in networks or not networks & {"text_encoder", "text_encoder_2", "vae"}
 
 
+def test_segments_grow_though_the_gpu_was_in_use_before(tiny_folder, monkeypatch):
+    """As in a notebook that loads pocket first: without it, a plan's decoding runs out of memory that lies in gaps."""
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        monkeypatch.delenv(name, raising=False)
+    before = torch.zeros(2**26, device="cuda")
+    load(tiny_folder, memory=ladder()[0], device="cuda")
+    after = torch.zeros(2**28, device="cuda")
+    growing = {each["address"]: each["is_expandable"] for each in torch.cuda.memory_snapshot()}
+    assert any(growing.values()), f"{before.data_ptr()}, {after.data_ptr()}: {growing}"
+
+
 @pytest.fixture(scope="module")
 def reference():
     """Latents of pocket without a plan, in the dtypes that the plans have."""

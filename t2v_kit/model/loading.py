@@ -43,6 +43,7 @@ from .residence import Residence
 from .single import read_single
 
 T = TypeVar("T")
+SEGMENTS = "expandable_segments:True"
 # How parameters of a Llava begin today, and how in its files.
 _OF_LLAVA = (
     ("model.language_model.", "language_model.model."),
@@ -115,8 +116,8 @@ def load(
     wanted = find_loras(loras)
     if memory is not None and dtype is not None:
         raise UserError(f"dtype={dtype!r}: with memory=, the plan has the dtypes; dtype=None works.")
-    if memory is not None:  # of no effect once CUDA is in use: blocks that come and go leave no gaps behind
-        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+    if memory is not None:
+        _let_segments_grow()
     if attention != "auto":
         check_backend(attention)
     device = team.device if team is not None else pick_device(device)
@@ -276,6 +277,18 @@ def _plan(memory, model: str | Path, defaults: dict, video: Settings | None, dev
     machine = Machine.here(device)
     size = {name: getattr(video, name, None) or defaults[name] for name in ("height", "width", "num_frames")}
     return check(as_plan(memory, str(model), machine, **size), machine, model=model)
+
+
+def _let_segments_grow() -> None:
+    """Have PyTorch take GPU memory in segments that grow: what comes and goes leaves no gaps, on which plans count.
+
+    Someone who set PyTorch's variable has chosen already.
+    """
+    if {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & set(os.environ):
+        return
+    os.environ["PYTORCH_ALLOC_CONF"] = SEGMENTS
+    if torch.cuda.is_initialized():  # it was read when CUDA began
+        torch._C._accelerator_setAllocatorSettings(SEGMENTS)
 
 
 def _place(pipe, device: torch.device) -> None:
