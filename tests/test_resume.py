@@ -35,7 +35,7 @@ from t2v_kit.run.records import RunRecord
 from t2v_kit.run.target import CHECKPOINT, FILES, LOCK
 from t2v_kit.stages import prompt as prompt_module
 
-SMALL = {"prompt": PROMPT, "num_frames": 5, "height": 64, "width": 96, "num_inference_steps": 6, "seed": 3}
+SMALL = {"prompt": PROMPT, "num_frames": 5, "height": 32, "width": 48, "num_inference_steps": 6, "seed": 3}
 LONG = {**SMALL, "num_inference_steps": 40}
 WHOLE = {name for name in FILES if name != "upscaled.mp4"} | {"log.jsonl"}
 KEYWORDS = {"upscale": "none", "progress": False, "checkpoint_every": 2}
@@ -403,13 +403,14 @@ def test_stop_while_upscaling_keeps_the_latents(tiny32, here):
     assert names(here / "run") == WHOLE - {"contact_sheet.png"}
     steps = []
     run = resume("run", tiny32, on_step=steps.append)
-    assert not steps and run.upscaled.shape == (5, 256, 384, 3) and names(here / "run") == WHOLE | {"upscaled.mp4"}
+    assert not steps and run.upscaled.shape == (5, 128, 192, 3) and names(here / "run") == WHOLE | {"upscaled.mp4"}
 
 
 def test_stop_between_two_tiles_keeps_the_latents(tiny32, here):
     """A decoding of minutes is not waited for."""
     told = []
-    keywords = {**SMALL, "model": tiny32, "out": "run", "upscale": "none", "on_stage": lambda *each: told.append(each)}
+    larger = {**SMALL, "height": 64, "width": 96, "upscale": "none"}
+    keywords = {**larger, "model": tiny32, "out": "run", "on_stage": lambda *each: told.append(each)}
     with tiles(tiny32, pixels=32, overlap=8), pytest.raises(Stopped, match="stopped in decode after 4 of 12; resume"):
         generate(**keywords, stop=lambda: told[-1][:2] == ("decode", 4))
     steps = []

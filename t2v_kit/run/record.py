@@ -39,6 +39,7 @@ DECIDES_LATENTS = (
 
 # Libraries whose classes and functions do what follows from the record.
 KNOWN = ("t2v_kit", "torch", "diffusers", "transformers", "accelerate", "peft", "bitsandbytes", "huggingface_hub")
+_KNOWN = frozenset((*KNOWN, *sys.stdlib_module_names))
 _WRAPPERS = ("t2v_kit.", "diffusers.hooks.", "accelerate.")  # which may wrap a method of one object
 _PLACING = (
     "t2v_kit.",
@@ -158,7 +159,8 @@ def unknown_code(models: Models) -> list[str]:
     pipe, everywhere = models.pipe, torch.nn.modules.module
     hooks = [*everywhere._global_forward_hooks.values(), *everywhere._global_forward_pre_hooks.values()]
     found = [f"hook {_origin(hook)}" for hook in hooks]
-    found += [*_patches(pipe), *_patches(pipe.scheduler)]
+    kinds: dict[type, tuple[dict, list[str]]] = {}  # hundreds of modules are of a dozen classes
+    found += [*_patches(pipe, kinds), *_patches(pipe.scheduler, kinds)]
     config = pipe.transformer._cache_config
     for name, value in vars(config).items() if config is not None else ():
         if callable(value) and name != "current_timestep_callback":
@@ -166,12 +168,12 @@ def unknown_code(models: Models) -> list[str]:
     one_stage = models.memory is not None and models.memory.one_stage
     of_transformer, as_set = set(pipe.transformer.modules()), models.loras.acts_as_set(pipe.transformer)
     for module in (module for name in NETWORKS for module in getattr(pipe, name).modules()):
-        found += _patches(module)
+        found += _patches(module, kinds)
         hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
         hooks += [hook for hook in (getattr(module, "_hf_hook", None),) if hook is not None]
         found += [f"hook {_origin(hook)}" for hook in hooks if not _known(hook) or _origin(hook).startswith("torch.")]
         for processor in _processors(getattr(module, "processor", None)):
-            found += [f"attention processor {_origin(processor)}"] if not _known(processor) else _patches(processor)
+            found += [f"attention processor {_origin(processor)}"] if not _known(processor) else _patches(processor, kinds)
         if isinstance(module, torch.nn.Dropout) and module.training and module.p:
             found.append("dropout in training mode")
         if type(module).__module__.startswith("peft."):
@@ -185,23 +187,34 @@ def unknown_code(models: Models) -> list[str]:
     return sorted(set(found))
 
 
-def _patches(thing) -> list[str]:
-    """Methods of an object that are not its class's own; its class where no known library defines that."""
+def _patches(thing, kinds: dict[type, tuple[dict, list[str]]]) -> list[str]:
+    """Methods of an object that are not its class's own; its class where no known library defines that.
+
+    `kinds` keeps what was found of each class.
+    """
     kind = type(thing)
     if not _known(kind):
         return [f"class {_origin(kind)}"]
-    found = list(_patches_of(kind))
+    if kind not in kinds:
+        kinds[kind] = _functions(kind), list(_patches_of(kind))
+    functions, of_kind = kinds[kind]
+    found = list(of_kind)
     for name, value in vars(thing).items():
-        own = inspect.getattr_static(kind, name, None)
-        if not inspect.isfunction(own):
+        if name not in functions:
             continue
-        of_class, layers = list(_layers(own)), list(_layers(value))
+        of_class, layers = list(_layers(functions[name])), list(_layers(value))
         wrappers = [layer for layer in layers if layer not in of_class]
         outside = [layer for layer in wrappers if not _module(layer).startswith(_WRAPPERS)]
         ends_well = layers[-1] in of_class or _module(layers[-1]).startswith("t2v_kit.")
         if outside or not ends_well:
             found.append(f"{_origin(kind)}.{name} replaced by {_origin((outside or layers)[0])}")
     return found
+
+
+def _functions(kind: type) -> dict:
+    """A class's functions by name, those of the classes above it among them."""
+    of_bases = {name: value for base in reversed(kind.__mro__) for name, value in vars(base).items()}
+    return {name: value for name, value in of_bases.items() if inspect.isfunction(value)}
 
 
 def _patches_of(kind: type) -> Iterator[str]:
@@ -228,7 +241,7 @@ def _layers(value) -> Iterator:
 
 def _known(thing) -> bool:
     """Whether a function, or the class of an object, was written in a known library or in Python's own."""
-    return _module(thing).split(".")[0] in (*KNOWN, *sys.stdlib_module_names)
+    return _module(thing).split(".")[0] in _KNOWN
 
 
 def _module(thing) -> str:
