@@ -275,7 +275,7 @@ def in_threads(*tasks, seconds=1.5):
 
     def work(task, kept):
         try:
-            while not kept or time.monotonic() < until:
+            while len(kept) < 2 or time.monotonic() < until:
                 kept.append(task())
         except Exception as error:
             errors.append(error)

@@ -173,7 +173,8 @@ def unknown_code(models: Models) -> list[str]:
         hooks += [hook for hook in (getattr(module, "_hf_hook", None),) if hook is not None]
         found += [f"hook {_origin(hook)}" for hook in hooks if not _known(hook) or _origin(hook).startswith("torch.")]
         for processor in _processors(getattr(module, "processor", None)):
-            found += [f"attention processor {_origin(processor)}"] if not _known(processor) else _patches(processor, kinds)
+            known = _known(processor)
+            found += _patches(processor, kinds) if known else [f"attention processor {_origin(processor)}"]
         if isinstance(module, torch.nn.Dropout) and module.training and module.p:
             found.append("dropout in training mode")
         if type(module).__module__.startswith("peft."):
