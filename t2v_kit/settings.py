@@ -367,11 +367,12 @@ def check_fields(settings: Any, knobs: dict[str, Knob]) -> None:
             object.__setattr__(settings, each.name, _checked_number(each.name, value, knob))
 
 
-def check_multiples(settings: Settings, spatial: int, temporal: int) -> None:
+def check_multiples(settings: Any, spatial: int, temporal: int) -> None:
     """Check that what the VAE compresses and the transformer cuts into patches comes out whole.
 
     Args:
-        settings: Of which height, width and num_frames are looked at, where they are given.
+        settings: `Settings` or `TrainSettings`, of which height, width and num_frames are looked at, where they are
+            given.
         spatial: Pixels that a token is high and wide.
         temporal: Frames that share a latent.
 

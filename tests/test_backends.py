@@ -8,6 +8,7 @@ from t2v_kit import Settings, UserError, encode_prompt, initial_latents, load, v
 from t2v_kit.hunyuan import backends
 from t2v_kit.hunyuan.backends import EXACT, NO_MASKS, choose_backend, probe, ranking, speeds, unusable, use_backend
 from t2v_kit.hunyuan.compiling import compile_blocks
+from t2v_kit.hunyuan.kernel_names import KERNELS
 from t2v_kit.hunyuan.masks import blocks, skip_full_masks
 from tests.conftest import tiny_transformer
 
@@ -145,3 +146,8 @@ def test_each_kernel_computes_what_float32_does(name):
         assert "wrong" not in reason, reason
         pytest.skip(reason)
     assert probe(name, "cuda", torch.bfloat16, 128, tokens=4000) < (0.2 if "sage" in name else EXACT)
+
+
+def test_the_names_of_kernels_are_those_of_diffusers():
+    """Our list exists so that a mistaken name is told before diffusers is imported."""
+    assert sorted(KERNELS) == sorted(backend.value for backend in AttentionBackendName)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 import warnings
 
-from cyclopts import CycloptsError, MissingArgumentError, UnknownOptionError
+from cyclopts import CoercionError, CycloptsError, MissingArgumentError, UnknownOptionError, UnusedCliTokensError
 
 from ..errors import UserError, near_match
 from . import enlarging, learning, making, planning, runs  # noqa: F401 (each registers its command)
@@ -70,6 +70,11 @@ def mistake(error: CycloptsError) -> str:
     if isinstance(error, MissingArgumentError) and error.argument is not None:
         name = error.argument.name
         return f"{name} needs a value" if name[:2] == "--" else f"{name.upper()} is missing"
+    if isinstance(error, UnusedCliTokensError) and error.unused_tokens:
+        return f"{error.unused_tokens[0]!r} is not expected here"
+    if isinstance(error, CoercionError) and error.token is not None and error.target_type in (int, float):
+        kind = "whole number" if error.target_type is int else "number"
+        return f"{error.token.keyword or 'the value'} {error.token.value}: must be a {kind}"
     message = " ".join(str(error).split()).rstrip(".")
     return message[:1].lower() + message[1:]
 

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from ..errors import UserError
+from ..memory.drivers import check_device
 from ..stages.upscaling.names import check_name, check_strength
 from .app import app, quieten
 
@@ -60,9 +61,19 @@ def upscale(
         check_name(model)
     if denoise_strength is not None and model is not None:
         check_strength(model, denoise_strength)
+    check_device(device)
+    from ..stages.upscaling.options import check_audio, check_dtype, check_fps, check_options, check_place
     from ..video.encoding import encoding_for
+    from ..video.files import video_reader
 
+    check_options(scale, tile, batch)
     encoding_for(Path(target).expanduser(), codec, crf, bit_depth)
+    check_fps(rate)
+    check_audio(audio)
+    check_dtype(dtype or "auto")
+    check_place(Path(target).expanduser())
+    with video_reader(source):
+        pass  # it opens as a video
     options = {
         "codec": codec, "crf": crf, "bit_depth": bit_depth, "denoise_strength": denoise_strength,
         "tile": tile, "batch": batch, "dtype": dtype, "device": device,

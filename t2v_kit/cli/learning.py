@@ -12,11 +12,13 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from ..errors import UserError
-from ..hunyuan.names import HUB_ID
+from ..errors import UserError, check_text
+from ..hunyuan.names import DOWNLOADS, HUB_ID, PUBLISHED, TOKEN, check_name
+from ..memory.drivers import check_device, surely_no_gpu
 from ..memory.plan import gigabytes
-from ..settings import Knob, Settings
-from ..training.options import LEVERS, TRAIN_KNOBS, train_settings_from
+from ..run.target import check_empty, check_training
+from ..settings import Knob, Settings, check_multiples
+from ..training.options import LEVERS, TRAIN_KNOBS, check_intervals, train_settings_from
 from .app import app, quieten
 from .download import ask_for_download
 
@@ -54,6 +56,11 @@ def _train(
     if resume is not None:
         if data is not None:
             raise UserError(f"--resume {resume}: takes the place of DATA {data!r}; give one of the two.")
+        given = {"memory": memory, "prompt": prompt, "sample_every": sample_every, "out": out, **settings}
+        for name, value in given.items():
+            if value is not None:
+                option = f"--{name.replace('_', '-')}"
+                raise UserError(f"{option} {value}: a training that goes on keeps its settings; leave it out.")
         continue_training(resume, device)
         return
     if data is None:
@@ -62,15 +69,25 @@ def _train(
     limit = None if memory in (None, "nf4", "none") else _limit(memory, settings)
     if not Path(data).expanduser().is_dir():
         raise UserError(f"{data!r}: there is no such folder of clips; one with dog.mp4 and dog.txt would work.")
+    if prompt is not None:
+        check_text("prompt", prompt)
+    check_intervals(chosen.steps, sample_every, checkpoint_every)
+    check_name(model)
+    if model in ("pocket", *PUBLISHED, *DOWNLOADS):  # of a folder, only its configurations know
+        check_multiples(chosen, *TOKEN)
+    if out is not None:
+        check_empty(out)
+    _check_gpu(model, memory, device)
+    from ..training.clips import read_clips
+
+    found = read_clips(data).check()
     if model in ("hunyuan", HUB_ID) and not yes:
         ask_for_download(Settings("a training"), None)
     folder = out or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-train-{Path(data).resolve().name}"
     started = time.perf_counter()
     quieten()
     from ..run.fine_tuning import start_training
-    from ..training.clips import read_clips
 
-    found = read_clips(data).check()
     if limit is not None:
         from ..training.footprint import choose_levers
 
@@ -102,8 +119,21 @@ def _limit(memory: str, settings: dict) -> float:
     return limit
 
 
+def _check_gpu(model: str, memory: str | None, device: str | None) -> None:
+    """What needs a GPU, where it is certain that there is none. Raises UserError."""
+    check_device(device)
+    if memory == "none" or not surely_no_gpu():
+        return
+    if memory is not None:
+        raise UserError(f"--memory {memory}: 4 bits need a GPU, and this machine has none; --memory none would work.")
+    if model in ("hunyuan", HUB_ID):
+        raise UserError(f"--model {model}: is trained in 4 bits, which need a GPU; --model pocket works without one.")
+
+
 def continue_training(folder: str, device: str | None = None) -> None:
     """Go on with the training in a folder."""
+    check_device(device)
+    check_training(folder)
     started = time.perf_counter()
     quieten()
     from ..run.fine_tuning import Training, resume_training

@@ -19,8 +19,10 @@ from typing import Annotated, Any
 from cyclopts import Parameter, Token
 
 from ..errors import UserError, check_whole, near_match
-from ..hunyuan.lora_arguments import lora_from_text
-from ..hunyuan.names import ANIMATES, DOWNLOADS, PUBLISHED, check_name
+from ..hunyuan.kernel_names import check_kernel
+from ..hunyuan.lora_arguments import check_steps, lora_from_text
+from ..hunyuan.names import ANIMATES, DOWNLOADS, PUBLISHED, TOKEN, check_name
+from ..memory.drivers import NOTHING_TO_PLAN, surely_no_gpu
 from ..memory.plan import gigabytes
 from ..run.target import check_own, check_target
 from ..settings import KNOBS, Knob, Settings, check_multiples, settings_from
@@ -29,8 +31,6 @@ from ..stages.upscaling.names import check_name as check_upscaler_name
 from .app import app, quieten, report, what_remains
 from .download import ask_for_download
 
-#: Pixels and frames of a token, of HunyuanVideo and of pocket.
-TOKEN = (16, 4)
 #: Shorter words that are accepted for a setting.
 SHORT = {
     "num_frames": "--frames",
@@ -102,8 +102,8 @@ def _make(
     if upscale is not None:
         given["upscale"] = upscale
     check_name(model)
-    if memory is not None:
-        gigabytes(memory)
+    check_steps(loras, wanted.num_inference_steps)
+    _check_machine(memory, attention, compile)
     if upscale is not None and upscale.lower() not in (AUTO, NONE, LANCZOS):
         check_upscaler_name(upscale)
     target = check_target(folder)
@@ -118,11 +118,15 @@ def _make(
         raise UserError(
             f"--prompts {prompts}: makes one video after the other, each on one GPU; one PROMPT would work."
         )
+    if gpus is not None:
+        from ..run.given import check_shareable
+
+        check_shareable(wanted, check_whole("gpus", gpus, unit="devices"))
     how = {"attention": attention, "compile": compile}
     if under_torchrun():
         return _among_others(wanted, model, folder, {"memory": memory, "revision": revision, "loras": loras, **how},
                              given | {"reuse": reuse}, started)  # fmt: skip
-    if gpus is not None and check_whole("gpus", gpus, unit="devices") > 1:
+    if gpus is not None and gpus > 1:
         if revision:
             raise UserError(f"--revision {revision}: is not for --gpus; torchrun -m t2v_kit takes it.")
         given |= {"gpus": gpus, "memory": memory, "loras": loras or None, **how}
@@ -172,6 +176,17 @@ def _among_others(wanted: Settings, model: str, folder, load_by: dict, given: di
     else:
         follow(models)
     leave()
+
+
+def _check_machine(memory: str | None, attention: str, compile: bool) -> None:
+    """What asks for a GPU, and the name of a kernel, before PyTorch is imported. Raises UserError."""
+    planned = None if memory is None else gigabytes(memory)
+    if attention != "auto":
+        check_kernel(attention)
+    if (planned is not None or compile) and surely_no_gpu():
+        if planned is not None:
+            raise UserError(f"memory={memory!r}: {NOTHING_TO_PLAN}", setting="memory")
+        raise UserError("compile=True: blocks are compiled for a GPU alone; leaving --compile out would work.")
 
 
 def _check_files(wanted: Settings) -> None:

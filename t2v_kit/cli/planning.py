@@ -6,8 +6,12 @@ import re
 import shlex
 
 from ..errors import UserError
-from ..settings import settings_from
+from ..hunyuan.names import ANIMATES, DOWNLOADS, PUBLISHED, TOKEN, check_name
+from ..memory.drivers import surely_no_gpu
+from ..settings import check_multiples, settings_from
 from .app import EXAMPLE, app, quieten
+
+NO_GPU = "this machine has no GPU to plan for; --vram 12 would plan for one of 12 GB."
 
 
 @app.command
@@ -32,7 +36,15 @@ def plan(
     if numbers is None:
         raise UserError(f"--size {size}: must be height x width x frames; 720x1280x129 would work.")
     height, width, num_frames = map(int, numbers.groups())
-    settings_from(prompt=EXAMPLE, height=height, width=width, num_frames=num_frames)
+    wanted = settings_from(prompt=EXAMPLE, height=height, width=width, num_frames=num_frames)
+    check_name(model)
+    if model in ("pocket", *PUBLISHED, *DOWNLOADS):  # of a folder, only its configurations know
+        check_multiples(wanted, *TOKEN)
+    for option, value in (("--vram", vram), ("--ram", ram)):
+        if value is not None and not 0 < value < float("inf"):
+            raise UserError(f"{option} {value:g}: must be GB above 0; 16 would work.")
+    if vram is None and surely_no_gpu():
+        raise UserError(NO_GPU)
     quieten()
     from ..memory.choose import plan as choose_plan
     from ..memory.estimate import estimate
@@ -41,8 +53,13 @@ def plan(
 
     machine = machine_with(vram, ram)
     if not machine.vram_gb:
-        raise UserError("this machine has no GPU to plan for; --vram 12 would plan for one of 12 GB.")
+        raise UserError(NO_GPU)
     chosen = choose_plan(None, None, height, width, num_frames, model, lossless, machine)
     print(estimate(chosen, Size(height, width, num_frames), model))
+    if lossless or ram is not None:  # what the command line does not take
+        given = f"{machine.vram_gb:g}, {machine.ram_gb:g}, {height}, {width}, {num_frames}, {model!r}, {lossless}"
+        print(f"use: t2v_kit.load({model!r}, memory=t2v_kit.plan({given}))")
+        return
     sizes = f"--height {height} --width {width} --num-frames {num_frames}"
-    print(f'use: t2v "PROMPT" --model {shlex.quote(model)} --memory {machine.vram_gb:g} {sizes}')
+    picture = " --image in.png" if model in ANIMATES else ""
+    print(f'use: t2v "PROMPT" --model {shlex.quote(model)} --memory {machine.vram_gb:g} {sizes}{picture}')

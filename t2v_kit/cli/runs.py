@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..errors import UserError
 from ..hunyuan.names import check_name
-from ..run.target import read_record
+from ..run.target import TRAINING, is_finished, read_record
 from .app import app, quieten, report, what_remains
 from .learning import continue_training
 
@@ -23,12 +23,15 @@ def resume(folder: str, /, *, model: str | None = None, anyway: bool = False) ->
     """
     if not Path(folder).expanduser().is_dir():
         raise UserError(f"{folder!r}: there is no such folder; t2v gallery lists the runs.")
-    if (Path(folder).expanduser() / "losses.jsonl").exists():
+    if (Path(folder).expanduser() / TRAINING).exists():
         continue_training(folder)
         return
-    read_record(folder)
+    record = read_record(folder)
     if model is not None:
         check_name(model)
+    if is_finished(Path(folder).expanduser(), record["settings"]):
+        print(f"finished {folder}: every file is there; resume makes again what is missing")
+        return
     started = time.perf_counter()
     try:
         quieten()

@@ -22,11 +22,10 @@ from diffusers import HunyuanVideoTransformer3DModel
 from diffusers.models import attention_dispatch as dispatch
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 
-from ..errors import UserError, give_note, near_match
+from ..errors import UserError, give_note
 from .fp8_attention import attend_in_fp8
+from .kernel_names import FP8, NATIVE, check_kernel
 
-FP8 = "_flash_3_fp8"
-NATIVE = "native"
 # The backends of diffusers.models.attention_dispatch that raise, or silently do something else, when given a mask.
 NO_MASKS = (
     FP8,
@@ -41,21 +40,6 @@ NO_MASKS = (
 )
 #: Relative difference to attention in float32 up to which a kernel counts as exact: twice that of bfloat16's rounding.
 EXACT = 5e-3
-#: Names of other tools, and the backend of diffusers that is meant.
-ELSEWHERE = {
-    "fa2": "flash",
-    "fa3": "_flash_3",
-    "flash2": "flash",
-    "flash3": "_flash_3",
-    "flash_3": "_flash_3",
-    "cudnn": "_native_cudnn",
-    "fa3_fp8": FP8,
-    "fp8": FP8,
-    "efficient": "_native_efficient",
-    "math": "_native_math",
-    "sdpa": NATIVE,
-    "torch": NATIVE,
-}
 _FA3 = "fa3_fwd_interface"
 
 
@@ -112,7 +96,7 @@ def choose_backend(name: str, device: torch.device, dtype: torch.dtype, width: i
     """
     plug_in_flash_3()
     if name != "auto":
-        if check_backend(name) != NATIVE and (reason := unusable(name, device, dtype, width)):
+        if check_kernel(name) != NATIVE and (reason := unusable(name, device, dtype, width)):
             raise UserError(f"attention={name!r}: {reason}; attention='auto' would work.")
         return name
     if device.type != "cuda":
@@ -127,21 +111,6 @@ def choose_backend(name: str, device: torch.device, dtype: torch.dtype, width: i
             )
             return row["backend"]
     return NATIVE
-
-
-def check_backend(name: str) -> str:
-    """Return the name of a backend if diffusers has one of that name.
-
-    Raises:
-        UserError: It has none; the message has the nearest one.
-    """
-    known = [backend.value for backend in AttentionBackendName]
-    if name in known:
-        return name
-    bare = str(name).lower()
-    near = ELSEWHERE.get(bare) or near_match(bare, [*known, "auto"]) or near_match(f"_{bare}", known)
-    hint = f"did you mean {near!r}?" if near else "'auto' or 'native' would work."
-    raise UserError(f"attention={name!r}: must be auto or an attention backend of diffusers; {hint}")
 
 
 def unusable(name: str, device: torch.device, dtype: torch.dtype, width: int) -> str | None:

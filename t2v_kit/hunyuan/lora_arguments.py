@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from ..errors import UserError, near_match, quoted
@@ -85,6 +86,21 @@ def lora_from_text(text: str) -> tuple[str, Strength]:
         name, numbers = text, [1.0]
     check_present(name)
     return name, check_strength(numbers if len(numbers) > 1 else numbers[0])
+
+
+def check_steps(loras: Iterable[tuple[str, Strength]], steps: int | None) -> None:
+    """Check that strengths that are one for each step are for so many steps; None is a number not known yet.
+
+    Raises:
+        UserError: They are for another number.
+    """
+    for name, strength in loras:
+        if steps is not None and isinstance(strength, tuple) and len(strength) != steps:
+            raise UserError(
+                f"lora {name!r}: has {len(strength)} strengths, but there are {steps} steps; one for each, or "
+                f"num_inference_steps={len(strength)}, would work.",
+                setting="loras",
+            )
 
 
 def _as_number(text: str) -> float | None:

@@ -26,6 +26,8 @@ DOWNLOADS = {
     I2V_33_ID: f"{I2V_33_ID} is about 43 GB to download. {_LICENCE}",
 }
 DOWNLOAD = DOWNLOADS[HUB_ID]
+#: Pixels and frames of a token, of HunyuanVideo and of pocket.
+TOKEN = (16, 4)
 SHIPPED_LORAS = Path(__file__).parents[1] / "pocket" / "lora"  # of pocket, each found by its file's name alone
 SINGLE_FILES = (".safetensors", ".gguf")
 _KNOWN = ("pocket", *PUBLISHED, *DOWNLOADS)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..errors import UserError
+from .drivers import NOTHING_TO_PLAN
 from .estimate import estimate
 from .machine import Machine, machine_with
 from .plan import CHUNKS, TILES, UNTILED, Part, Plan, Size, _from_dict, gigabytes
@@ -142,7 +143,7 @@ def as_plan(memory, model="hunyuan", machine: Machine | None = None, **size) -> 
     if vram is None:
         return plan(machine=machine, model=model, **size)
     if not machine.vram_gb:
-        raise UserError(f"memory={memory!r}: this machine has no GPU whose memory could be planned; 'auto' would work.")
+        raise UserError(f"memory={memory!r}: {NOTHING_TO_PLAN}")
     return plan(machine=dataclasses.replace(machine, vram_gb=min(vram, machine.vram_gb)), model=model, **size)
 
 

@@ -15,7 +15,7 @@ from diffusers import HunyuanVideoImageToVideoPipeline, HunyuanVideoPipeline
 from safetensors import SafetensorError
 
 from ..errors import UserError, give_note
-from ..hunyuan.backends import NATIVE, check_backend, choose_backend, use_backend
+from ..hunyuan.backends import choose_backend, use_backend
 from ..hunyuan.compiling import compile_blocks
 from ..hunyuan.files import (
     HUNYUAN_DEFAULTS,
@@ -28,6 +28,7 @@ from ..hunyuan.files import (
     one_line,
     read_json,
 )
+from ..hunyuan.kernel_names import NATIVE, check_kernel
 from ..hunyuan.masks import skip_full_masks
 from ..hunyuan.names import DOWNLOADS, PUBLISHED
 from ..hunyuan.parallel import Team, check_heads, share_tiles, share_transformer
@@ -119,7 +120,7 @@ def load(
     if memory is not None:
         _let_segments_grow()
     if attention != "auto":
-        check_backend(attention)
+        check_kernel(attention)
     device = team.device if team is not None else pick_device(device)
     if compile and device.type != "cuda":
         raise UserError("compile=True: blocks are compiled for a GPU alone; compile=False works.")

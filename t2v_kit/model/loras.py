@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ..errors import UserError, give_note
-from ..hunyuan.lora_arguments import Strength, check_strength, parse_loras
+from ..hunyuan.lora_arguments import Strength, check_steps, check_strength, parse_loras
 from ..hunyuan.lora_files import CLEAN, KNOWN, LoraFile, find_lora
 from ..hunyuan.lora_keys import LoraLayer, fit, peft_state
 
@@ -109,13 +109,7 @@ class Loras(Sequence[Lora]):
         Raises:
             UserError: It is for another number.
         """
-        for lora, strength in zip(self._loras, self._strengths):
-            if isinstance(strength, tuple) and len(strength) != steps:
-                raise UserError(
-                    f"lora {lora.name!r}: has {len(strength)} strengths, but there are {steps} steps; one for each, or "
-                    f"num_inference_steps={len(strength)}, would work.",
-                    setting="loras",
-                )
+        check_steps([(lora.name, strength) for lora, strength in zip(self._loras, self._strengths)], steps)
 
     @property
     def known_clean(self) -> bool:

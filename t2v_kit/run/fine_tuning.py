@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from .._version import __version__
 from ..atomic import write_whole
-from ..errors import UserError, check_whole, give_note
+from ..errors import UserError, give_note
 from ..settings import Settings
 from ..stages.decoding import decode
 from ..stages.denoising import denoise
@@ -24,13 +24,14 @@ from ..stages.prompt import encode_prompt
 from ..training.cache import Encoded, encode_clips
 from ..training.clips import read_clips
 from ..training.looping import TrainStep, train
-from ..training.options import TrainSettings, train_settings_from
+from ..training.options import TrainSettings, check_intervals, train_settings_from
 from ..video.files import save_video
+from .target import TRAINING, check_empty, check_training
 
 if TYPE_CHECKING:
     from ..model.models import Models
 
-RECORD, LOSSES, CHECKPOINT, SAMPLES = "training.json", "losses.jsonl", "checkpoint.safetensors", "samples"
+LOSSES, CHECKPOINT, SAMPLES = "losses.jsonl", "checkpoint.safetensors", "samples"
 LORA, MODEL = "lora.safetensors", "model"  # what comes out, of a LoRA and of a training of all weights
 
 
@@ -64,13 +65,15 @@ class Training:
             UserError: It is none.
         """
         where = Path(folder).expanduser()
+        check_training(where)
         try:
-            record = json.loads((where / RECORD).read_text("utf-8"))
+            record = json.loads((where / TRAINING).read_text("utf-8"))
             settings = train_settings_from(**record["settings"])
             plain = [record[name] for name in ("data", "model", "prompt", "every")]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
-                f"{str(folder)!r}: holds no training ({str(error)[:120]}); t2v train DATA --out {folder} makes one."
+                f"{where / TRAINING}: is not what t2v train writes ({str(error)[:120]}); copy the folder again, or "
+                "train anew."
             ) from error
         return cls(where, settings, Path(plain[0]), plain[1], plain[2], tuple(plain[3]), read_losses(where))
 
@@ -132,15 +135,9 @@ def start_training(
     Raises:
         UserError: The data or the folder cannot be used, or what `train` refuses.
     """
-    every = settings.steps // 4 if sample_every is None else sample_every
-    every = check_whole("sample_every", every, 0, unit="steps", works=100)
-    checkpoint_every = check_whole("checkpoint_every", checkpoint_every, unit="steps", works=50)
+    every, checkpoint_every = check_intervals(settings.steps, sample_every, checkpoint_every)
     found = read_clips(Path(data)).check()
-    folder = Path(out).expanduser()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(
-            f"out={str(out)!r}: is there and not empty; t2v resume goes on, {str(out) + '-2'!r} would work."
-        )
+    folder = check_empty(out)
     if every and models.memory is not None and models.memory.one_stage:
         give_note("no sample videos while training: the memory plan keeps one stage in memory at a time.")
         every = 0
@@ -158,7 +155,7 @@ def start_training(
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with write_whole(folder / RECORD) as temporary:
+        with write_whole(folder / TRAINING) as temporary:
             temporary.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(f"out={str(out)!r}: cannot be written ({error.strerror}); 'runs/mine' would work.") from error
@@ -255,7 +252,7 @@ def _sample(models: Models, training: Training, step: TrainStep) -> None:
 
 def trainings(folder: str | os.PathLike = "runs") -> Iterator[Training]:
     """The trainings in a folder and below it, in the order of their names; a damaged one gets a note."""
-    for path in sorted(Path(folder).expanduser().rglob(RECORD)):
+    for path in sorted(Path(folder).expanduser().rglob(TRAINING)):
         if not (path.parent / LOSSES).exists():  # a model that was trained, not the training
             continue
         try:

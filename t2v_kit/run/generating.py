@@ -33,7 +33,7 @@ from ..stages.upscaling.names import AUTO, NONE
 from ..video.files import read_metadata, save_video, video_reader, video_writer
 from ..view.pictures import contact_sheet, sheet_frames
 from .folder import RunFolder, read_latents
-from .given import GIVEN, digests_of, take_given
+from .given import GIVEN, check_shareable, digests_of, take_given
 from .launching import launch
 from .progress import Progress
 from .record import differences, latents_key, made_with
@@ -241,7 +241,7 @@ def run_stages(
 
         steps = complete.num_inference_steps
         with (
-            watch.stage("denoise", steps, "step", **_beginning(saved, models, start)) as tick,
+            watch.stage("denoise", steps, **_beginning(saved, models, start)) as tick,
             folder.checkpoints(checkpoint_every) as keep,
         ):
             for step in () if finished else denoise(models, encoding, latents, complete, start, negative, known, image):
@@ -250,13 +250,13 @@ def run_stages(
                 tick(step)
         folder.finish_latents(latents, complete.num_inference_steps)
 
-        with watch.stage("decode", tile_count(models, latents), "tile") as tick:
+        with watch.stage("decode", tile_count(models, latents)) as tick:
             video = decode(models, latents, lambda *_: tick())
         folder.save("video.mp4", lambda path: save_video(path, video, complete.fps, record))
 
         large, shown = None, video[sheet_frames(len(video))]
         if upscale != NONE:
-            with watch.stage("upscale", len(video), "frame") as tick:
+            with watch.stage("upscale", len(video)) as tick:
                 frames = _ticking(enlarged(video, upscale, models.device), tick)
                 large, shown = _kept(frames, folder, video, complete.fps, record)
         times = [index / complete.fps for index in sheet_frames(len(video))]
@@ -346,6 +346,7 @@ def _launched(gpus: int, out, load_by: dict, job: dict, watchers: dict) -> Run:
     settings = job.get("settings", {})
     if settings:
         wanted = settings_from(also=OWN, **settings)
+        check_shareable(wanted, gpus)
         check_own(folder)
         load_by |= {"video": wanted}
     check_name(load_by["name"])

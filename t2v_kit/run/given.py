@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import UserError
-from ..settings import KNOBS
+from ..settings import KNOBS, Settings
 from ..video.clips import digest_of
 
 #: Settings that name a file, and for which `generate` also takes an array or a picture.
@@ -45,3 +45,22 @@ def take_given(settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, obje
 def digests_of(sources: dict[str, object]) -> dict[str, str] | None:
     """16 hex digits of each source's content; None without sources. Raises UserError for a file that is not there."""
     return {name: digest_of(source, name) for name, source in sources.items()} or None
+
+
+def check_shareable(settings: Settings, gpus: int) -> None:
+    """Refuse what one device alone can do, before several are started.
+
+    Args:
+        settings: Of the video.
+        gpus: How many devices are to make it.
+
+    Raises:
+        UserError: More than one, and a part of the video is given, or riflex is on.
+    """
+    for name in ("first_frame", "last_frame", "mask", "image"):
+        if gpus > 1 and getattr(settings, name) is not None:
+            raise UserError(
+                f"gpus={gpus}: {name} is given, which one device alone can heed; gpus=1 would work.", setting="gpus"
+            )
+    if gpus > 1 and settings.riflex:
+        raise UserError(f"gpus={gpus}: riflex is for one device; gpus=1 would work.", setting="gpus")

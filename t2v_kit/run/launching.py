@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from ..errors import UserError
 from ..stages.denoising import Step
 from .folder import read_log
-from .progress import Stopped
+from .progress import UNITS, Stopped
 
 EVENTS, STEP, STOP = "events", "step.pt", "stop"  # files beside the job, while it runs
 RESULT, VIDEO, ERROR = "result", "video.npy", "error"  # and when it is over
@@ -105,7 +105,8 @@ class _Watch:
         if self.bar is None or self.name != name:
             self.close()
             self.name = name
-            self.bar = tqdm(total=total, initial=done, desc=f"{name:7}", disable=not self.progress or total < 2)
+            shown = {"disable": not self.progress or total < 2, "unit": UNITS.get(name, "it")}
+            self.bar = tqdm(total=total, initial=done, desc=f"{name:7}", **shown)
         self.bar.update(done - self.bar.n)
         if name == "denoise" and done and self.on_step is not None and (self.place / STEP).exists():
             step = Step(**torch.load(self.place / STEP, map_location="cpu", weights_only=False))

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ..stages.denoising import Step
     from .folder import RunFolder
 
+UNITS = {"denoise": "step", "decode": "tile", "upscale": "frame"}  # what a stage's bar counts
 _LOOK = 0.01  # seconds between two looks at the process's memory
 
 
@@ -52,14 +53,14 @@ class Progress:
         self.device = torch.device("cpu")
 
     @contextlib.contextmanager
-    def stage(self, name: str, total: int = 1, unit: str = "it", done: int = 0, note: str = "", **bar):
-        """One stage of `total` units, `done` of which were reused: yields a function to call after each unit.
+    def stage(self, name: str, total: int = 1, done: int = 0, note: str = "", **bar):
+        """One stage of `total` units (`UNITS`), `done` of which were reused: yields a function to call after each unit.
 
         That function takes the denoising Step, where there is one, calls `on_step` and `on_stage`, and raises Stopped
         when `stop` returns True; so does the start of a stage, once the run's folder is started.
         """
-        bar = {"disable": not self.bars, **bar}
-        with tqdm(total=total, initial=done, desc=f"{name:7}", unit=unit, **bar) as shown, self._measured(name):
+        bar = {"disable": not self.bars, "unit": UNITS.get(name, "it"), **bar}
+        with tqdm(total=total, initial=done, desc=f"{name:7}", **bar) as shown, self._measured(name):
             if note:
                 shown.set_postfix_str(note)
             self._report(name, done, total)

@@ -19,7 +19,7 @@ from .fine_tuning import Training, trainings
 from .folder import read_latents, read_log
 from .generating import Run, generate
 from .recipe import reproducing, write_recipe
-from .target import CHECKPOINT, FILES, LOG, read_record
+from .target import CHECKPOINT, FILES, LOG, is_finished, read_record
 
 _CARD = 240  # pixels: width of a card in the picture of a gallery
 _UNREADABLE = ("date", "networks", "vae")  # of made_with: dates, and hashes beside that of the weights' files
@@ -62,8 +62,7 @@ class RunRecord:
     @property
     def finished(self) -> bool:
         """Whether every file is there; `resume(folder)` makes the missing ones."""
-        wanted = set(FILES) - ({"upscaled.mp4"} if self.settings["upscale"] == "none" else set())
-        return all((self.folder / name).exists() for name in wanted)
+        return is_finished(self.folder, self.settings)
 
     @property
     def files(self) -> list[Path]:

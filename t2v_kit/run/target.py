@@ -11,11 +11,13 @@ import tempfile
 from pathlib import Path
 
 from ..errors import UserError
+from ..stages.upscaling.names import NONE
 
 #: What a finished run leaves in its folder, in the order in which it is written.
 FILES = ("settings.json", "prompt.safetensors", "latents.safetensors", "video.mp4", "upscaled.mp4", "contact_sheet.png")
 CHECKPOINT = "checkpoint.safetensors"  # exists while denoising, and after it was stopped
 LOG = "log.jsonl"
+TRAINING = "training.json"  # what a training leaves in its folder first
 LOCK = ".run.lock"  # exists while a run writes here; holds its process id
 
 #: Settings that every run has written down, in all versions.
@@ -77,6 +79,28 @@ def check_own(folder: Path | None) -> None:
         ) from mistake
 
 
+def is_finished(folder: Path, settings: dict) -> bool:
+    """Whether every file is there that a run with these settings leaves."""
+    wanted = set(FILES) - ({"upscaled.mp4"} if settings["upscale"] == NONE else set())
+    return all((folder / name).exists() for name in wanted)
+
+
+def check_empty(out: str | os.PathLike) -> Path:
+    """Return `out` once it is a new or empty folder. Raises UserError when it is not."""
+    folder = check_target(out)
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(
+            f"out={str(out)!r}: is there and not empty; t2v resume goes on, {str(out) + '-2'!r} would work."
+        )
+    return folder
+
+
+def check_training(folder: str | os.PathLike) -> None:
+    """Raise UserError for a folder that holds no training's record."""
+    if not (Path(folder).expanduser() / TRAINING).is_file():
+        raise UserError(f"{str(folder)!r}: holds no training, no {TRAINING}; t2v train DATA --out {folder} makes one.")
+
+
 def read_record(folder: str | os.PathLike) -> dict:
     """The folder's settings.json: {"settings": {...}, "made_with": {...}}. Raises UserError when it is none."""
     path = Path(folder).expanduser() / "settings.json"
@@ -88,7 +112,9 @@ def read_record(folder: str | os.PathLike) -> dict:
             return tables
         reason = f"settings lack {', '.join(missing)}"
     except FileNotFoundError:
-        raise UserError(f"{str(folder)!r}: is no run, it has no settings.json; runs() lists those there are.") from None
+        raise UserError(
+            f"{str(folder)!r}: is no run, it has no settings.json; t2v gallery, or runs() in Python, lists the runs."
+        ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = reason_of(error)
     raise UserError(f"{path}: is not what generate writes ({reason}); copy the folder again or generate anew.")

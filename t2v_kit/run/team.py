@@ -13,6 +13,7 @@ from ..settings import Resolved
 from ..stages.decoding import decode
 from ..stages.denoising import denoise
 from ..stages.prompt import PromptEncoding
+from .given import check_shareable
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,8 +47,7 @@ def lead(models: Models, work: Work, known: object) -> None:
         raise UserError(
             f"gpus={models.team.size}: known frames and masks are for one device; gpus=1 would work.", setting="gpus"
         )
-    if work.settings.riflex:
-        raise UserError(f"gpus={models.team.size}: riflex is for one device; gpus=1 would work.", setting="gpus")
+    check_shareable(work.settings, models.team.size)
     models.team.agreed(dataclasses.replace(work, prompt=_on_cpu(work.prompt), negative=_on_cpu(work.negative),
                                            latents=work.latents.cpu()))  # fmt: skip
 

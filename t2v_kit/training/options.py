@@ -10,7 +10,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import UserError, did_you_mean, quoted
+from ..errors import UserError, check_whole, did_you_mean, quoted
 from ..settings import KNOBS, Knob, check_fields
 
 #: What `activations` may be: what a block leaves behind for the backward pass, from the quickest to the smallest.
@@ -256,3 +256,21 @@ def train_settings_from(**keywords) -> TrainSettings:
             known = did_you_mean(name, TRAIN_KNOBS)
             raise UserError(f"{name}={quoted(value)}: there is no such setting of a training; {known}", setting=name)
     return TrainSettings(**keywords)
+
+
+def check_intervals(steps: int, sample_every: int | None, checkpoint_every: int) -> tuple[int, int]:
+    """Steps between samples and between checkpoints, as whole numbers.
+
+    Args:
+        steps: Of the training.
+        sample_every: From 0, which is none; None is a quarter of all steps.
+        checkpoint_every: From 1.
+
+    Raises:
+        UserError: One of them is no such number.
+    """
+    every = steps // 4 if sample_every is None else sample_every
+    return (
+        check_whole("sample_every", every, 0, unit="steps", works=100),
+        check_whole("checkpoint_every", checkpoint_every, unit="steps", works=50),
+    )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
-from numbers import Real
 from pathlib import Path
 
 import numpy as np
@@ -16,17 +15,16 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ...errors import UserError, give_note, is_whole
+from ...errors import UserError, give_note
 from ...memory.machine import pick_device
 from .names import LANCZOS, check_strength
 from .network import enlarge_or_none, halved, prepare, share_cores
+from .options import TILE, check_options
 from .planes import as_planes
 from .weights import load_upscaler
 
-MAX_SCALE = 16
 _PIXELS = 2**19  # input pixels in one batch: more gains nothing
-_LARGEST = 2**20  # input pixels of a frame from which on it is cut into tiles of _TILE
-_TILE = 512
+_LARGEST = 2**20  # input pixels of a frame from which on it is cut into tiles of TILE
 
 
 def upscale(
@@ -159,7 +157,7 @@ def enlarge_stream(net, frames, scale, tile, batch, progress, finish, part: int 
     if net is None:
         yield from _interpolated(_like(first, chain([first], frames)), target, total, progress, finish)
         return
-    tile = tile if tile is not None else _TILE if height * width > _LARGEST else 0
+    tile = tile if tile is not None else TILE if height * width > _LARGEST else 0
     on_cpu = net.device.type == "cpu"
     fitting = max(1, _PIXELS // (height * width))
     batch = batch or (min(fitting, torch.get_num_threads()) if on_cpu else fitting)
@@ -218,18 +216,3 @@ def _check_video(video) -> None:
         raise UserError(f"{what}, but this is {type(video).__name__}")
     if video.dtype != np.uint8 or video.ndim != 4 or video.shape[3] not in (1, 3, 4) or 0 in video.shape:
         raise UserError(f"{what} with at least one frame and one pixel, but this is {video.shape} {video.dtype}")
-
-
-def check_scale(scale) -> None:
-    number = float(scale) if isinstance(scale, Real) and not isinstance(scale, bool) else float("nan")
-    if not 1 <= number <= MAX_SCALE:
-        near = MAX_SCALE if number > MAX_SCALE else 4
-        raise UserError(f"scale={scale!r} must be a number from 1 to {MAX_SCALE}: try {near}")
-
-
-def check_options(scale, tile, batch) -> None:
-    check_scale(scale)
-    if tile not in (None, "auto") and (not is_whole(tile) or tile < 0 or tile % 8):
-        raise UserError(f"tile={tile!r} must be 'auto', a multiple of 8 input pixels, or 0 for none: try {_TILE}")
-    if batch not in (None, "auto") and (not is_whole(batch) or batch < 1):
-        raise UserError(f"batch={batch!r} must be 'auto' or a whole number of frames, at least 1: try 1")

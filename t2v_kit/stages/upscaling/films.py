@@ -11,21 +11,19 @@ import hashlib
 import itertools
 import json
 import os
-import tempfile
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from importlib.metadata import version
 from math import ceil
-from numbers import Real
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from ...atomic import PREFIX, write_whole
+from ...atomic import write_whole
 from ...errors import UserError, give_note
 from ...memory.machine import pick_device
 from ...video.decoder_process import DecoderProcess, Skipped
@@ -35,12 +33,12 @@ from ...video.files import opaque, read_metadata
 from ...video.joining import join
 from ...video.segments import Segments, part_length
 from .defaults import upscaler_of_file
-from .enlarging import check_options, enlarge_stream, prepared, target_size
+from .enlarging import enlarge_stream, prepared, target_size
+from .options import check_audio, check_fps, check_options, check_place
 from .planes import as_planes
 
 _FASTEST = 240  # frames a second that encoders are told; the film's own times are kept whatever they are
 _AHEAD = 4  # frames that are computed and wait for the encoder
-AUDIO = ("copy", "none")
 
 
 class DamagedVideo(UserError):
@@ -111,10 +109,9 @@ def upscale_file(
     tile, batch = (None if option == "auto" else option for option in (tile, batch))
     check_options(scale, tile, batch)
     encoding = encoding_for(target, codec, crf, bit_depth)
-    rate = _check_fps(fps)
-    if audio not in AUDIO:
-        raise UserError(f"audio={audio!r}: must be 'copy' or 'none'; 'copy' would work.", setting="audio")
-    _check_place(target)
+    rate = check_fps(fps)
+    check_audio(audio)
+    check_place(target)
     deep = encoding.bit_depth == 10
     film = _Film(source, deep)
     model = upscaler_of_file(source) if model is None else model
@@ -298,30 +295,6 @@ def _record(source: Path, model: str | Path, scale: float) -> str:
         return json.dumps(read_metadata(source) | made)
     except UserError:  # a video of another program has no record of ours, which is no mistake here
         return json.dumps(made)
-
-
-def _check_fps(fps: float | str) -> Fraction | None:
-    if fps == "keep":
-        return None
-    if isinstance(fps, Real) and not isinstance(fps, bool) and 0 < float(fps) <= 1000:
-        return whole_rate(float(fps))
-    raise UserError(f"fps={fps!r}: must be 'keep' or a number up to 1000; 'keep' would work.", setting="fps")
-
-
-def _check_place(target: Path) -> None:
-    """Refuse a target that cannot be written, before the work; leaves nothing behind."""
-    if target.is_dir():
-        raise UserError(f"{str(target)!r} is a folder; {str(target / 'large.mp4')!r} would work.")
-    folder = Path(os.path.abspath(target)).parent
-    try:
-        while not folder.exists():
-            folder = folder.parent
-        with tempfile.TemporaryFile(prefix=PREFIX, dir=folder):
-            pass
-    except OSError as error:
-        raise UserError(
-            f"{str(target)!r}: cannot be written ({error.strerror}); {target.name!r} would work."
-        ) from error
 
 
 def _check_size(encoding: Encoding, size: tuple[int, int], scale: float) -> None:

@@ -17,12 +17,12 @@ import torch
 import torch.nn.functional as F
 
 from ...errors import UserError
+from .options import check_dtype
 from .planes import on_host
 
 if TYPE_CHECKING:
     from spandrel import ImageModelDescriptor
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 #: At most so many input pixels around a tile are enlarged and thrown away. Networks with no more convolutions of
 #: 3x3 than that see no further (compact ones have 18 or 34), so their tiles give the untiled frames.
@@ -37,7 +37,7 @@ def prepare(net: ImageModelDescriptor, dtype: str, device: torch.device) -> Imag
 
     Args:
         net: As `load_upscaler` returns it; it is moved itself.
-        dtype: One of `DTYPES`.
+        dtype: One of `options.DTYPES`.
         device: Where it will compute.
 
     Returns:
@@ -218,9 +218,7 @@ def overlap(net: ImageModelDescriptor) -> int:
 
 def _choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
     """On a CPU, bfloat16 only where the processor computes in it (elsewhere it is slower), float16 never."""
-    name = str(dtype).removeprefix("torch.")
-    if name not in DTYPES:
-        raise UserError(f"dtype={dtype!r} is unknown: choose one of {', '.join(DTYPES)}")
+    name = check_dtype(dtype)
     if device.type == "cpu" and name == "float16":
         raise UserError("dtype='float16' needs a GPU: on the CPU use 'bfloat16', 'float32' or 'auto'")
     if name == "auto":
