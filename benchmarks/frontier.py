@@ -101,7 +101,7 @@ def main() -> int:
         if args.workers == 1:
             work(args, 0, files[0], 0.8 * args.seconds)
         shares = [worker(args, index, file) for index, file in enumerate(files)] if args.workers > 1 else []
-        codes = [share.wait() for share in shares]
+        codes = [ended(share, began + args.seconds) for share in shares]
         for file in files:
             found += json.loads(file.read_text("utf-8")) if file.exists() else []
     if not found:
@@ -114,7 +114,7 @@ def main() -> int:
     by_way = {name: [one for one in found if one["way"] == name] for name in (PLAIN, *args.ways)}
     rows = report["rows"] = kept(args.out, report)
     for name, each in by_way.items():
-        if each:
+        if len(each) == report["prompts"]:  # the last one may have been cut off
             rows[name] = (rows.get(name, {}) if name in counted(rows) else {}) | summary(each, whole)
     report["seconds_in_all"] = round(time.perf_counter() - began, 1)
     write(args.out, report)
@@ -141,6 +141,16 @@ def worker(args: argparse.Namespace, index: int, file: Path) -> subprocess.Popen
     environment = os.environ | ({"CUDA_VISIBLE_DEVICES": str(index % cards)} if cards > 1 else {})
     command += ["--without-exact"] if args.without_exact else []
     return subprocess.Popen([*command, "--ways", *args.ways], env=environment)
+
+
+def ended(share: subprocess.Popen, deadline: float) -> int:
+    """A process's exit status; 0 for one that is stopped at the deadline, in the middle of a shortcut."""
+    try:
+        return share.wait(max(deadline - time.perf_counter(), 0))
+    except subprocess.TimeoutExpired:
+        share.kill()
+        share.wait()
+        return 0
 
 
 def work(args: argparse.Namespace, index: int, out: Path, seconds: float) -> None:

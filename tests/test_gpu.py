@@ -21,6 +21,7 @@ from t2v_kit.hunyuan.files import POCKET
 from t2v_kit.hunyuan.masks import blocks, skip_full_masks
 from t2v_kit.memory.choose import ladder
 from t2v_kit.model.loading import load
+from t2v_kit.model.quantise import HOWS, WHOLE, quantised
 from t2v_kit.model.streamed import wait_in_ram
 from t2v_kit.run.target import CHECKPOINT
 from t2v_kit.settings import Settings
@@ -269,6 +270,16 @@ def test_what_waits_in_ram_trains_the_same(tiny_folder):
     for name, gradient in gradients[0].items():
         for found, each in zip(gradients[1:], levers[1:]):
             torch.testing.assert_close(found[name], gradient, msg=lambda said, each=each: f"{each}: {said}")
+
+
+@pytest.mark.parametrize("how", (*HOWS, *WHOLE))
+def test_fewer_bits_make_nearly_the_same_step(tiny_folder, how):
+    pytest.importorskip("bitsandbytes")
+    models = load(tiny_folder, device="cuda", dtype="float32")
+    settings = Settings(PROMPT, **SMALL).check(models)
+    prompt, noise = encode_prompt(models, PROMPT), initial_latents(models, settings)
+    plain, other = (next(iter(denoise(each, prompt, noise, settings))) for each in (models, quantised(models, how)))
+    assert 0 < (other.latents - plain.latents).norm() < 0.5 * (plain.latents - noise).norm()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

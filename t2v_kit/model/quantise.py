@@ -120,12 +120,12 @@ def quantised(models: Models, how: str) -> Models:
     new: Any = HunyuanVideoTransformer3DModel.from_config(old.config)
     torch.nn.Module.to(new, old.dtype)  # diffusers' own `to` warns of modules to keep in float32, even of none
     new.load_state_dict(old.state_dict())
+    new = new.eval().to(models.device)  # before its layers are replaced: an int8 layer's scales would stay behind
     if how in HOWS:
         for name, layer in list(new.named_modules()):
             if isinstance(layer, torch.nn.Linear):
                 parent, _, own = name.rpartition(".")
                 setattr(new.get_submodule(parent), own, linear(layer, how))
-    new = new.eval().to(models.device)
     if how in ("bfloat16", "float16"):
         torch.nn.Module.to(new, getattr(torch, how))
     if how == "fp8 products":
