@@ -23,18 +23,24 @@ import t2v_kit  # noqa: F401  (first: it makes torchvision importable)
 # isort: split
 import argparse
 import json
+import math
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
+
+from safetensors import safe_open
 
 from benchmarks.common import RESULTS
 from benchmarks.rows import SIZES
 from benchmarks.table import POCKET, STAGES, tables
+from t2v_kit.hunyuan.longer import slowed
 from t2v_kit.memory.estimate import estimate
 from t2v_kit.memory.plan import Plan, Size
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = (RESULTS, POCKET)  # where NAME.json is looked for
+NETWORKS = ("text_encoder", "text_encoder_2", "vae", "transformer", "upscaler", "lora")  # pocket's folders of weights
 # Tables that a document must have
 REQUIRED = {"README.md": {"notebooks", "cards"}, "docs/memory.md": {"memory"}, "docs/speed.md": {"speed"}}
 REQUIRED |= {
@@ -137,8 +143,43 @@ def bus_seconds(folders: tuple[Path, ...]) -> float | None:
     return sum(end - start for start, end in report["lanes_ms"]["copy"]) / 1000 if report else None
 
 
+def stored_gb(*stages: str) -> float:
+    """GB (1e9 bytes) of the 13B's weights for these stages, in 16 bits, as its configurations have them."""
+    return estimate(Plan(), Size(16, 16, 1), "hunyuan", stages=stages).disk_gb * 2**30 / 1e9
+
+
+def millions(*parts: str) -> float:
+    """Millions of numbers in all weight files of these folders of pocket."""
+    total = 0
+    for file in (file for part in parts for file in (POCKET / part).glob("*.safetensors")):
+        with safe_open(file, "np") as weights:
+            total += sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.offset_keys())
+    return total / 1e6
+
+
+def bytes_of(pattern: str) -> int:
+    """Bytes of pocket's files that match a pattern."""
+    return sum(path.stat().st_size for path in POCKET.glob(pattern) if path.is_file())
+
+
+def period(folders: tuple[Path, ...]) -> int:
+    """Latents after which the time frequency of pocket's that RIFLEx changes begins again, rounded down."""
+    config = SimpleNamespace(**json.loads((POCKET / "transformer/config.json").read_text("utf-8")))
+    trained = (int(read("longer", folders)["trained_frames"]) - 1) // 4 + 1
+    return int(2 * math.pi / slowed(config, trained, 4 * trained).before)
+
+
 #: Numbers that no file holds as they are: name to function
 DERIVED = {
+    "hunyuan download": lambda _: stored_gb("encode", "denoise", "decode"),
+    "hunyuan billions": lambda _: stored_gb("encode", "denoise", "decode") / 2,
+    "hunyuan transformer billions": lambda _: stored_gb("denoise") / 2,
+    **{f"{part} millions": lambda _, part=part: millions(part) for part in NETWORKS},
+    "pocket millions": lambda _: millions("text_encoder", "text_encoder_2", "vae", "transformer"),
+    "pocket MiB": lambda _: (bytes_of("**/*") - bytes_of("lora/*")) / 2**20,
+    "lora MiB": lambda _: bytes_of("lora/*") / 2**20,
+    "period latents": period,
+    "period frames": lambda folders: 4 * (period(folders) - 1) + 1,
     "streaming cost": streaming_cost,
     "bus seconds": bus_seconds,
     "prediction least above": lambda folders: min(predictions(folders), default=None),

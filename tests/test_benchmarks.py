@@ -8,18 +8,32 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import figures, table
+from benchmarks import figures, install, table
 from benchmarks.fit import fit_memory
 from benchmarks.rows import ROWS, SET_ASIDE_SIZES
 from benchmarks.timeline import busy, lanes
+from t2v_kit.hunyuan.names import DOWNLOADS
 from t2v_kit.memory.plan import Plan, Size
 from t2v_kit.memory.estimate import estimate
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("memory", "speed", "upscaling", "limits"))]
+NAMES = (
+    "memory",
+    "speed",
+    "upscaling",
+    "limits",
+    "training",
+    "from-video",
+    "loras",
+    "command-line",
+    "install",
+    "python",
+)
+PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in NAMES)]
 
 
 def full_size(tmp_path: Path, *options: str) -> tuple[int, dict]:
@@ -213,8 +227,26 @@ def test_the_pages_hold_no_figure_by_hand(path):
     text = figures.TABLE.sub("", path.read_text("utf-8"))
     text = figures.FIGURE.sub("", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
     text = "\n".join(line for line in text.splitlines() if not line.startswith("|"))
-    by_hand = re.findall(r"[\d.]+ (?:%|dB|s|ms|GiB|times)(?!\w)", text)
+    by_hand = re.findall(r"[\d.]+ (?:%|dB|s|ms|GiB|MiB|M|MB|million|billion|times)(?!\w)", text)
     assert by_hand == BY_HAND.get(path.relative_to(ROOT).as_posix(), [])
+
+
+def test_the_size_of_a_download_is_that_of_the_weights():
+    """What is asked before it, and what the configurations say."""
+    assert f"about {figures.figure('hunyuan download', '.0f')} GB" in DOWNLOADS["hunyuanvideo-community/HunyuanVideo"]
+
+
+def test_what_is_installed_is_counted(monkeypatch):
+    """Packages that are needed by others, by extras of others, and once each."""
+    said = {"a": ["b", "c; extra == 'more'"], "b": ["a[more]"], "c": ["d; python_version < '3'", "gone"]}
+
+    def installed(name):
+        if name not in said:
+            raise install.PackageNotFoundError(name)
+        return SimpleNamespace(requires=said[name])
+
+    monkeypatch.setattr(install, "distribution", installed)
+    assert sorted(install.needed(["a  # a remark", "", "x ; python_version < '3'"])) == ["a", "b", "c"]
 
 
 def test_the_readme_is_one_page_and_lists_every_notebook():
