@@ -9,6 +9,7 @@ import shlex
 import sys
 import threading
 import time
+import traceback
 from contextlib import contextmanager
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -103,6 +104,7 @@ def guarded(report: dict, key: str, action, out: Path | None, deadline: float) -
             report[key] = action()
         except Exception as error:
             report[key] = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
+            traceback.print_exc()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
     print(f"{key}: {json.dumps(report[key])[:200]}", flush=True)

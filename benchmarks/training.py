@@ -22,11 +22,13 @@ import t2v_kit  # before diffusers: it makes torchvision importable
 
 # isort: split
 import argparse
+import contextlib
 import json
 import re
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -45,8 +47,9 @@ from t2v_kit.memory.plan import Size
 from t2v_kit.model.streamed import wait_in_ram
 from t2v_kit.stages.prompt import PromptEncoding
 from t2v_kit.training.cache import Encoded
+from t2v_kit.training.choosing import fastest_levers
 from t2v_kit.training.clips import Clip, Sample
-from t2v_kit.training.footprint import estimate_training, fastest_levers
+from t2v_kit.training.footprint import estimate_training
 from t2v_kit.training.looping import Trainer
 from t2v_kit.training.lora import target_layers
 from t2v_kit.training.options import LEVERS, TrainSettings
@@ -224,34 +227,42 @@ def measure(models, row: Row, deadline: float, args: argparse.Namespace) -> dict
     if DEVICE.type == "cuda":
         torch.cuda.set_per_process_memory_fraction(1.0)
     try:
-        result["naive"] = naive(transformer, data, row.steps, deadline)
+        result["naive"] = naive(transformer, data, args.steps or row.steps, deadline)
     except torch.OutOfMemoryError as error:
         result["naive"] = {"error": str(error)[:200]}
     finally:
         skip_full_masks(transformer)
-    waiting = blocks(transformer)[-levers["streamed_blocks"] :] if levers.get("streamed_blocks") else []
-    for block in waiting:
-        wait_in_ram(block)
-    _clean()
-    if not args.unlimited:
-        result |= cap(row.cap * 1e9 / GIB)
-    try:
-        result["levers_run"] = ours(models, data, levers, row.steps, deadline)
-    except torch.OutOfMemoryError as error:
-        result["levers_run"] = {"error": str(error)[:200]}
-        _clean()
-        if DEVICE.type == "cuda":  # what it would have taken
+    with _in_ram(blocks(transformer)[-levers["streamed_blocks"] :] if levers.get("streamed_blocks") else []):
+        if not args.unlimited:
+            result |= cap(row.cap * 1e9 / GIB)
+        try:
+            result["levers_run"] = ours(models, data, levers, args.steps or row.steps, deadline)
+        except torch.OutOfMemoryError as error:
+            result["levers_run"] = {"error": str(error)[:200]}
+        if "error" in result["levers_run"] and DEVICE.type == "cuda":  # what it would have taken
+            _clean()
             torch.cuda.set_per_process_memory_fraction(1.0)
             result["without_the_limit"] = ours(models, data, levers, 2, deadline)
-    if DEVICE.type == "cuda":
-        torch.cuda.set_per_process_memory_fraction(1.0)
-    for block in waiting:
-        for weight in block.parameters():
-            weight.data = weight.data.to(DEVICE)
-    _clean()
     both = [result[name].get("step_seconds") for name in ("naive", "levers_run")]
     result["times_naive"] = round(both[1] / both[0], 3) if all(both) else None
     return result
+
+
+@contextlib.contextmanager
+def _in_ram(waiting: list[torch.nn.Module]) -> Iterator[None]:
+    """Inside, the blocks wait in RAM, as a training with `streamed_blocks` finds them after `load`."""
+    for block in waiting:
+        wait_in_ram(block)
+    _clean()
+    try:
+        yield
+    finally:
+        if DEVICE.type == "cuda":
+            torch.cuda.set_per_process_memory_fraction(1.0)
+        for block in waiting:
+            for weight in block.parameters():
+                weight.data = weight.data.to(DEVICE)
+        _clean()
 
 
 def _clean() -> None:
@@ -263,8 +274,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="JSON file; rows measured before stay in it")
     parser.add_argument("--seconds", type=float, default=200, help="begin no row and few steps after this long")
-    parser.add_argument("--rows", default=r"\d+ GB", help="regular expression for whole names of rows")
+    parser.add_argument(
+        "--rows", default=r"\d+ GB", help="regular expressions for whole names of rows, in their order, with | between"
+    )
     parser.add_argument("--overfit", type=int, default=12, help="how often one step is repeated; 0 for not at all")
+    parser.add_argument("--steps", type=int, help="of each row; by default its own number")
     parser.add_argument("--levers", type=json.loads, help="JSON of TrainSettings' levers, not those of the planner")
     parser.add_argument("--tiny", action="store_true", help="toy sizes, on any machine")
     parser.add_argument("--unlimited", action="store_true", help="without limits: what would the peaks be?")
@@ -284,10 +298,9 @@ def main() -> int:
         report["weights_made"] = row
         if DEVICE.type == "cuda":
             report["weights_gib"] = round(torch.cuda.memory_allocated() / GIB, 2)
-        for row in ROWS:
-            if re.fullmatch(args.rows, row.name):
-                guarded(
-                    report, row.name, lambda row=row: measure(models, row, deadline, args), args.out, deadline,
+        for row in [row for name in args.rows.split("|") for row in ROWS if re.fullmatch(name, row.name)]:
+            guarded(
+                report, row.name, lambda row=row: measure(models, row, deadline, args), args.out, deadline,
                 )  # fmt: skip
         if args.overfit:
             data = random_data(models.pipe.transformer, TINY_SIZE if args.tiny else ROWS[0].size)

@@ -25,7 +25,8 @@ from t2v_kit.model.quantise import HOWS, WHOLE, quantised
 from t2v_kit.model.streamed import wait_in_ram
 from t2v_kit.run.target import CHECKPOINT
 from t2v_kit.settings import Settings
-from t2v_kit.training.looping import Trainer
+from t2v_kit.training.choosing import training_plan
+from t2v_kit.training.looping import Trainer, train
 from t2v_kit.training.options import TrainSettings
 
 pytestmark = [
@@ -233,6 +234,24 @@ def test_two_threads_on_one_model(models):
         thread.join(60)
         assert not thread.is_alive()
     assert not failures, failures
+
+
+def test_blocks_wait_in_ram_from_when_they_are_read(tiny_folder):
+    """`load` with a training's plan: the GPU never holds the last blocks, and trains with them, step after step."""
+    pytest.importorskip("bitsandbytes")
+    from benchmarks.training import random_data
+
+    plan = training_plan(TrainSettings(streamed_blocks=2))
+    models = load(tiny_folder, memory=plan, device="cuda")
+    transformer = models.network("transformer")
+    waiting = [weight for block in blocks(transformer)[-2:] for weight in block.parameters()]
+    others = {weight for weight in transformer.parameters()} - set(waiting)
+    assert all(weight.is_pinned() for weight in waiting) and all(weight.is_cuda for weight in others)
+    data = random_data(transformer, (9, 32, 48))
+    settings = TrainSettings(steps=3, rank=2, optimizer="adamw8bit", activations="offload", streamed_blocks=2)
+    losses = [step.loss for step in train(models, data, settings)]
+    assert len(losses) == 3 and all(loss > 0 for loss in losses)
+    assert all(weight.is_pinned() for weight in waiting)
 
 
 def test_what_waits_in_ram_trains_the_same(tiny_folder):

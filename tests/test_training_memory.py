@@ -10,8 +10,12 @@ from benchmarks import training
 from benchmarks.common import GIB
 from t2v_kit import UserError, read_clips, write_toyland
 from t2v_kit.cli import learning, main
-from t2v_kit.memory.plan import Size
-from t2v_kit.training.footprint import choose_levers, estimate_training, fastest_levers
+from t2v_kit.memory.estimate import estimate
+from t2v_kit.memory.machine import Machine
+from t2v_kit.memory.plan import Part, Size
+from t2v_kit.memory.rules import check
+from t2v_kit.training.choosing import choose_levers, fastest_levers, training_plan
+from t2v_kit.training.footprint import estimate_training
 from t2v_kit.training.options import TrainSettings
 
 ROWS = json.loads((Path(__file__).parents[1] / "benchmarks/results/lora_training.json").read_text("utf-8"))
@@ -91,6 +95,22 @@ def test_levers_are_chosen_for_the_card(clips, tiny_folder):
     assert choose_levers(SMALL, 1, data, tiny_folder)[1].vram_gb < 0.1
 
 
+def test_the_plan_to_load_with_fits_the_card():
+    """8 GB: streamed blocks wait in RAM, and the text encoder, twice as large as the card, comes from disk."""
+    card = 8e9 / GIB
+    size = Size(320, 512, 33)
+    settings, needed = fastest_levers(SMALL, size, card)
+    plan = training_plan(settings, size, card)
+    assert plan.waiting_blocks == settings.streamed_blocks > 0
+    assert plan.text_encoder.offload == "disk" and training_plan(settings, size, 24).text_encoder.offload == "none"
+    assert estimate(plan, size, stages=("encode", "decode")).fits(Machine(card, 32))
+    everything = replace(plan, waiting_blocks=0)
+    assert needed.loading_gb < 6 < estimate(everything, size, stages=("denoise",)).vram_gb
+    assert estimate(plan, size, stages=("denoise",)).ram_gb > estimate(everything, size, stages=("denoise",)).ram_gb
+    with pytest.raises(UserError, match="waiting_blocks for a transformer that is not in 4 bits"):
+        check(replace(plan, transformer=Part()), Machine(card, 32))
+
+
 def test_what_cannot_be_predicted_is_refused():
     """In one line that says what would work."""
     with pytest.raises(UserError, match="rank=0: only a LoRA's"):
@@ -113,7 +133,7 @@ def test_the_command_says_what_it_chose(clips, tiny_folder, tmp_path, monkeypatc
     said, complaint = capsys.readouterr()
     assert "training at 32x48x9" in said, complaint
     assert "--activations keep --chunk 0 --streamed-blocks 0" in said
-    assert seen == {"memory": "12"}
+    assert seen["memory"].transformer.quantisation == "nf4" and seen["memory"].waiting_blocks == 0
     assert main([*words, "--chunk", "64"]) == 2
     assert "--chunk 64: --memory 12 chooses it" in capsys.readouterr().err
     assert main([*words[:-1], "much"]) == 2

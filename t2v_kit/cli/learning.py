@@ -45,8 +45,8 @@ def _train(
         model: pocket (shipped), hunyuan (13B, from the hub, in 4 bits), or a folder.
         out: Folder for the files; by default a new one in runs/.
         resume: The folder of a training to go on with, in place of DATA.
-        memory: nf4 (the base in 4 bits, the default of hunyuan), none, or GB of GPU memory: the base in 4 bits, and
-            activations, chunk and streamed blocks as they fit.
+        memory: nf4 (the base in 4 bits, the default of hunyuan), none, or GB of GPU memory: the base in 4 bits, and as
+            few blocks' inputs and weights in RAM as fit, chunks where that is not enough.
         prompt: Of the sample videos; by default the first clip's caption.
         sample_every: Steps between sample videos; 0 for none; by default a quarter of all.
         checkpoint_every: Steps between checkpoints.
@@ -88,15 +88,22 @@ def _train(
     quieten()
     from ..run.fine_tuning import start_training
 
+    size = None
     if limit is not None:
-        from ..training.footprint import choose_levers
+        from ..training.choosing import choose_levers
 
         chosen, needed = choose_levers(chosen, limit, found, model)
+        size = needed.size
         values = {name: getattr(chosen, name) for name in LEVERS}
         levers = " ".join(f"--{name.replace('_', '-')} {each}" for name, each in values.items() if each is not None)
         print(f"{needed}: {levers}", flush=True)
     print(f"loading {model}", flush=True)
-    models = _loaded({"name": model}, memory, device)
+    plan = None
+    if memory not in (None, "none") or (memory is None and model in ("hunyuan", HUB_ID)):
+        from ..training.choosing import training_plan
+
+        plan = training_plan(chosen, size, limit, model)
+    models = _loaded({"name": model}, plan, device)
     try:
         training = start_training(models, data, chosen, folder, prompt, sample_every, checkpoint_every)
     except KeyboardInterrupt:
@@ -140,7 +147,7 @@ def continue_training(folder: str, device: str | None = None) -> None:
 
     training = Training.read(folder)
     if not training.finished:
-        models = _loaded(training.model, None, device)
+        models = _loaded(training.model, training.memory, device)
         try:
             training = resume_training(folder, models)
         except KeyboardInterrupt:
@@ -148,17 +155,13 @@ def continue_training(folder: str, device: str | None = None) -> None:
     _report(training, time.perf_counter() - started)
 
 
-def _loaded(arguments: dict, memory: str | None, device: str | None):
-    """The model, its base in 4 bits where that is wished, on this process's GPU."""
-    from ..memory.plan import Part, Plan
+def _loaded(arguments: dict, memory: Any, device: str | None):
+    """The model, under a memory plan where there is one, on this process's GPU."""
     from ..model.loading import load
 
     if device is None and "LOCAL_RANK" in os.environ and os.environ.get("CUDA_VISIBLE_DEVICES") != "":
         device = _own_gpu(int(os.environ["LOCAL_RANK"]))
-    if memory not in (None, "none") or (memory is None and arguments["name"] in ("hunyuan", HUB_ID)):
-        plan = Plan("nf4, to train", transformer=Part("bfloat16", "nf4"), one_stage=True)
-        return load(**arguments, memory=plan, device=device)
-    return load(**arguments, device=device)
+    return load(**arguments, memory=memory, device=device)
 
 
 def _own_gpu(rank: int) -> str | None:

@@ -289,11 +289,16 @@ class _Needs:
     def on_gpu(self, network: str) -> tuple[int, ...]:
         """Bytes of weights: while each of its stacks of blocks works, and while none does."""
         heavy, offload = self.weights(network), self.part(network).offload
+        if network == "transformer" and self.plan.waiting_blocks:
+            there = heavy.without_last(self.plan.waiting_blocks, QUANTISATIONS[self.part(network).quantisation][0])
+            return (there,) * len(heavy.streamed)
         return heavy.streamed if offload in ("group", "disk", "sequential") else (heavy.total,) * len(heavy.streamed)
 
     def in_ram(self, network: str) -> int:
         """Bytes of weights that wait in RAM."""
         heavy, offload = self.weights(network), self.part(network).offload
+        if network == "transformer" and self.plan.waiting_blocks:
+            return heavy.total - max(self.on_gpu(network))
         if offload == "disk":  # two blocks, pinned for the way
             return max(heavy.streamed) - heavy.rest
         return 0 if offload == "none" else heavy.total

@@ -80,6 +80,8 @@ class Plan:
         chunk: How many tokens the feed-forward layers and projections take at a time; None takes all at once.
         attention: An attention backend of diffusers.
         compile: The transformer's blocks are compiled at their first step.
+        waiting_blocks: How many blocks of a transformer in 4 bits, the last ones, wait in RAM from when they are read,
+            for a training with as many `streamed_blocks`.
 
     Raises:
         UserError: A value is of the wrong kind.
@@ -99,6 +101,7 @@ class Plan:
     chunk: int | None = None
     attention: str = "native"
     compile: bool = False
+    waiting_blocks: int = 0
 
     def __post_init__(self) -> None:
         for name, part in self.parts().items():
@@ -117,6 +120,8 @@ class Plan:
             object.__setattr__(self, "tile", tuple(map(int, self.tile)))
         if self.chunk is not None:
             object.__setattr__(self, "chunk", check_whole("chunk", self.chunk, unit="tokens", works=8192))
+        waiting = check_whole("waiting_blocks", self.waiting_blocks, 0, unit="blocks", works=0)
+        object.__setattr__(self, "waiting_blocks", waiting)
         if self.attention not in (known := _backends()):
             raise UserError(f"attention={self.attention!r}: must be one of {', '.join(known)}; 'native' would work.")
 
@@ -137,6 +142,8 @@ class Plan:
         lines.append(f"  VAE tiles     {tiles}{', batch sliced' if self.slicing else ''}")
         lines.append(f"  feed-forward  {chunk}")
         lines.append(f"  attention     {self.attention}{', blocks compiled' if self.compile else ''}")
+        if self.waiting_blocks:
+            lines.append(f"  in RAM        the last {self.waiting_blocks} blocks, to be trained")
         return "\n".join(lines)
 
 

@@ -73,6 +73,14 @@ RULES = (
         lambda plan, *_: _parts(plan, ("int8",), STREAMED),
     ),
     Rule(
+        "waiting_blocks for a transformer that is not in 4 bits, or offloaded as a whole",
+        "a training streams them one by one, of a base in 4 bits whose other blocks stay on the GPU",
+        "Part('bfloat16', 'nf4') for the transformer, or waiting_blocks=0",
+        lambda plan, *_: (
+            plan.waiting_blocks > 0 and (plan.transformer.quantisation, plan.transformer.offload) != ("nf4", "none")
+        ),
+    ),
+    Rule(
         "int8 or nf4 without bitsandbytes",
         "bitsandbytes has their kernels",
         "pip install 'bitsandbytes>=0.48', or quantisation='none'",

@@ -99,6 +99,19 @@ class Weights:
         pairs = iter(map(sum, zip(blocks, (*blocks[1:], 0))))
         return *(self.rest + max(next(pairs) for _ in stack) for stack in self.stacks), self.rest
 
+    def without_last(self, count: int, linear: float | None) -> int:
+        """Bytes on the device while the last blocks wait in RAM, of which two at a time are on the device.
+
+        Args:
+            count: How many blocks wait.
+            linear: Bytes of a weight of a quantised linear layer, as in `weights`: scales of 4 bits are no parameters,
+                and stay.
+        """
+        blocks = [block for stack in self.stacks for block in stack]
+        waiting = blocks[len(blocks) - min(count, len(blocks)) :]
+        moved = 1.0 if linear is None or linear >= 1 else 0.5 / linear
+        return self.total - int(moved * (sum(waiting) - sum(sorted(waiting)[-2:])))
+
 
 @functools.lru_cache(64)
 def weights(configs: Configs, network: str, number: float, linear: float | None = None, skip: tuple = ()) -> Weights:

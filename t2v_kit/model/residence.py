@@ -23,6 +23,7 @@ from diffusers.hooks import apply_group_offloading
 from diffusers.hooks.group_offloading import ModuleGroup
 from transformers import BitsAndBytesConfig as TransformersQuantisation
 
+from ..errors import UserError
 from ..hunyuan.backends import use_backend
 from ..hunyuan.chunks import use_chunks
 from ..hunyuan.compiling import compile_blocks
@@ -33,6 +34,7 @@ from ..hunyuan.parallel import Team, share_tiles, share_transformer
 from ..memory.choose import out_of_memory
 from ..memory.footprint import set_tiles
 from ..memory.plan import Part, Plan, Size
+from .four_bits import read_in_four_bits
 from .loras import Loras
 from .single import read_single
 from .streamed import packed_in_ram
@@ -178,6 +180,8 @@ class Residence:
         """The network with its weights, quantised on the GPU while they are read if the plan says so."""
         kind, part = self.kinds[name], self._part(name)
         dtype = getattr(torch, part.dtype)
+        if name == "transformer" and self.plan.waiting_blocks:
+            return read_in_four_bits(self.files, dtype, self.device, self.plan.waiting_blocks)
         ours = issubclass(kind, ModelMixin)
         asked: dict[str, Any] = {"torch_dtype" if ours else "dtype": dtype}
         if part.quantisation in ("int8", "nf4"):
@@ -286,6 +290,12 @@ class Residence:
         return CallHook(self.parts[name], CALLS.get(name, ("forward",)), functools.partial(self._call, name))
 
     def _call(self, name: str, method: str, inner: Callable, *args, **kwargs):
+        count = self.plan.waiting_blocks if name == "transformer" else 0
+        if count and not self.parts[name].is_gradient_checkpointing:  # which is how a training streams them
+            raise UserError(
+                f"waiting_blocks={count}: the memory plan has these blocks in RAM for a training alone, of which "
+                f"TrainSettings(streamed_blocks={count}) would work; another plan draws."
+            )
         with self.lock:
             try:
                 loaded = name in self._loaded

@@ -16,12 +16,14 @@ from tqdm.auto import tqdm
 from .._version import __version__
 from ..atomic import write_whole
 from ..errors import UserError, give_note
+from ..hunyuan.names import HUB_ID
 from ..settings import Settings
 from ..stages.decoding import decode
 from ..stages.denoising import denoise
 from ..stages.noise import initial_latents
 from ..stages.prompt import encode_prompt
 from ..training.cache import Encoded, encode_clips
+from ..training.choosing import training_plan
 from ..training.clips import read_clips
 from ..training.looping import TrainStep, train
 from ..training.options import TrainSettings, check_intervals, train_settings_from
@@ -44,6 +46,7 @@ class Training:
         settings: All of them.
         data: The folder of clips.
         model: `load`'s keywords, name among them.
+        memory: The memory plan of the base, as JSON holds it; None without one.
         prompt: Of the sample videos.
         every: (steps between samples, steps between checkpoints); 0 for none.
         losses: A dict for each step: step, loss, sigma, learning_rate, seconds.
@@ -55,6 +58,7 @@ class Training:
     model: dict
     prompt: str
     every: tuple[int, int]
+    memory: dict | None
     losses: list[dict] = field(repr=False)
 
     @classmethod
@@ -75,7 +79,8 @@ class Training:
                 f"{where / TRAINING}: is not what t2v train writes ({str(error)[:120]}); copy the folder again, or "
                 "train anew."
             ) from error
-        return cls(where, settings, Path(plain[0]), plain[1], plain[2], tuple(plain[3]), read_losses(where))
+        memory = record.get("memory", _older_plan(plain[1]))
+        return cls(where, settings, Path(plain[0]), plain[1], plain[2], tuple(plain[3]), memory, read_losses(where))
 
     @property
     def result(self) -> Path:
@@ -92,6 +97,12 @@ class Training:
         """Whether the last step was made and what came out is there."""
         done = self.losses[-1]["step"] if self.losses else 0
         return done >= self.settings.steps and self.result.exists()
+
+
+def _older_plan(model: dict) -> dict | None:
+    """The plan of a record from before it named one, which the command had for the 13B."""
+    known = isinstance(model, dict) and model.get("name") in ("hunyuan", HUB_ID)
+    return training_plan(TrainSettings()).as_dict() if known else None
 
 
 def read_losses(folder: Path) -> list[dict]:
@@ -145,6 +156,7 @@ def start_training(
         "settings": dataclasses.asdict(settings),
         "data": os.path.abspath(found.folder),
         "model": models.arguments,
+        "memory": models.memory.as_dict() if models.memory is not None else None,
         "prompt": prompt or found.clips[0].caption,
         "every": [every, checkpoint_every],
         "made_with": {

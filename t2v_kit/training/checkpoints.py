@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +30,25 @@ def write_checkpoint(
         The path.
     """
     flat = {f"{table}/{name}": tensor for table, named in tensors.items() for name, tensor in named.items()}
-    plain: dict[str, dict] = {}
-    for number, state in optimizer.state_dict()["state"].items():
-        for name, value in state.items():
-            if isinstance(value, torch.Tensor):
-                flat[f"optimizer/{number}/{name}"] = value
-            else:
-                plain.setdefault(str(number), {})[name] = value
+    plain: dict[str, Any] = {}
+    for name, value in _entries(optimizer.state_dict()["state"]):
+        if isinstance(value, torch.Tensor):
+            flat[f"optimizer/{name}"] = value
+        else:
+            plain[name] = value
     flat = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in flat.items()}
     with write_whole(path) as temporary:
         save_file(flat, temporary, {"notes": json.dumps(notes), "optimizer": json.dumps(plain)})
     return Path(path)
+
+
+def _entries(state: dict, before: str = "") -> Iterator[tuple[str, Any]]:
+    """What a table of tables holds, by the keys on the way to it: "0/exp_avg". bitsandbytes nests one level more."""
+    for name, value in state.items():
+        if isinstance(value, dict):
+            yield from _entries(value, f"{before}{name}/")
+        else:
+            yield f"{before}{name}", value
 
 
 def read_notes_of(path: str | Path) -> dict:
@@ -62,14 +71,20 @@ def read_checkpoint(path: str | Path, optimizer: Any) -> tuple[dict[str, dict[st
     """
     flat, notes, plain = _read(path, with_tensors=True)
     tables: dict[str, dict[str, torch.Tensor]] = {}
-    state: dict[int, dict] = {int(number): dict(values) for number, values in plain.items()}
+    entries = dict(_entries(plain))
     for name, tensor in flat.items():
         table, _, rest = name.partition("/")
         if table == "optimizer":
-            number, _, entry = rest.partition("/")
-            state.setdefault(int(number), {})[entry] = tensor
+            entries[rest] = tensor
         else:
             tables.setdefault(table, {})[rest] = tensor
+    state: dict[int, dict] = {}
+    for name, value in entries.items():
+        number, *tables_within, entry = name.split("/")
+        place = state.setdefault(int(number), {})
+        for each in tables_within:
+            place = place.setdefault(each, {})
+        place[entry] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return tables, notes
 

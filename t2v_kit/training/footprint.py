@@ -1,4 +1,4 @@
-"""Predict the GPU memory that a LoRA's training takes, and choose the levers that fit. Needs no GPU and no weights.
+"""Predict the GPU memory that a LoRA's training takes. Needs no GPU and no weights.
 
 The transformer, cut to two blocks of each kind, runs forward and back on PyTorch's meta device with the very levers of
 the training, while every living tensor is added up, as `memory.footprint` does for sampling.
@@ -6,10 +6,7 @@ the training, while every living tensor is added up, as `memory.footprint` does 
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,21 +15,18 @@ from diffusers import HunyuanVideoTransformer3DModel
 from torch.overrides import TorchFunctionMode
 
 from ..errors import UserError
-from ..hunyuan.files import HUNYUAN_DEFAULTS, locate, read_json
 from ..hunyuan.masks import blocks, mask_assumed, skip_full_masks
 from ..memory.estimate import GIB, WORDS, coefficients
 from ..memory.footprint import LiveBytes
 from ..memory.plan import QUANTISATIONS, Size
-from ..memory.weights import Configs, Weights, parameters, weights
-from .clips import ClipFolder
+from ..memory.weights import Configs, parameters, weights
 from .levers import less_memory
 from .lora import lora, target_layers
 from .options import TrainSettings
 
-#: Chunks that `fastest_levers` tries, the quickest first: each chunk's work is done once more on the way back.
-CHUNKS = (0, 8192, 4096, 2048)
-#: The share of a prediction that stays free: gaps between the allocator's pieces took 3 to 6 % in lora_training.json.
-SPARE = 0.06
+#: The share of a prediction that stays free: gaps between the allocator's pieces took 3 to 6 % in lora_training.json,
+#: and what CUDA takes varies.
+SPARE = 0.08
 
 
 @dataclass(frozen=True)
@@ -95,10 +89,10 @@ def estimate_training(
         raise UserError("rank=0: only a LoRA's training is predicted; rank=16 would work.", setting="rank")
     if quantisation not in QUANTISATIONS:
         raise UserError(f"quantisation={quantisation!r}: must be one of {', '.join(QUANTISATIONS)}; 'nf4' would work.")
-    size = size or Size(settings.height or 320, settings.width or 512, settings.num_frames or 33)
+    size = size or sample_size(settings)
     configs = Configs.of(model)
     own = weights(configs, "transformer", 2, QUANTISATIONS[quantisation][0])
-    lying = _weights_there(own, settings.streamed_blocks, QUANTISATIONS[quantisation][0])
+    lying = own.without_last(settings.streamed_blocks, QUANTISATIONS[quantisation][0])
     lying += own.largest if quantisation != "none" else 0
     config, vae = dict(configs.transformer), dict(configs.vae)
     space = vae["spatial_compression_ratio"] * config["patch_size"]
@@ -110,107 +104,9 @@ def estimate_training(
     return TrainEstimate(size, settings, there, lora_gb, work_gb, there + lora_gb + work_gb, there)
 
 
-def fastest_levers(
-    settings: TrainSettings, size: Size, vram_gb: float, model="hunyuan"
-) -> tuple[TrainSettings, TrainEstimate]:
-    """Set activations, offloaded_blocks, chunk and streamed_blocks to the quickest that fit a card.
-
-    What only moves bytes comes before what computes more, since copies go on beside the computation: first as few
-    blocks as needed have their inputs in RAM, then as few as needed their weights, and only then is the work done in
-    chunks.
-
-    Args:
-        settings: Of the training; its levers are replaced.
-        size: Of the largest sample.
-        vram_gb: Of the card, in GiB. The base is in 4 bits.
-        model: What `load` takes.
-
-    Returns:
-        The settings, and what they need.
-
-    Raises:
-        UserError: Nothing fits.
-
-    Example:
-        >>> fastest_levers(TrainSettings(), Size(320, 512, 33), 24)[0].activations
-        'recompute'
-    """
-    kept = _with(settings, activations="keep")
-    if (needed := estimate_training(kept, size, model)).fits(vram_gb):
-        return kept, needed
-    config = dict(Configs.of(model).transformer)
-    count = config["num_layers"] + config["num_single_layers"]
-    for chunk in CHUNKS:
-        tried = _fewest(settings, chunk, count, lambda each: estimate_training(each, size, model).fits(vram_gb))
-        if tried is not None:
-            return tried, estimate_training(tried, size, model)
-    needed = estimate_training(_moving(settings, CHUNKS[-1], 2 * count, count), size, model)
-    raise UserError(
-        f"memory={vram_gb:g}: is not enough: samples of {size.height}x{size.width}x{size.num_frames} need at least "
-        f"{needed.vram_gb:.1f} GiB, and CUDA {coefficients()['vram']['context_gib']:.1f} beside; "
-        f"memory={math.ceil(needed.card_gb)} would work.",
-        setting="memory",
-    )
-
-
-def _with(settings: TrainSettings, **levers: Any) -> TrainSettings:
-    """The settings with these levers and no others."""
-    none = {"activations": "recompute", "offloaded_blocks": None, "chunk": 0, "streamed_blocks": 0}
-    return dataclasses.replace(settings, **(none | levers))
-
-
-def _moving(settings: TrainSettings, chunk: int, moved: int, count: int) -> TrainSettings:
-    """The settings with so many things in RAM: the inputs of the first blocks, then the weights of the last."""
-    offloaded, streamed = min(moved, count), max(0, moved - count)
-    if moved == 0:
-        return _with(settings, chunk=chunk)
-    return _with(settings, activations="offload", offloaded_blocks=offloaded, chunk=chunk, streamed_blocks=streamed)
-
-
-def _fewest(
-    settings: TrainSettings, chunk: int, count: int, fits: Callable[[TrainSettings], bool]
-) -> TrainSettings | None:
-    """The settings with the fewest things in RAM that fit; None where all are too many."""
-    low, high = 0, 2 * count
-    if not fits(_moving(settings, chunk, high, count)):
-        return None
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if fits(_moving(settings, chunk, middle, count)) else (middle + 1, high)
-    return _moving(settings, chunk, high, count)
-
-
-def choose_levers(
-    settings: TrainSettings, vram_gb: float, data: ClipFolder, model="hunyuan"
-) -> tuple[TrainSettings, TrainEstimate]:
-    """`fastest_levers` for the largest sample of a folder.
-
-    Args:
-        settings: Of the training; its levers are replaced.
-        vram_gb: Of the card, in GiB.
-        data: What is trained on.
-        model: What `load` takes.
-
-    Returns:
-        The settings, and what they need.
-
-    Raises:
-        UserError: Nothing fits.
-    """
-    folder = None if model == "hunyuan" else locate(model).folder
-    extra = read_json(folder / "t2v_kit.json") if folder and (folder / "t2v_kit.json").exists() else {}
-    samples = data.samples(settings, HUNYUAN_DEFAULTS | extra.get("defaults", {}))
-    largest = max(samples, key=lambda sample: sample.num_frames * sample.height * sample.width)
-    return fastest_levers(settings, Size(largest.height, largest.width, largest.num_frames), vram_gb, model)
-
-
-def _weights_there(own: Weights, streamed: int, linear: float | None) -> int:
-    """Bytes of weights on the GPU with the last blocks streamed: of these, two are there."""
-    blocks = [block for stack in own.stacks for block in stack]
-    waiting = blocks[len(blocks) - min(streamed, len(blocks)) :]
-    # The scales of 4 bits, which are no parameters, stay on the GPU.
-    moved = 1.0 if linear is None or linear >= 1 else 0.5 / linear
-    return own.total - int(moved * (sum(waiting) - sum(sorted(waiting)[-2:])))
+def sample_size(settings: TrainSettings) -> Size:
+    """The size of a sample; what the settings leave open is 320x512x33 frames."""
+    return Size(settings.height or 320, settings.width or 512, settings.num_frames or 33)
 
 
 @functools.lru_cache(32)
@@ -254,6 +150,7 @@ def _work_count(config: tuple, tokens: int, settings: TrainSettings) -> float:
     # each.
     offloaded = count if settings.offloaded_blocks is None else min(settings.offloaded_blocks, count)
     left = {"recompute": count, "offload": max(count - offloaded, 2), "fp8": count / 2}[settings.activations]
+    left += 2 if settings.streamed_blocks else 0  # the gradients between two blocks, which are ways back of their own
     return one + (left - 2) * 2 * (tokens + WORDS) * known["num_attention_heads"] * known["attention_head_dim"]
 
 

@@ -138,7 +138,7 @@ def train(
         ...     print(step.index, step.loss)
         >>> step.save("dog.safetensors")  # doctest: +SKIP
     """
-    _check_trainable(models)
+    _check_trainable(models, settings)
     encoded = data if isinstance(data, Encoded) else encode_clips(models, data, settings)
     trainer = Trainer(models, encoded, settings)
     with trainer.prepared():
@@ -466,7 +466,7 @@ def _joined(prompts: list, device: torch.device, dtype: torch.dtype) -> dict[str
     }
 
 
-def _check_trainable(models: Models) -> None:
+def _check_trainable(models: Models, settings: TrainSettings) -> None:
     """Refuse what the loop could not train, before anything is encoded."""
     transformer, plan = models.pipe.transformer, models.memory
     if transformer.is_cache_enabled:
@@ -475,6 +475,13 @@ def _check_trainable(models: Models) -> None:
         raise UserError(
             "train: the memory plan's chunk, compile or offload of the transformer has no gradients; a plan without "
             "them, and TrainSettings(chunk=2048, activations='offload', streamed_blocks=20), would work."
+        )
+    waiting = plan.waiting_blocks if plan is not None else 0
+    if settings.streamed_blocks < min(waiting, len(blocks(transformer))):
+        raise UserError(
+            f"streamed_blocks={settings.streamed_blocks}: the memory plan has {waiting} blocks waiting in RAM; "
+            f"streamed_blocks={waiting} would work.",
+            setting="streamed_blocks",
         )
     if any(isinstance(block.attn.processor, ChunkedAttention) for block in blocks(transformer)):
         raise UserError("train: the blocks work in chunks without gradients; TrainSettings(chunk=2048) would work.")
