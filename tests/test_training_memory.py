@@ -128,6 +128,7 @@ def test_the_command_says_what_it_chose(clips, tiny_folder, tmp_path, monkeypatc
         raise KeyboardInterrupt
 
     monkeypatch.setattr(learning, "_loaded", loaded)
+    monkeypatch.setattr(learning, "surely_no_gpu", lambda: False)
     words = ["train", str(clips), "--model", str(tiny_folder), "--out", str(tmp_path / "out"), "--memory", "12"]
     main([*words, "--rank", "2"])
     said, complaint = capsys.readouterr()
