@@ -239,7 +239,9 @@ class Playground(widgets.VBox):
         row = widgets.HBox(buttons, layout={"flex_flow": "row wrap", "margin": "10px 0 0"})
         self.controls.slot.children = [row, self.status]
         knobs = widgets.VBox([self.controls.knobs, self.engine.box])
-        side = widgets.VBox([self.controls.ask, knobs], layout={"flex": "1 1 340px", "max_width": "430px"})
+        side = widgets.VBox(
+            [self.controls.ask, knobs], layout={"flex": "1 1 340px", "min_width": "0", "max_width": "430px"}
+        )
         film = widgets.VBox([self.screen.box, self.code_text, self.bars.box])
         more = widgets.VBox([self.queue.box, self.history.box])
         stage = widgets.VBox([film, more], layout={"flex": "1 1 460px", "min_width": "0"})
