@@ -40,7 +40,7 @@ test: $(TESTED) .venv/colab
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/pyright --pythonpath $(BIN)/python t2v_kit
-	$(PYTEST) tests notebooks --nbval-lax --nbval-current-env --nbval-cell-timeout=300 --dist loadfile \
+	$(PYTEST) tests notebooks --nbval-lax --nbval-current-env --nbval-cell-timeout=300 --dist loadfile --no-loadscope-reorder \
 		--durations=15 -rs
 
 lab: $(INSTALLED)

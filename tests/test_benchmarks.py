@@ -3,10 +3,8 @@
 import t2v_kit  # noqa: I001  (first: it makes torchvision importable)
 
 import json
-import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +17,7 @@ from benchmarks.timeline import busy, lanes
 from t2v_kit.hunyuan.names import DOWNLOADS
 from t2v_kit.memory.plan import Plan, Size
 from t2v_kit.memory.estimate import estimate
+from tests.forks import finished
 
 ROOT = Path(__file__).parents[1]
 NAMES = (
@@ -38,11 +37,8 @@ PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in NAMES)]
 
 def full_size(tmp_path: Path, *options: str) -> tuple[int, dict]:
     """Run `benchmarks.full_size --tiny`; its exit status and what it wrote."""
-    command = [sys.executable, "-m", "benchmarks.full_size", "--tiny", "--weights", str(tmp_path)]
     out = tmp_path / "results" / "tiny.json"
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command += ["--out", str(out), *options]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = run("full_size", "--tiny", "--weights", str(tmp_path), "--out", str(out), *options)
     assert out.exists(), done.stderr
     assert list(tmp_path.iterdir()) == [out.parent], "the weights are still there"
     return done.returncode, json.loads(out.read_text())
@@ -71,9 +67,8 @@ def test_full_size_keeps_what_it_measured_when_time_is_over(tmp_path):
 
 def run(module: str, *options: str) -> subprocess.CompletedProcess:
     """`python -m benchmarks.MODULE` on the CPU."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", f"benchmarks.{module}", *options]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    environment = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    return finished(["-m", f"benchmarks.{module}", *options], environment)
 
 
 def test_memory_runs_rows_in_their_own_processes(tmp_path):

@@ -33,6 +33,7 @@ from t2v_kit.cli import main
 from t2v_kit.stages.upscaling import enlarging as ROOM
 from t2v_kit.video.decoder_process import DecoderProcess
 from tests.films import FFMPEG, KINDS, PAGE, decoder, look, nearest, run, shown
+from tests.forks import python
 
 quiet = dict(progress=False)
 
@@ -425,13 +426,13 @@ def test_killed_at_any_moment_the_film_is_the_same(tmp_path, repeating, monkeypa
     """kill -9 at random moments: in the end the same bytes as in one go, and nothing else in the folder."""
     source = tmp_path / "a.mkv"
     ffmpeg("-f", "lavfi", "-i", "testsrc2=s=96x64:r=25:d=4", "-f", "lavfi", "-i", "sine=d=4", "-c:a", "aac", source)
-    command = [sys.executable, "-c", LONG, source]
+    command = ["-c", LONG, source]
     monkeypatch.setattr("t2v_kit.video.segments._PIXELS", 1)
     monkeypatch.setattr("t2v_kit.video.segments._FEWEST", 4)
     upscale_file(source, tmp_path / "one.mp4", repeating, dtype="float32", **quiet)
     dice, folder, grown = random.Random(3), tmp_path / ".part.two.mp4", [0]
     for _ in range(3):
-        child = subprocess.Popen([*command, tmp_path / "two.mp4", repeating])
+        child = python([*command, tmp_path / "two.mp4", repeating], {})
         wanted, limit = grown[-1] + dice.randint(2, 6), time.monotonic() + 60
         while len(list(folder.glob("0*.mkv"))) < wanted and time.monotonic() < limit:
             time.sleep(0.002)

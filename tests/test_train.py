@@ -30,6 +30,7 @@ from t2v_kit.training import levers, offloading
 from t2v_kit.training.cache import CACHE, encode_clips
 from t2v_kit.training.looping import Trainer, draw_sigmas
 from t2v_kit.training.options import TRAIN_KNOBS, train_settings_from
+from tests.forks import together
 
 SMALL = TrainSettings(steps=3, rank=2, learning_rate=1e-2, warmup=0, batch_size=2, activations="keep")
 ROOT = Path(__file__).parents[1]
@@ -500,11 +501,8 @@ def test_two_processes_share_a_step(tiny_folder, clips, tmp_path):
     script = tmp_path / "two.py"
     script.write_text(TWO)
     settings = repr(asdict(replace(SMALL, steps=2)))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
-    command = [*launch, str(tiny_folder), str(clips), settings, str(tmp_path)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr[-2000:]
+    environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    together(2, [script, tiny_folder, clips, settings, tmp_path], environment)
     first, second = (load_file(tmp_path / f"{rank}.safetensors") for rank in (0, 1))
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert any(tensor.abs().max() > 0 for name, tensor in first.items() if "lora_B" in name)

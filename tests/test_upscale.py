@@ -6,12 +6,9 @@ import contextlib
 import hashlib
 import io
 import json
-import os
 import pickle
 import random
 import shutil
-import subprocess
-import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -40,6 +37,7 @@ from t2v_kit.stages.upscaling import weights as FILES
 from t2v_kit.stages.upscaling.names import PUBLISHED, SHIPPED, Published
 from t2v_kit.stages.upscaling.network import overlap, prepare, share_cores, tiled
 from t2v_kit.stages.upscaling.weights import available_upscalers
+from tests.forks import finished
 from training.degrade import KERNEL, Dice, blur, degrade, jpeg, kernels, sinc
 
 quiet = dict(progress=False)
@@ -499,9 +497,9 @@ def test_the_benchmarks_frame_loop_is_the_official_one(tmp_path, size):
 def test_the_benchmark_runs(tmp_path):
     """At toy size, the same lines as on a GPU: every part has its numbers, and they fit each other."""
     out = tmp_path / "results" / "tiny.json"
-    command = [sys.executable, "-m", "benchmarks.upscaling", "--tiny", "--device", "cpu", "--out", str(out)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    command = ["-m", "benchmarks.upscaling", "--tiny", "--device", "cpu", "--out", str(out)]
+    environment = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    done = finished(command, environment)
     assert done.returncode == 0, done.stderr
     report = json.loads(out.read_text())
     rows = {key: row for key, row in report.items() if isinstance(row, dict) and key != "versions"}
