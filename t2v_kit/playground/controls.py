@@ -156,7 +156,7 @@ class Controls:
         """Dice and lock at the right of the seed. Unlocked, every new run draws another seed."""
         dice = button("", "t2v-dice", "Draw another seed, and keep it.", "36px", icon="random")
         dice.on_click(lambda _: self.set(seed=_random_seed()))
-        self.lock = widgets.ToggleButton(False, icon="unlock", layout={"width": "36px"})
+        self.lock = widgets.ToggleButton(False, icon="unlock", layout={"width": "36px", "flex": "0 0 auto"})
         tip(self.lock, "Locked: the next run keeps this seed. Unlocked: it draws another one.").add_class("t2v-lock")
         self.lock.observe(lambda change: setattr(self.lock, "icon", "lock" if change["new"] else "unlock"), "value")
         field = self.fields["seed"]

@@ -19,6 +19,7 @@ STYLE = """<style>
 .t2v .widget-label { color: var(--soft); }
 .t2v .widget-hbox { align-items: center; overflow: visible; }
 .t2v .widget-vbox { overflow: visible; }
+.t2v .widget-hbox > .widget-text, .t2v .widget-text input { min-width: 0; }
 .t2v button:focus-visible, .t2v select:focus-visible, .t2v textarea:focus-visible {
   outline: 2px solid var(--accent); outline-offset: 1px; }
 .t2v-side, .t2v-stage, .t2v-compare { background: var(--paper); border: 1px solid var(--line); border-radius: 10px;
@@ -105,6 +106,6 @@ def tip(widget: W, text: str) -> W:
 
 def button(text: str, css: str, why: str, width: str = "auto", **looks) -> widgets.Button:
     """A button with a class that tests and style sheets can select."""
-    clickable = tip(widgets.Button(description=text, layout={"width": width}, **looks), why)
+    clickable = tip(widgets.Button(description=text, layout={"width": width, "flex": "0 0 auto"}, **looks), why)
     clickable.add_class(css)
     return clickable
