@@ -15,7 +15,7 @@ _MODULES = {
     "memory.choose": ("plan",),
     "memory.estimate": ("estimate",),
     "memory.machine": ("Machine",),
-    "memory.plan": ("Part", "Plan"),
+    "memory.plan": ("Part", "Plan", "Size"),
     "model.loading": ("load",),
     "model.models": ("Models",),
     "playground": ("Playground",),

@@ -56,6 +56,28 @@ def drawn(scale: int, count: int = 3) -> np.ndarray:
     return (frames.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy()
 
 
+def write_gguf(path: Path, weights: dict[str, torch.Tensor]) -> int:
+    """A transformer as a GGUF file, the blocks' matrices in Q8_0: rows of 32 numbers in 8 bits with a scale.
+
+    Returns how many tensors are packed.
+    """
+    gguf = pytest.importorskip("gguf")
+    writer, packed = gguf.GGUFWriter(path, "hyvid"), 0
+    for name, weight in weights.items():
+        array = weight.numpy()
+        if array.ndim == 2 and array.shape[1] % 32 == 0 and "blocks" in name:
+            kind = gguf.GGMLQuantizationType.Q8_0
+            writer.add_tensor(name, gguf.quants.quantize(array, kind), raw_dtype=kind)
+            packed += 1
+        else:
+            writer.add_tensor(name, array)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return packed
+
+
 def pytest_collection_modifyitems(items):
     """nbval waits 5 seconds at most for a cell's outputs once the cell is done; a busy machine can take longer."""
     for item in items:

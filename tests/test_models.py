@@ -6,7 +6,7 @@ import socket
 
 import pytest
 import torch
-from conftest import PROMPT, llama3_tokenizer, tiny_transformer
+from conftest import PROMPT, llama3_tokenizer, tiny_transformer, write_gguf
 from diffusers import HunyuanVideoPipeline, HunyuanVideoTransformer3DModel
 from safetensors.torch import load_file, save_file
 from transformers import LlamaTokenizerFast
@@ -493,22 +493,9 @@ def published_names(weights):
 
 def test_a_gguf_file_is_read_quantised(tiny_folder, tmp_path, settings):
     """Rows of 32 numbers in 8 bits with a scale: near the model's own latents, from a file a quarter as large."""
-    gguf = pytest.importorskip("gguf")
+    pytest.importorskip("gguf")
     weights = load_file(tiny_folder / "transformer" / "diffusion_pytorch_model.safetensors")
-    writer = gguf.GGUFWriter(tmp_path / "small.gguf", "hyvid")
-    packed = 0
-    for name, weight in weights.items():
-        array = weight.numpy()
-        if array.ndim == 2 and array.shape[1] % 32 == 0 and "blocks" in name:
-            kind = gguf.GGMLQuantizationType.Q8_0
-            writer.add_tensor(name, gguf.quants.quantize(array, kind), raw_dtype=kind)
-            packed += 1
-        else:
-            writer.add_tensor(name, array)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    packed = write_gguf(tmp_path / "small.gguf", weights)
     models, exact = load(tmp_path / "small.gguf", base=tiny_folder, device="cpu"), load(tiny_folder, device="cpu")
     prompt, noise = encode_prompt(exact, PROMPT), initial_latents(exact, settings)
     one, other = (velocity(each, prompt, noise, 0.5) for each in (models, exact))
@@ -521,14 +508,12 @@ def test_a_gguf_file_is_read_quantised(tiny_folder, tmp_path, settings):
     assert not torch.equal(velocity(styled, prompt, noise, 0.5), one)
     styled.loras.set(0)
     assert torch.equal(velocity(styled, prompt, noise, 0.5), one)
-    with pytest.raises(UserError, match="a GGUF file is quantised by itself, and takes no plan; memory=None works"):
-        load(tmp_path / "small.gguf", base=tiny_folder, memory="auto", device="cpu")
 
 
 def test_without_the_package_gguf_it_is_named(tiny_folder, tmp_path, monkeypatch):
     (tmp_path / "small.gguf").write_bytes(b"GGUF" + bytes(60))
     with monkeypatch.context() as patch:
-        patch.setattr("t2v_kit.hunyuan.files.is_gguf_available", lambda: False)
+        patch.setattr("t2v_kit.hunyuan.gguf_files.is_gguf_available", lambda: False)
         with pytest.raises(UserError, match=r"small.gguf: needs the package gguf, 0.10 or later; pip install gguf"):
             load(tmp_path / "small.gguf", base=tiny_folder, device="cpu")
     pytest.importorskip("gguf")

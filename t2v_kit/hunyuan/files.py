@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from diffusers import DiffusionPipeline
-from diffusers.utils import is_gguf_available, is_gguf_version
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError, safe_open
 
 from ..errors import UserError, did_you_mean, give_note, near_match
+from .gguf_files import check_gguf, gguf_in
 from .names import DOWNLOADS, HUB_ID, LINK, OTHER_WORDS, PUBLISHED, SINGLE_FILES, check_name, is_single_file
 
 POCKET = Path(__file__).parents[1] / "pocket"
@@ -115,7 +115,7 @@ class ModelFiles(NamedTuple):
         for name in NETWORKS:
             for path in self.weights(name):
                 if path.suffix == ".gguf":
-                    _check_gguf(path)
+                    check_gguf(path)
                 else:
                     header(path)
 
@@ -127,7 +127,7 @@ def locate(
 
     Args:
         name: 'pocket', 'hunyuan', 'hunyuan-i2v', a folder, a hub id as 'user/repo', or a single .safetensors or .gguf
-            file of the transformer (a path, or its link on the hub).
+            file of the transformer (a path, or its link on the hub; or the folder of one .gguf file).
         revision: A branch, tag or commit of the hub.
         variant: Such as 'fp16'.
         base: The model that the rest of the pipeline is taken from, where `name` is a single file; by default
@@ -136,6 +136,7 @@ def locate(
     Raises:
         UserError: There is no such model, or it cannot be downloaded.
     """
+    name = (gguf_in(Path(name).expanduser()) if isinstance(name, (str, Path)) else None) or name
     check_name(name)
     if variant is not None and (not isinstance(variant, str) or not re.fullmatch(r"\w+", variant)):
         raise UserError(f"variant={variant!r}: must be a word in the weights' file names; 'fp16' would work.")
@@ -207,7 +208,7 @@ def _single_file(name, link: re.Match | None, revision, variant, base) -> ModelF
         path = Path(os.path.abspath(Path(name).expanduser()))
         source = str(path)
     if path.suffix.lower() == ".gguf":
-        _check_gguf(path)
+        check_gguf(path)
     else:
         header(path)
     if base == "hunyuan" or base == HUB_ID:
@@ -248,15 +249,6 @@ def _variant(path: Path) -> str | None:
 def _variants(folder: Path) -> set[str | None]:
     """The variants whose files a component's folder holds; None stands for the plain ones."""
     return {_variant(path) for path in folder.glob("*.safetensors")}
-
-
-def _check_gguf(path: Path) -> None:
-    """Refuse a file that is not GGUF by its first four bytes, and any while diffusers cannot read it."""
-    if not is_gguf_available() or is_gguf_version("<", "0.10.0"):
-        raise UserError(f"{path}: needs the package gguf, 0.10 or later; pip install gguf works.")
-    with open(path, "rb") as file:
-        if file.read(4) != b"GGUF":
-            raise UserError(f"{path}: is not a GGUF file; copy it again.")
 
 
 def header(path: Path) -> bytes:

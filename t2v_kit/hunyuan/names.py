@@ -49,7 +49,7 @@ def check_name(name: str | Path) -> None:
     if is_single_file(name):
         if not LINK.match(str(name)) and not path.is_file():
             raise UserError(f"model {str(name)!r}: no such file; {hint(name)}")
-    elif path.is_dir() and not (path / "model_index.json").is_file():
+    elif path.is_dir() and not (path / "model_index.json").is_file() and not any(path.glob("*.gguf")):
         raise UserError(f"{path / 'model_index.json'}: is missing; the folder of a HunyuanVideoPipeline would work.")
     elif name not in _KNOWN and not path.is_dir() and not (isinstance(name, str) and REPOSITORY.fullmatch(name)):
         raise UserError(f"model {str(name)!r}: no such model or folder; {hint(name)}")

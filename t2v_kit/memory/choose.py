@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..errors import UserError
+from ..hunyuan.gguf_files import gguf_of
 from .drivers import NOTHING_TO_PLAN
 from .estimate import estimate
 from .machine import Machine, machine_with
@@ -20,7 +21,7 @@ def plan(
     height: int = 720,
     width: int = 1280,
     num_frames: int = 129,
-    model="hunyuan",
+    model: Any = "hunyuan",
     lossless: bool = False,
     machine: Machine | None = None,
 ) -> Plan:
@@ -65,7 +66,7 @@ def fitting(machine: Machine, size: Size, model="hunyuan", lossless: bool = Fals
     """Yield the plans that fit, from the fastest to the one with the least memory, each with the largest chunks and
     tiles that fit. The arguments are those of `plan`."""
 
-    for base in ladder(machine.capability >= (8, 0)):
+    for base in ladder(machine.capability >= (8, 0), packed=gguf_of(model) is not None):
         quantised = any(part.quantisation != "none" for part in base.parts().values())
         if (lossless and quantised) or next(broken(base, machine, model=model), None):
             continue
@@ -80,11 +81,12 @@ def fitting(machine: Machine, size: Size, model="hunyuan", lossless: bool = Fals
             yield base
 
 
-def ladder(bfloat16: bool = True) -> list[Plan]:
+def ladder(bfloat16: bool = True, packed: bool = False) -> list[Plan]:
     """Return the kinds of plan, from the fastest to the one with the least memory, without chunks and tiles.
 
     Args:
         bfloat16: Whether the card computes in it; otherwise the transformer is in float16.
+        packed: Whether the transformer is a GGUF file, which is neither quantised again nor streamed.
     """
     dtype = "bfloat16" if bfloat16 else "float16"
 
@@ -92,10 +94,26 @@ def ladder(bfloat16: bool = True) -> list[Plan]:
         texts = Part("float16", quantisation[0], text)
         return Plan(name, texts, Part(dtype, quantisation[1], transformer), Part("float16", "none", vae), **more)
 
-    return [
+    whole = [
         kind("resident", "none", "none"),
         kind("one at a time", "model", "model", "model"),
         kind("one stage at a time", "none", "none", one_stage=True),
+    ]
+    if packed:
+        return [
+            *whole,
+            kind("one at a time, text encoder streamed", "disk", "model", "model"),
+            kind("one stage at a time, text encoder streamed", "disk", "none", one_stage=True),
+            kind(
+                "one stage at a time, text encoder in 4 bits",
+                "none",
+                "none",
+                quantisation=("nf4", "none"),
+                one_stage=True,
+            ),
+        ]
+    return [
+        *whole,
         kind("streamed", "disk", "group", "model"),
         kind("streamed, one stage at a time", "disk", "group", one_stage=True),
         kind("streamed in 8 bits", "disk", "group", quantisation=("none", "fp8"), one_stage=True),
@@ -114,7 +132,7 @@ def cheaper(plan: Plan, size: Size, model="hunyuan") -> Plan | None:
     """
 
     now = estimate(plan, size, model).vram_gb
-    for base in ladder(plan.transformer.dtype != "float16"):
+    for base in ladder(plan.transformer.dtype != "float16", packed=gguf_of(model) is not None):
         for change in ({"chunk": plan.chunk, "tile": plan.tile}, *({"chunk": 8192, "tile": t} for t in TILES[3:])):
             other = dataclasses.replace(base, **change)
             if estimate(other, size, model).vram_gb < 0.95 * now:
@@ -122,7 +140,7 @@ def cheaper(plan: Plan, size: Size, model="hunyuan") -> Plan | None:
     return None
 
 
-def as_plan(memory, model="hunyuan", machine: Machine | None = None, **size) -> Plan:
+def as_plan(memory, model: Any = "hunyuan", machine: Machine | None = None, **size) -> Plan:
     """Return what `load(memory=...)` takes as a Plan.
 
     Args:

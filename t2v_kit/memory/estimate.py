@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from ..errors import UserError
+from ..hunyuan.gguf_files import PLAIN
 from ..hunyuan.tokens import IMAGE_EMBED_INTERLEAVE
 from ..settings import Settings
 from .footprint import (
@@ -26,6 +27,7 @@ from .footprint import (
     linear_flops,
     picture_tokens,
     reading_bytes,
+    unpacking_bytes,
 )
 from .machine import Machine
 from .plan import DTYPES, QUANTISATIONS, Part, Plan, Size
@@ -194,6 +196,7 @@ class _Needs:
         beside = sum(max(self.on_gpu(part)) for part in others)
         beside += sum(self.weights(part).largest for part in STAGES[stage] if self.part(part).quantisation != "none")
         beside += sum(self.weights(part).total for part in elsewhere if self.part(part).offload == "none")
+        beside += self.unpacked() if stage == "denoise" else 0
         # Not every block that is there together with the largest intermediate results is a large one.
         held = [weights + beside for weights in self.on_gpu(first)]
         pairs = zip(held, works) if len(works) == len(held) else [(max(held), max(works))]
@@ -281,10 +284,18 @@ class _Needs:
     def weights(self, network: str, stored: bool = False) -> Weights:
         """A network's weights as the plan keeps them, or as they are stored: in 16 bits."""
         part = self.part(network)
+        if stored and network == "transformer" and self.configs.packed:
+            return Weights(sum(tensor.bytes for tensor in self.configs.packed), ())
         if stored:
             return weights(self.configs, network, 2)
         skip = ("x_embedder", "context_embedder", "norm") if part.quantisation == "fp8" else ()
         return weights(self.configs, network, DTYPES[part.dtype], QUANTISATIONS[part.quantisation][0], skip)
+
+    def unpacked(self) -> int:
+        """Bytes of the largest layer of a GGUF file while it is unpacked to be multiplied with."""
+        kinds = tuple(sorted({tensor.kind for tensor in self.configs.packed} - {*PLAIN}))
+        dtype = getattr(torch, self.plan.transformer.dtype)
+        return unpacking_bytes(self.configs.transformer, kinds, dtype) if kinds else 0
 
     def on_gpu(self, network: str) -> tuple[int, ...]:
         """Bytes of weights: while each of its stacks of blocks works, and while none does."""

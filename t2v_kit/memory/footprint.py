@@ -211,6 +211,33 @@ def set_tiles(vae: AutoencoderKLHunyuanVideo, tile: tuple[int, int] | None) -> N
         vae.enable_tiling(size, size, None, distance, distance)
 
 
+@functools.lru_cache(64)
+def unpacking_bytes(config: tuple, kinds: tuple[str, ...], dtype: torch.dtype) -> int:
+    """Count the peak bytes of unpacking the largest layer of a GGUF file's transformer, which each layer does anew.
+
+    Args:
+        config: The transformer's, as items.
+        kinds: The kinds of packed tensors, as GGUF names them.
+        dtype: What the transformer computes in.
+    """
+    from diffusers.quantizers.gguf.utils import GGUFParameter, dequantize_gguf_tensor
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    model = parameters(lambda: HunyuanVideoTransformer3DModel(**dict(config)), dtype)
+    sizes = [layer.weight.shape for layer in model.modules() if isinstance(layer, torch.nn.Linear)]
+    rows, columns = max(sizes, key=math.prod)
+    peaks = [0]
+    for kind in kinds:
+        numbers, size = GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
+        packed = torch.empty(rows, -(-columns // numbers) * size, dtype=torch.uint8, device="meta")
+        make: Any = GGUFParameter  # its `__new__` takes more than `Parameter`'s
+        weight = make(packed, quant_type=GGMLQuantizationType[kind])
+        with torch.no_grad(), torch.device("meta"), LiveBytes(torch.nn.Identity()) as live:
+            dequantize_gguf_tensor(weight).to(dtype)
+        peaks.append(live.peak)
+    return max(peaks)
+
+
 def reading_bytes(config: dict, dtype: torch.dtype) -> int:
     """Count the peak bytes of Llama's pass over a prompt on top of its weights.
 

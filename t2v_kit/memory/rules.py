@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from packaging.version import Version
 
 from ..errors import UserError
+from ..hunyuan.gguf_files import gguf_of
 from .estimate import estimate
 from .machine import Machine
 from .plan import QUANTISATIONS, Plan, Size
@@ -71,6 +72,15 @@ RULES = (
         "LLM.int8() keeps its scales outside of what is streamed",
         "offload='model' or 'none' for int8, or stream without quantisation or with fp8",
         lambda plan, *_: _parts(plan, ("int8",), STREAMED),
+    ),
+    Rule(
+        "a GGUF file that is quantised again, or streamed (group, disk, sequential)",
+        "its weights are packed already, as tensors of a kind of their own, which are moved as a whole",
+        "quantisation='none' and offload='model' or 'none' for the transformer",
+        lambda plan, _, context: (
+            gguf_of(context.get("model")) is not None
+            and (plan.transformer.quantisation != "none" or plan.transformer.offload in STREAMED)
+        ),
     ),
     Rule(
         "waiting_blocks for a transformer that is not in 4 bits, or offloaded as a whole",

@@ -8,6 +8,7 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from transformers import (
 )
 
 from ..hunyuan.files import locate, read_json
+from ..hunyuan.gguf_files import PLAIN, PackedTensor, gguf_of, packed_tensors
 from ..hunyuan.llava import language_model
 from ..hunyuan.names import I2V_33_ID, I2V_ID
 
@@ -124,6 +126,8 @@ def weights(configs: Configs, network: str, number: float, linear: float | None 
         linear: Bytes of a weight of a quantised linear layer; None without quantisation.
         skip: Linear layers whose name holds one of these words are not quantised.
     """
+    if network == "transformer" and configs.packed:
+        return _packed_weights(configs, number)
     model = configs.make(network)
 
     def size(prefix: str, module: torch.nn.Module) -> int:
@@ -142,36 +146,61 @@ def weights(configs: Configs, network: str, number: float, linear: float | None 
     return Weights(size("", model), blocks, int(number * max(linears, default=0)))
 
 
+def _packed_weights(configs: Configs, number: float) -> Weights:
+    """A transformer as diffusers holds a GGUF file: packed as it is there, plain tensors in what it computes in."""
+    counts = [dict(configs.transformer)[name] for name in ("num_layers", "num_single_layers")]
+    stacks, rest = [[0] * count for count in counts], 0
+    for tensor in configs.packed:
+        size = math.ceil(tensor.numbers * number) if tensor.kind in PLAIN else tensor.bytes
+        if tensor.stack is None or tensor.block >= len(stacks[tensor.stack]):
+            rest += size
+        else:
+            stacks[tensor.stack][tensor.block] += size
+    return Weights(rest + sum(map(sum, stacks)), tuple(map(tuple, stacks)))
+
+
 @dataclass(frozen=True)
 class Configs:
-    """The configurations of a model's networks, as tuples of items, which caches can hash."""
+    """The configurations of a model's networks, as tuples of items, which caches can hash.
+
+    Attributes:
+        text_encoder: Of Llama, or of a Llava.
+        text_encoder_2: Of CLIP.
+        transformer: Of the transformer.
+        vae: Of the VAE.
+        packed: The tensors of the GGUF file that the transformer is read from; empty for any other.
+    """
 
     text_encoder: tuple
     text_encoder_2: tuple
     transformer: tuple
     vae: tuple
+    packed: tuple[PackedTensor, ...] = ()
 
     @classmethod
     def of(cls, model) -> Configs:
         """Return a model's configurations.
 
         Args:
-            model: What `load` takes, or loaded Models. What the hub has is known without its files.
+            model: What `load` takes, loaded Models, or ModelFiles. What the hub has is known without its files; so is
+                what a GGUF file belongs to when it comes by its path alone: HunyuanVideo.
 
         Raises:
-            UserError: There is no such model, or its folder lacks a configuration.
+            UserError: There is no such model, its folder lacks a configuration, or a GGUF file cannot be read.
         """
-        if model == "hunyuan":
+        gguf = gguf_of(model)
+        packed = packed_tensors(gguf) if gguf is not None else ()
+        if model == "hunyuan" or (packed and isinstance(model, (str, Path))):
             configs = (LLAMA, CLIP, _defaults(HunyuanVideoTransformer3DModel), _defaults(AutoencoderKLHunyuanVideo))
         elif isinstance(model, str) and model in I2V_TRANSFORMERS:
             transformer = _defaults(HunyuanVideoTransformer3DModel) | I2V_TRANSFORMERS[model]
             configs = (LLAMA | {VISION_KEY: VISION}, CLIP, transformer, _defaults(AutoencoderKLHunyuanVideo))
         else:
             folder = getattr(model, "folder", None) or locate(model, None)[0]
-            names = [field.name for field in dataclasses.fields(cls)]
+            names = [field.name for field in dataclasses.fields(cls) if field.name != "packed"]
             configs = [read_json(folder / name / "config.json") for name in names]
             configs[0] = _flat(configs[0])
-        return cls(*map(_items, configs))
+        return cls(*map(_items, configs), packed=packed)
 
     def make(self, network: str) -> torch.nn.Module:
         """Return a network on the meta device, in float32."""

@@ -124,8 +124,6 @@ def load(
     device = team.device if team is not None else pick_device(device)
     if compile and device.type != "cuda":
         raise UserError("compile=True: blocks are compiled for a GPU alone; compile=False works.")
-    if memory is not None and str(name).lower().endswith(".gguf"):
-        raise UserError(f"memory={memory!r}: a GGUF file is quantised by itself, and takes no plan; memory=None works.")
     published = name in PUBLISHED or name in DOWNLOADS  # its plan is made before the download
     plan = _plan(memory, str(name), HUNYUAN_DEFAULTS, video, device) if published else None
     files = locate(name, revision, variant, base)
@@ -137,7 +135,7 @@ def load(
     if animates and team is not None:
         raise UserError(f"{name}: a video from a picture is made on one device; gpus=1 would work.", setting="gpus")
     defaults = _published_defaults(animates, config) | extra.get("defaults", {})
-    plan = plan or _plan(memory, folder, defaults, video, device)
+    plan = plan or _plan(memory, files, defaults, video, device)
     tokenizer, template = load_tokenizer(folder / "tokenizer", own_template(extra, animates), folder)
     dtypes = _dtype(dtype or extra.get("dtype"), device)
     if team is not None:
@@ -271,13 +269,13 @@ def _dtype(dtype: str | torch.dtype | dict | None, device: torch.device) -> torc
     raise UserError(f"dtype={dtype!r}: must be float32, bfloat16 or float16; 'float32' would work.")
 
 
-def _plan(memory, model: str | Path, defaults: dict, video: Settings | None, device: torch.device) -> Plan | None:
-    """load's `memory` as a Plan that this machine can carry out; model: 'hunyuan' or its folder."""
+def _plan(memory, model: str | ModelFiles, defaults: dict, video: Settings | None, device: torch.device) -> Plan | None:
+    """load's `memory` as a Plan that this machine can carry out; model: 'hunyuan' or its files."""
     if memory is None:
         return None
     machine = Machine.here(device)
     size = {name: getattr(video, name, None) or defaults[name] for name in ("height", "width", "num_frames")}
-    return check(as_plan(memory, str(model), machine, **size), machine, model=model)
+    return check(as_plan(memory, model, machine, **size), machine, model=model)
 
 
 def _let_segments_grow() -> None:

@@ -305,7 +305,7 @@ class Residence:
                 if not ran_out(error):
                     raise
                 size = _size((*args, *kwargs.values()), self.parts["vae"])
-                raise out_of_memory(self.plan, STAGE[name], size, self.folder, error) from error
+                raise out_of_memory(self.plan, STAGE[name], size, self.files, error) from error
 
 
 class CallHook:

@@ -24,7 +24,7 @@ from .levers import less_memory
 from .lora import lora, target_layers
 from .options import TrainSettings
 
-#: The share of a prediction that stays free: gaps between the allocator's pieces took 3 to 6 % in lora_training.json,
+#: The share of a prediction that stays free: gaps between the allocator's pieces took 1 to 6 % in lora_training.json,
 #: and what CUDA takes varies.
 SPARE = 0.08
 
