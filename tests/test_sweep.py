@@ -145,7 +145,13 @@ MISTAKES = {
     "a wrong type": ({"seed": [1, "two"]}, "seed='two'"),
     "too near": ({"guidance_scale": [1.00000001, 1.00000002]}, "read the same to six digits"),
     "unknown": ({"sede": [1]}, "did you mean 'seed'"),
-    "gpus": ({"gpus": 2}, "gpus=2: the runs of a sweep take one device each.*generate"),
+    "gpus": ({"gpus": 2}, "gpus=2: each process loads the model itself"),
+    "gpus and a part": ({"gpus": 2, "model": "pocket", "riflex": True}, "gpus=2: riflex is for one device"),
+    "gpus and strengths": (
+        {"gpus": 2, "model": "pocket", "loras": "continue", "lora_strength": [0, 1]},
+        r"lora_strength=0: with gpus=2 .* keep their strengths; loras=",
+    ),
+    "no gpus": ({"gpus": 0}, "gpus=0: must be a whole number of devices"),
     "engine": ({"engine": "spark"}, "engine='spark': must be one of local, ray"),
     "out": ({"out": None}, "out=None: a sweep is kept in a folder"),
     "a long one": ({"prompt": [PROMPT, "word " * 400]}, "^prompt='word.*over the limit of 256"),
@@ -191,6 +197,18 @@ def test_without_ray_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match=r'pip install "t2v-kit\[ray\]", or engine="local"'):
         on_ray([], [], "pocket", None, None, "none", None)
+
+
+def test_each_video_by_two_processes(tiny_folder, here):
+    """The same video as of one; what is there is kept."""
+    knobs = {**SMALL, "num_inference_steps": 3, "model": str(tiny_folder), "gpus": 2}
+    sweep(**knobs, seed=[1], out="sweep")
+    made = sweep(**knobs, seed=[1, 2], out="sweep")
+    assert [run.made_with["gpus"] for run in made.runs] == [2, 2]
+    first, second = (_pid(read_log(run.folder)) for run in made.runs)
+    assert first != second, "the first one was made before"
+    exact = generate(**SMALL, seed=2, num_inference_steps=3, model=str(tiny_folder), upscale="none").latents
+    assert (latents_in(made.runs[1].folder) - exact).norm() < 1e-5 * exact.norm()
 
 
 def test_grid_places_films_in_order():
@@ -246,6 +264,9 @@ def test_ray_gives_the_same_bits_though_a_worker_is_killed(tiny_folder, here):
         spread = sweep(**knobs, model=str(tiny_folder), out="ray", engine="ray")
         with pytest.raises(UserError, match="num_frames=6: must be 4k"):
             sweep(**{**knobs, "num_frames": 6}, model=str(tiny_folder), out="wrong", engine="ray")
+        with pytest.raises(UserError, match="gpus=3: no machine of the cluster has more than 2"):
+            sweep(**SMALL, seed=[1], model=str(tiny_folder), out="by three", engine="ray", gpus=3)
+        shared = sweep(**SMALL, seed=[1], num_inference_steps=2, model=str(tiny_folder), out="2", engine="ray", gpus=2)
     finally:
         ray.shutdown()
     watcher.join(5)
@@ -257,6 +278,7 @@ def test_ray_gives_the_same_bits_though_a_worker_is_killed(tiny_folder, here):
     starts = [line for line in read_log(folder) if line.get("event") == "started"]
     assert [line["pid"] == pid for line in starts] == [True, False] and starts[1]["step"] >= 5
     assert len({_pid(read_log(run.folder)) for run in spread.runs}) >= 2
+    assert shared.runs[0].made_with["gpus"] == 2
 
 
 def _pid(lines: list[dict]) -> int:

@@ -34,7 +34,7 @@ from ..video.files import read_metadata, save_video, video_reader, video_writer
 from ..view.pictures import contact_sheet, sheet_frames
 from .folder import RunFolder, read_latents
 from .given import GIVEN, check_shareable, digests_of, take_given
-from .launching import launch
+from .launching import check_devices, launch
 from .progress import Progress
 from .record import differences, latents_key, made_with
 from .reuse import SavedLatents, find_latents, find_prompt
@@ -332,16 +332,9 @@ def resume(
 
 def _launched(gpus: int, out, load_by: dict, job: dict, watchers: dict) -> Run:
     """A run by several processes, which the launcher starts, as a `Run`."""
-    if isinstance(load_by["name"], Models):
-        raise UserError(
-            f"gpus={gpus}: each process loads the model itself; model={load_by['name'].name!r} would work.",
-            setting="gpus",
-        )
+    check_devices(gpus, load_by["name"])
     if out is None:
         raise UserError(f"gpus={gpus}: needs a folder to watch the processes by; out='runs/mine' would work.")
-    cards = torch.cuda.device_count()
-    if 0 < cards < gpus:
-        raise UserError(f"gpus={gpus}: this machine has {cards}; gpus={cards} would work.", setting="gpus")
     folder = check_target(out)
     settings = job.get("settings", {})
     if settings:
@@ -350,8 +343,7 @@ def _launched(gpus: int, out, load_by: dict, job: dict, watchers: dict) -> Run:
         check_own(folder)
         load_by |= {"video": wanted}
     check_name(load_by["name"])
-    blank = {"resume": False, "anyway": False, "settings": None, "upscale": None, "reuse": True}
-    result = launch(gpus, blank | job | {"load": load_by, "out": str(folder)}, **watchers)
+    result = launch(gpus, job | {"load": load_by, "out": str(folder)}, **watchers)
     large = Path(folder) / "upscaled.mp4"
     return Run(enlarged=large if large.exists() else None, folder=Path(folder), **result)
 

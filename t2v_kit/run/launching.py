@@ -1,4 +1,4 @@
-"""`generate(gpus=N)`: start N processes by PyTorch's own launcher, watch them through files, and end with them."""
+"""`generate(gpus=N)` and `sweep(gpus=N)`: N processes by PyTorch's own launcher, watched through files."""
 
 from __future__ import annotations
 
@@ -21,12 +21,22 @@ import torch
 from tqdm.auto import tqdm
 
 from ..errors import UserError
+from ..model.models import Models
 from ..stages.denoising import Step
 from .folder import read_log
 from .progress import UNITS, Stopped
 
 EVENTS, STEP, STOP = "events", "step.pt", "stop"  # files beside the job, while it runs
 RESULT, VIDEO, ERROR = "result", "video.npy", "error"  # and when it is over
+RUN = "run"  # the event of a sweep's finished run
+#: PyTorch's launcher, which ends with who started it: a notebook's kernel that is restarted, a killed worker of Ray.
+_LAUNCHER = """
+import ctypes, signal, sys
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+from torch.distributed.run import main
+main()
+"""
 _LOOK = 0.05  # seconds between two looks at the files
 _GRACE = 60  # seconds that the others have after one has ended
 
@@ -43,14 +53,15 @@ def launch(
 
     Args:
         gpus: How many.
-        job: What `worker` reads; `job["out"]` is the run's folder.
+        job: What `worker` reads: how to "load" the model; "out", the folder; and either "settings", with "upscale" and
+            "reuse", or "resume" and "anyway", or "cells", a sweep's (settings, folder) of each run, with "upscale".
         on_step: As `generate` takes it.
         on_stage: As `generate` takes it.
         stop: As `generate` takes it.
         progress: Show bars.
 
     Returns:
-        The attributes of a `Run` by name.
+        The attributes of a `Run` by name; of "cells", none.
 
     Raises:
         UserError: What the first process raised; or a process was lost, and the line says how to continue.
@@ -58,8 +69,9 @@ def launch(
     """
     with tempfile.TemporaryDirectory(prefix="t2v-job-") as folder:
         place = Path(folder)
-        (place / "job").write_bytes(pickle.dumps(job | {"steps": on_step is not None}))
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(gpus)]
+        blank = {"settings": None, "upscale": None, "reuse": True, "resume": False, "anyway": False, "cells": None}
+        (place / "job").write_bytes(pickle.dumps(blank | job | {"steps": on_step is not None}))
+        command = [sys.executable, "-c", _LAUNCHER, "--standalone", "--nproc-per-node", str(gpus)]
         with open(place / "output", "wb") as output:
             process = subprocess.Popen(
                 [*command, "-m", "t2v_kit.run.worker", str(place / "job")],
@@ -78,8 +90,25 @@ def launch(
             _end(process)
         if process.returncode:
             raise _what_failed(place, job["out"], gpus)
+        if job.get("cells"):
+            return {}
         result = torch.load(place / RESULT, weights_only=False)  # written by our own process
         return result | {"video": np.load(place / VIDEO)}
+
+
+def check_devices(gpus: int, model: str | Path | Models) -> None:
+    """Refuse what several processes of this machine cannot do.
+
+    Raises:
+        UserError: The model is loaded already, or there are fewer GPUs.
+    """
+    if isinstance(model, Models):
+        raise UserError(
+            f"gpus={gpus}: each process loads the model itself; model={model.name!r} would work.", setting="gpus"
+        )
+    cards = torch.cuda.device_count()
+    if 0 < cards < gpus:
+        raise UserError(f"gpus={gpus}: this machine has {cards}; gpus={cards} would work.", setting="gpus")
 
 
 class _Watch:

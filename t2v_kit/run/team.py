@@ -52,15 +52,22 @@ def lead(models: Models, work: Work, known: object) -> None:
                                            latents=work.latents.cpu()))  # fmt: skip
 
 
-def follow(models: Models) -> None:
-    """In every other process: compute this one's share of the steps and tiles of the run that the first one leads."""
+def follow(models: Models) -> bool:
+    """In every other process: compute this one's share of the steps and tiles of the next run that the first one leads.
+
+    Returns:
+        Whether there was one: the first process ends with `models.team.agreed(None)`.
+    """
     assert models.team is not None
-    work: Work = models.team.agreed(None)
+    work: Work | None = models.team.agreed(None)
+    if work is None:
+        return False
     latents = work.latents.to(models.device)
     if work.start < work.settings.num_inference_steps:
         for step in denoise(models, work.prompt, latents, work.settings, work.start, work.negative):
             latents = step.latents
     decode(models, latents)
+    return True
 
 
 def _on_cpu(encoding: PromptEncoding | None) -> PromptEncoding | None:

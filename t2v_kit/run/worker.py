@@ -1,7 +1,7 @@
-"""`torchrun -m t2v_kit.run.worker JOB`: one of the processes that `generate(gpus=...)` starts.
+"""`torchrun -m t2v_kit.run.worker JOB`: one of the processes that `generate(gpus=...)` and `sweep(gpus=...)` start.
 
-The first one writes the run's folder, and beside the job what `launching` reads: a line for each unit of work, the last
-step where somebody watches, and at the end the result or the error.
+The first one writes the folder of each run, and beside the job what `launching` reads: a line for each unit of work,
+the last step where somebody watches, and at the end the result or the error.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from ..errors import UserError
 from ..hunyuan.parallel import join, leave
 from ..model.loading import load
 from .generating import resume, run_stages
-from .launching import ERROR, EVENTS, RESULT, STEP, STOP, VIDEO
+from .launching import ERROR, EVENTS, RESULT, RUN, STEP, STOP, VIDEO
 from .progress import Stopped
+from .sweeps.cells import make_one
 from .team import follow
 
 
@@ -30,16 +31,24 @@ def main(path: str) -> int:
     job, place = pickle.loads(Path(path).read_bytes()), Path(path).parent
     team = join()
     if not team.leads:
-        follow(load(**job["load"], team=team))
+        models = load(**job["load"], team=team)
+        while follow(models):
+            pass
         leave()
         return 0
     try:
         models = load(**job["load"], team=team)
         watchers: dict[str, Any] = {"checkpoint_every": 1, "progress": False}  # whoever is killed, no step is lost
-        watchers |= {"on_stage": Lines(place / EVENTS), "stop": (place / STOP).exists}
+        lines = Lines(place / EVENTS)
+        watchers |= {"on_stage": lines, "stop": (place / STOP).exists}
         if job["steps"]:
             watchers["on_step"] = lambda step: _written(place / STEP, lambda file: torch.save(vars(step), file))
-        if job["resume"]:
+        if job["cells"]:
+            for number, (settings, folder) in enumerate(job["cells"], 1):
+                make_one(models, settings, Path(folder), job["upscale"], **watchers)
+                lines(RUN, number, len(job["cells"]))
+            run = None
+        elif job["resume"]:
             run = resume(job["out"], models, job["anyway"], **watchers)
         else:
             run = run_stages(**job["settings"], model=models, out=job["out"], upscale=job["upscale"],
@@ -48,10 +57,12 @@ def main(path: str) -> int:
         said = pickle.dumps(as_data(error))
         _written(place / ERROR, lambda file: file.write_bytes(said))
         return 1
-    _written(place / VIDEO, lambda file: np.save(file, run.video, allow_pickle=False))
-    names = ("settings", "record", "seconds", "memory", "reused", "reused_prompt", "prompt", "latents")
-    result = {name: getattr(run, name) for name in names}
-    _written(place / RESULT, lambda file: torch.save(result, file))
+    team.agreed(None)  # no run is left
+    if run is not None:
+        _written(place / VIDEO, lambda file: np.save(file, run.video, allow_pickle=False))
+        names = ("settings", "record", "seconds", "memory", "reused", "reused_prompt", "prompt", "latents")
+        result = {name: getattr(run, name) for name in names}
+        _written(place / RESULT, lambda file: torch.save(result, file))
     leave()
     return 0
 

@@ -16,11 +16,23 @@ from ..records import RunRecord
 from ..upscalers import AUTO, check_upscaler, choose_upscaler
 
 STRENGTH = "lora_strength"  # an axis of a sweep that is no setting
-ALSO = ("out", "model", "upscale", "memory", "engine", "loras", STRENGTH)  # keywords of `sweep`, for near matches
+ALSO = (
+    "out",
+    "model",
+    "upscale",
+    "memory",
+    "engine",
+    "gpus",
+    "loras",
+    STRENGTH,
+)  # keywords of `sweep`, for near matches
 
 
-def make_one(models: Models, settings: dict, place: Path, upscale: str | os.PathLike | None, on_step=None) -> bool:
-    """One run of a sweep, unless it is finished already, with the same model and versions; whether it was made."""
+def make_one(models: Models, settings: dict, place: Path, upscale: str | os.PathLike | None, **watchers) -> bool:
+    """One run of a sweep, unless it is finished already, with the same model and versions; whether it was made.
+
+    watchers: of `generate`; there is no bar unless they ask for it.
+    """
     folder, named, settings = RunFolder(place), check_upscaler(upscale), dict(settings)
     strength = settings.pop(STRENGTH, None)
     if strength is not None:
@@ -31,7 +43,7 @@ def make_one(models: Models, settings: dict, place: Path, upscale: str | os.Path
         if folder.same_as(record_of(models, settings_from(**take_given(settings)[0]).check(models), named)):
             return False
     try:
-        run_stages(**settings, model=models, out=place, upscale=named, on_step=on_step, progress=False)
+        run_stages(**settings, model=models, out=place, upscale=named, **{"progress": False, **watchers})
     except UserError as mistake:
         raise UserError(f"{place.name}: {mistake}") from mistake
     return True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from pathlib import Path
+from typing import Any
 
 from ...errors import UserError
 from ...hunyuan.lora_arguments import parse_loras
@@ -12,14 +13,15 @@ from ...hunyuan.lora_files import find_lora
 from ...model.loading import load
 from ...model.models import Models
 from ...settings import Settings
+from ..launching import launch
 from .cells import largest, make_one
 
 _RETRIES = 3  # how often one run may take its worker down with it
 _LOOK = 30  # seconds: a run may take hours, so they end in a look at the cluster and not in an error
 
 
-def on_ray(cells: list[dict], places: list[Path], model, memory, loras, upscale, bar) -> None:
-    """Make the runs as Ray tasks: one at a time on a GPU, or on a CPU core where the cluster has no GPU.
+def on_ray(cells: list[dict], places: list[Path], model, memory, loras, upscale, bar, gpus: int = 1) -> None:
+    """Make the runs as Ray tasks: each on so many GPUs of one machine, or CPU cores where the cluster has no GPU.
 
     Uses the cluster that this process is connected to, else starts one here and stops it at the end. When a worker
     dies, Ray runs its task again, which continues behind the run's last checkpoint. Whatever ends the sweep early
@@ -39,10 +41,14 @@ def on_ray(cells: list[dict], places: list[Path], model, memory, loras, upscale,
     if ours:
         ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False)
     try:
-        gpus = ray.cluster_resources().get("GPU", 0)
-        task = ray.remote(num_cpus=1, num_gpus=1 if gpus else 0, max_retries=_RETRIES)(_in_worker)
+        kind = "GPU" if ray.cluster_resources().get("GPU") else "CPU"
+        most = int(max(node["Resources"].get(kind, 0) for node in ray.nodes() if node["Alive"]))
+        if gpus > max(most, 1):
+            raise UserError(f"gpus={gpus}: no machine of the cluster has more than {most}.", setting="gpus")
+        takes: dict[str, Any] = {"num_cpus": 1, "num_gpus": gpus} if kind == "GPU" else {"num_cpus": gpus}
+        task = ray.remote(max_retries=_RETRIES, **takes)(_in_worker)
         waiting = [
-            task.remote(cell, str(place.absolute()), str(model), plan, adapters, video, upscale)
+            task.remote(cell, str(place.absolute()), str(model), plan, adapters, video, upscale, gpus)
             for cell, place in zip(cells, places)
         ]
         while waiting:
@@ -67,8 +73,13 @@ def on_ray(cells: list[dict], places: list[Path], model, memory, loras, upscale,
             ray.shutdown()
 
 
-def _in_worker(settings: dict, place: str, model: str, plan: str | None, loras: str, video, upscale) -> bool:
-    return make_one(_model(model, plan, loras, video), settings, Path(place), upscale)
+def _in_worker(settings: dict, place: str, model: str, plan: str | None, loras: str, video, upscale, gpus: int) -> None:
+    if gpus == 1:
+        make_one(_model(model, plan, loras, video), settings, Path(place), upscale)
+        return
+    how = {"name": model, "memory": plan and json.loads(plan), "loras": json.loads(loras), "video": video}
+    job = {"load": how, "out": place, "cells": [(settings, place)], "upscale": upscale}
+    launch(gpus, job, progress=False)
 
 
 @functools.lru_cache(1)

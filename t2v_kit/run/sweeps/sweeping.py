@@ -14,13 +14,15 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ...errors import UserError, fresh_notes
+from ...errors import UserError, check_whole, fresh_notes
 from ...hunyuan.lora_arguments import check_strength
 from ...memory.plan import Plan
 from ...model.models import Models
 from ...video.files import save_video
 from ..folder import RunFolder
 from ..generating import loaded
+from ..given import check_shareable
+from ..launching import RUN, check_devices, launch
 from ..records import RunRecord
 from ..target import check_own, check_target
 from ..upscalers import check_upscaler
@@ -81,6 +83,7 @@ def sweep(
     memory: Plan | dict | str | float | None = None,
     loras: Sequence | str | Path | None = None,
     engine: str = "local",
+    gpus: int | None = None,
     progress: bool = True,
     **settings,
 ) -> Sweep:
@@ -95,6 +98,9 @@ def sweep(
         engine: "local", one run after the other; or "ray", on the Ray cluster that this process is connected to, or
             on one of this machine: one worker a GPU, or a CPU core where there is none. The bits are the same. A
             worker that dies is replaced, and its run continues.
+        gpus: How many devices make each video together, as for `generate`; "local" then makes one video after the
+            other on all of them, "ray" as many at a time as the cluster has devices for. Each video of "ray" loads the
+            model anew.
         progress: Show a bar.
         **settings: Fields of `Settings`, prompt and seed among them, and lora_strength, of all LoRAs; a list or tuple
             has several values.
@@ -113,18 +119,15 @@ def sweep(
     """
     if engine not in ENGINES:
         raise UserError(f"engine={engine!r}: must be one of {', '.join(ENGINES)}; 'local' would work.")
-    if "gpus" in settings:
-        raise UserError(
-            f"gpus={settings['gpus']}: the runs of a sweep take one device each, and engine='ray' spreads them over "
-            "several; for one video on several, generate(gpus=...) would work.",
-            setting="gpus",
-        )
     axes = {name: list(value) for name, value in settings.items() if isinstance(value, (list, tuple))}
     cells = _cells(settings, axes)
     if STRENGTH in settings and not (model.loras if isinstance(model, Models) else loras):
         raise UserError(
             f"lora_strength={settings[STRENGTH]}: there is no LoRA; loras=['style.safetensors'] would work."
         )
+    several = 1 if gpus is None else check_whole("gpus", gpus, unit="devices")
+    if several > 1:
+        _check_several(several, model, cells, engine)
     folder = RunFolder(out).path
     if folder is None:
         raise UserError("out=None: a sweep is kept in a folder; 'runs/sweep' would work.")
@@ -136,14 +139,30 @@ def sweep(
     make_all = on_ray if engine == "ray" else _one_by_one
     check_upscaler(upscale)
     with fresh_notes(), tqdm(total=len(cells), desc="sweep", unit="run", disable=not progress) as bar:
-        make_all(cells, places, model, memory, loras, upscale, bar)
+        make_all(cells, places, model, memory, loras, upscale, bar, several)
     result = Sweep(folder, axes, [RunRecord.read(place) for place in places])
     _save_grid(result)
     return result
 
 
-def _one_by_one(cells: list[dict], places: list[Path], model, memory, loras, upscale, bar: tqdm) -> None:
+def _check_several(gpus: int, model: str | Models, cells: list[dict], engine: str) -> None:
+    """Refuse what several devices cannot do together, for any run."""
+    check_devices(gpus if engine == "local" else 1, model)
+    for cell in cells:
+        check_shareable(settings_of(cell), gpus)
+        if STRENGTH in cell:
+            raise UserError(
+                f"{STRENGTH}={cell[STRENGTH]}: with gpus={gpus} the LoRAs keep their strengths; "
+                f"loras=[('style.safetensors', {cell[STRENGTH]})] would work.",
+                setting="gpus",
+            )
+
+
+def _one_by_one(cells: list[dict], places: list[Path], model, memory, loras, upscale, bar: tqdm, gpus: int) -> None:
     """The local engine."""
+    if gpus > 1:
+        _together(cells, places, model, memory, loras, upscale, bar, gpus)
+        return
     models = loaded(model, memory, largest(cells), loras)
     for cell in cells:
         settings_of(cell).check(models)
@@ -152,9 +171,24 @@ def _one_by_one(cells: list[dict], places: list[Path], model, memory, loras, ups
         def show(step, place=place) -> None:
             bar.set_postfix_str(f"{place.name}: step {step.index + 1}")
 
-        if not make_one(models, cell, place, upscale, show):
+        if not make_one(models, cell, place, upscale, on_step=show):
             bar.set_postfix_str(f"{place.name}: finished before")
         bar.update()
+
+
+def _together(cells: list[dict], places: list[Path], model, memory, loras, upscale, bar: tqdm, gpus: int) -> None:
+    """Each run by several processes, which load the model once for all of them."""
+
+    def show(name: str, done: int, total: int) -> None:
+        if name == RUN:
+            bar.update(done - bar.n)
+        elif bar.n < len(places):
+            bar.set_postfix_str(f"{places[bar.n].name}: {name} {done}/{total}")
+
+    load_by = {"name": model, "memory": memory, "loras": loras, "video": largest(cells)}
+    runs = [(cell, str(place)) for cell, place in zip(cells, places)]
+    job = {"load": load_by, "out": str(places[0].parent), "cells": runs, "upscale": upscale}
+    launch(gpus, job, on_stage=show, progress=False)
 
 
 def _cells(settings: dict, axes: dict[str, list]) -> list[dict]:
