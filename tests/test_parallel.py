@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -12,6 +13,7 @@ import torch
 
 from t2v_kit import UserError, generate, load, resume
 from t2v_kit.hunyuan.parallel import check_heads, join, shares
+from t2v_kit.run.folder import read_log
 from t2v_kit.run.progress import Stopped
 from tests import sharing
 from tests.forks import together
@@ -61,6 +63,20 @@ def test_generate_on_two_can_be_watched_stopped_and_resumed(tmp_path):
     whole = generate(PROMPT, **SMALL | {"num_inference_steps": 8})
     assert difference(run.latents, whole.latents) < 1e-5
     assert run.video.shape == whole.video.shape and (run.folder / "video.mp4").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere they go on until the video is made")
+def test_processes_end_with_who_started_them(tmp_path):
+    """As when a notebook's kernel is restarted."""
+    asked = SMALL | {"out": str(tmp_path / "run"), "gpus": 2, "num_inference_steps": 1000}
+    starter = subprocess.Popen([sys.executable, "-c", f"import t2v_kit; t2v_kit.generate({PROMPT!r}, **{asked})"])
+    limit = time.monotonic() + 200
+    while not any("step" in line for line in read_log(tmp_path / "run")) and time.monotonic() < limit:
+        time.sleep(0.1)
+    started = psutil.Process(starter.pid).children(recursive=True)
+    starter.kill()
+    starter.wait()
+    assert len(started) >= 3 and not psutil.wait_procs(started, 60)[1]
 
 
 def test_a_killed_process_ends_the_run_with_one_line_and_a_checkpoint(tmp_path):
