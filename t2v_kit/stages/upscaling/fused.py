@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from triton.errors import TritonError
+from triton.errors import TritonError  # pyright: ignore[reportMissingImports]
 
 from .kernels import Conv, Plane, Shape
 
@@ -56,7 +57,7 @@ class FusedCompact:
         net: spandrel's module, on the GPU in its dtype.
     """
 
-    def __init__(self, net: torch.nn.Module) -> None:
+    def __init__(self, net: Any) -> None:
         layers = list(net.body)
         slopes = [_slope(layer) for layer in layers[1::2]] + [None]
         self.convs = [Conv(layer, slope, shape=_WIDE) for layer, slope in zip(layers[::2], slopes)]
@@ -64,7 +65,7 @@ class FusedCompact:
         self._planes: list[Plane] = []
 
     @staticmethod
-    def fits(net: torch.nn.Module) -> bool:
+    def fits(net: Any) -> bool:
         return net.num_feat == 64 and net.num_in_ch == 3 and net.num_out_ch * net.upscale**2 <= net.num_feat
 
     @_plainly
@@ -90,7 +91,7 @@ class FusedRRDB:
         net: spandrel's module, on the GPU in its dtype.
     """
 
-    def __init__(self, net: torch.nn.Module) -> None:
+    def __init__(self, net: Any) -> None:
         first, trunk, *rest = net.model
         *blocks, after = trunk.sub
         self.first, self.after = Conv(first, None, shape=_WIDE), Conv(after, None, shape=_WIDE)
@@ -108,7 +109,7 @@ class FusedRRDB:
         self._planes: list[Plane] = []
 
     @staticmethod
-    def fits(net: torch.nn.Module) -> bool:
+    def fits(net: Any) -> bool:
         layers = [layer for layer in net.modules() if isinstance(layer, torch.nn.Conv2d)]
         return (
             net.scale == 4 and not net.shuffle_factor and layers[0].in_channels == 3

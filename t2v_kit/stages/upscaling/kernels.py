@@ -8,6 +8,9 @@ Frames lie in a buffer one pixel after the other, each row followed by one empty
 A neighbour is then always the same number of pixels away, and the edges see zeros.
 """
 
+# pyright: reportMissingImports=false, reportIndexIssue=false
+# (Triton is not on every machine, and its decorator changes what a function is.)
+
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -9,7 +9,6 @@ import math
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +18,11 @@ import torch.nn.functional as F
 from ...errors import UserError
 from .options import check_dtype
 from .planes import on_host
+
+try:
+    from .fused import fused
+except ImportError:  # Triton comes with PyTorch for NVIDIA's cards alone
+    fused = None
 
 if TYPE_CHECKING:
     from spandrel import ImageModelDescriptor
@@ -64,11 +68,7 @@ def prepare(net: ImageModelDescriptor, dtype: str, device: torch.device) -> Imag
 
 def _quicken(net: ImageModelDescriptor, wanted: torch.Tensor) -> None:
     """Let `fused` compute the network where it can, and a trial shows the same picture."""
-    if net.device.type != "cuda" or find_spec("triton") is None:
-        return
-    from .fused import fused  # Triton comes with PyTorch for NVIDIA's cards alone
-
-    quick = fused(net.model)
+    quick = fused(net.model) if fused is not None else None
     if quick is not None:
         net.model.forward = quick
         if _failure(net, wanted, _TOLERANCE):
