@@ -169,6 +169,13 @@ def test_a_mistake_gets_one_line_and_exit_2(tiny_folder, here, capsys, argv, mes
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder that not even root can write in")
+def test_where_pydantic_is_loaded_nothing_changes(here, capsys):
+    """cyclopts has it check arguments where some other package has imported it, and options left out are None."""
+    pytest.importorskip("pydantic")
+    assert status("A car.", "--frames", "16.5") == 2
+    assert re.search("num_frames=16.5.*whole number", capsys.readouterr().err)
+
+
 def test_an_unwritable_folder_is_told_before_the_work(tiny_folder, here, capsys):
     """/proc takes no files from anybody."""
     assert status("a", "--model", str(tiny_folder), "--upscale", "none", "--out", "/proc/t2v") == 2

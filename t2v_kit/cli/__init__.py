@@ -72,9 +72,11 @@ def mistake(error: CycloptsError) -> str:
         return f"{name} needs a value" if name[:2] == "--" else f"{name.upper()} is missing"
     if isinstance(error, UnusedCliTokensError) and error.unused_tokens:
         return f"{error.unused_tokens[0]!r} is not expected here"
-    if isinstance(error, CoercionError) and error.token is not None and error.target_type in (int, float):
-        kind = "whole number" if error.target_type is int else "number"
-        return f"{error.token.keyword or 'the value'} {error.token.value}: must be a {kind}"
+    if isinstance(error, CoercionError) and error.token is not None:
+        shown = error.argument.parameter.metavar if error.argument is not None else None
+        kind = {int: "whole number", float: "number", "INT": "whole number", "FLOAT": "number"}
+        if wanted := kind.get(error.target_type) or kind.get(shown):
+            return f"{error.token.keyword or 'the value'} {error.token.value}: must be a {wanted}"
     message = " ".join(str(error).split()).rstrip(".")
     return message[:1].lower() + message[1:]
 

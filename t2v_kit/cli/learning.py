@@ -188,7 +188,7 @@ def _option(name: str, knob: Knob) -> inspect.Parameter:
     kind = {"text": str, "whole": int, "real": float}[knob.kind]
     span = "" if kind is str else f" {knob.lowest:g} to {knob.highest:g}."
     how = Parameter(name=f"--{name.replace('_', '-')}", help=f"{knob.help}{span}", group="Settings")
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, how])
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, how])
 
 
 def _signature() -> inspect.Signature:

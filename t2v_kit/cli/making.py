@@ -249,11 +249,16 @@ def _option(name: str, knob: Knob) -> inspect.Parameter:
         name=[f"--{name.replace('_', '-')}", *([SHORT[name]] if name in SHORT else [])],
         help=f"{knob.help} {span}" if kind in (int, float) else knob.help,
         converter={"seed": _seed}.get(name, _number) if kind in (int, float) else None,
+        metavar={int: "INT", float: "FLOAT"}.get(kind),
         allow_leading_hyphen=kind is str,
         negative="",
         group="Settings",
     )
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, how])
+    # Where pydantic happens to be loaded, cyclopts has it check what the converters gave, and the default.
+    given = int | float | str if kind in (int, float) else kind
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[given | None, how]
+    )
 
 
 def _signature() -> inspect.Signature:
