@@ -1,5 +1,6 @@
 """generate() is its stages and nothing more; what it leaves on disk is whole, complete, and makes the video again."""
 
+import gc
 import json
 import time
 from pathlib import Path
@@ -440,15 +441,16 @@ def test_stages_are_told_one_after_the_other(tiny32, enlarger, here):
 
 
 def test_peak_memory_is_that_of_the_stage(tiny32, monkeypatch):
-    """100 MB that live only while decoding are seen there, and not before."""
+    """500 MB that live only while decoding are seen there, and not before."""
     real = run_module.decode
 
     def hungry(*args):
-        held = np.ones(100_000_000, np.uint8)
+        held = np.ones(500_000_000, np.uint8)
         time.sleep(0.1)
         del held
         return real(*args)
 
     monkeypatch.setattr(run_module, "decode", hungry)
+    gc.collect()  # what earlier tests have left may go at any moment
     memory = generate(PROMPT, tiny32, **STEPS).memory
-    assert memory["decode"] - memory["denoise"] > 0.08
+    assert memory["decode"] - memory["denoise"] > 0.3
