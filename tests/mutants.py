@@ -37,6 +37,7 @@ TESTS = {
     "stages/known": ["test_given"],
     "stages/upscaling/smoothing": ["test_properties", "test_measure", "test_upscale"],
     "stages/upscaling": ["test_properties", "test_upscale", "test_realesrgan"],
+    "memory/drivers": ["test_cli"],
     "memory": ["test_properties", "test_memory"],
 }
 ON_A_GPU = ("fused.py", "kernels.py")  # what no CPU runs

@@ -280,6 +280,15 @@ def test_a_text_encoder_on_disk_takes_the_time_to_read_it():
     assert read == pytest.approx(13.98, rel=0.02)  # GiB of Llama's 7.5 billion numbers in float16
 
 
+def test_a_transformer_on_disk_is_read_in_every_step():
+    size = Size(320, 512, 61, num_inference_steps=3)
+    there, on_disk = (
+        estimate(Plan(transformer=Part("bfloat16", "none", offload)), size, stages=("denoise",)).rows[0]["seconds"]
+        for offload in ("none", "disk")
+    )
+    assert on_disk - there == pytest.approx(3 * 25.64 / coefficients()["seconds"]["disk_gb_a_second"], rel=0.01)
+
+
 def test_the_weights_are_those_of_the_published_model():
     """12.8 billion parameters in the transformer, 7.5 in Llama without its head, and 60 blocks that stream in pairs."""
     configs = Configs.of("hunyuan")
