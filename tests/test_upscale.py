@@ -511,6 +511,34 @@ def test_the_benchmark_runs(tmp_path):
     assert report["command"].startswith("python -m benchmarks.upscaling --tiny")
 
 
+KERNELS = """
+import t2v_kit, torch
+from spandrel import ModelLoader
+from spandrel.architectures.Compact import Compact
+from benchmarks.full_size import random_upscaler
+from t2v_kit.stages.upscaling.fused import FusedCompact, FusedRRDB
+
+torch.manual_seed(0)
+dense = ModelLoader().load_from_state_dict(random_upscaler(64, 1)).model
+for net, kind in ((Compact(num_feat=64, num_conv=2, upscale=4), FusedCompact), (dense, FusedRRDB)):
+    for weights in net.parameters():  # each layer counts
+        torch.nn.init.kaiming_normal_(weights) if weights.ndim == 4 else torch.nn.init.uniform_(weights, 0.1, 0.3)
+    assert kind.fits(net)
+    ours = kind(net)
+    for shape in ((1, 3, 6, 9), (2, 3, 5, 4)):
+        pixels = torch.rand(shape)
+        with torch.inference_mode():
+            torch.testing.assert_close(ours(pixels), net(pixels), rtol=1e-4, atol=1e-4)
+"""
+
+
+def test_the_kernels_for_hopper_cards_compute_what_torch_does():
+    """Both networks, batches and sizes in turn; Triton's interpreter needs no GPU."""
+    pytest.importorskip("triton", reason="Triton comes with torch's CUDA builds")
+    interpreted = {**os.environ, "TRITON_INTERPRET": "1"}  # must be set before torch imports Triton
+    subprocess.run([sys.executable, "-c", KERNELS], cwd=ROOT, env=interpreted, check=True)
+
+
 # ---- mistakes ---------------------------------------------------------------------------------------------
 
 
