@@ -6,9 +6,12 @@ import contextlib
 import hashlib
 import io
 import json
+import os
 import pickle
 import random
 import shutil
+import subprocess
+import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
