@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -137,11 +138,13 @@ def status(page, words: str) -> None:
 
 
 def within_reach(page) -> None:
-    """In a narrow window, too, the button is in sight of the prompt."""
+    """In a narrow window, too, the button is in sight of the prompt, and the video above all other settings."""
     size = page.viewport_size
     page.set_viewport_size({"width": 900, "height": 900})
-    prompt, button = (page.locator(css).bounding_box() for css in (".t2v-prompt", ".t2v-generate"))
-    assert prompt["y"] < button["y"] < prompt["y"] + 300
+    parts = (".t2v-prompt", ".t2v-generate", ".t2v-film", ".t2v-preset", ".t2v-model", ".t2v-queue-add")
+    prompt, button, screen, *others = (page.locator(css).bounding_box()["y"] for css in parts)
+    assert prompt < button < prompt + 300
+    assert button < screen < button + 200 and [screen, *others] == sorted([screen, *others])
     page.set_viewport_size(size)
 
 
@@ -155,6 +158,27 @@ def playing(page, css: str) -> int:
     """The width of the video, once all of it can be played."""
     page.wait_for_function(f"document.querySelector('video.{css}')?.readyState == 4")
     return page.evaluate(f"document.querySelector('video.{css}').videoWidth")
+
+
+def from_a_video(page) -> None:
+    """The video of the last run, half of it made anew; a file that is none is said, and nothing begins."""
+    said = page.inner_text(".t2v-status")
+    video = re.search(r"runs/playground/[\w-]+", said)[0] + "/video.mp4"
+    page.click("text=From a video or picture")
+    turn(page, "t2v-num-frames", "5")
+    turn(page, "t2v-strength", "0.5")
+    for path, answer in (("nowhere.mp4", "cannot be read"), (video, "Done in")):
+        page.fill(".t2v-video input", path)
+        page.keyboard.press("Tab")
+        page.wait_for_selector(".t2v-generate:enabled")
+        page.click(".t2v-generate")
+        status(page, answer)
+    page.click(".t2v-show-code")
+    code = page.input_value(".t2v-code textarea")
+    assert video in code and "strength=0.5" in code and "continue" in code
+    page.click(".t2v-show-code")
+    page.fill(".t2v-video input", "")
+    page.keyboard.press("Tab")
 
 
 def test_a_person_plays(page):
@@ -228,6 +252,8 @@ def test_a_person_plays(page):
     page.wait_for_selector(".t2v-lora-rows .t2v-lora-strength")
     page.click(".t2v-generate")
     status(page, "Done in")
+
+    from_a_video(page)
 
     page.fill(".t2v-queue-prompts textarea", f"A red car on the beach.\n{NASTY}")
     page.click(".t2v-queue-add")

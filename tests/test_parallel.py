@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -15,6 +16,7 @@ from t2v_kit import UserError, generate, load, resume
 from t2v_kit.hunyuan.parallel import check_heads, join, shares
 from t2v_kit.run.folder import read_log
 from t2v_kit.run.progress import Stopped
+from t2v_kit.video.files import save_video
 from tests import sharing
 from tests.forks import together
 from tests.sharing import CASES, computed
@@ -48,19 +50,25 @@ def test_several_processes_make_the_video_of_one(size, alone, tmp_path):
 
 
 def test_generate_on_two_can_be_watched_stopped_and_resumed(tmp_path):
+    """From a video of which half is made anew, which the first process encodes: the video of one process."""
+    frames = np.random.default_rng(0).integers(0, 256, (9, 48, 80, 3), np.uint8)
+    asked: dict = SMALL | {
+        "num_inference_steps": 8,
+        "strength": 0.5,
+        "video": save_video(tmp_path / "in.mp4", frames, 16),
+    }
     steps = []
     with pytest.raises(Stopped, match=r"stopped in denoise.*resume"):
         generate(
-            PROMPT, out=tmp_path / "run", gpus=2, on_step=steps.append, stop=lambda: len(steps) > 0,
-            **SMALL | {"num_inference_steps": 8},
+            PROMPT, out=tmp_path / "run", gpus=2, on_step=steps.append, stop=lambda: len(steps) > 0, **asked
         )  # fmt: skip
-    assert steps[0].index == 0 and steps[0].predicted_clean.shape == steps[0].latents.shape
+    assert steps[0].index == 4 and steps[0].predicted_clean.shape == steps[0].latents.shape
     stages = []
     run = resume(tmp_path / "run", on_stage=lambda *stage: stages.append(stage), progress=False)
     assert run.record["settings"]["gpus"] == run.record["made_with"]["gpus"] == 2
     assert run.record["made_with"]["unknown_code"] is None
-    assert next(done for name, done, _ in stages if name == "denoise") > 0, "it begins behind the checkpoint"
-    whole = generate(PROMPT, **SMALL | {"num_inference_steps": 8})
+    assert next(done for name, done, _ in stages if name == "denoise") > 4, "it begins behind the checkpoint"
+    whole = generate(PROMPT, **asked)
     assert difference(run.latents, whole.latents) < 1e-5
     assert run.video.shape == whole.video.shape and (run.folder / "video.mp4").exists()
 
@@ -111,6 +119,7 @@ def test_torchrun_is_enough(tmp_path):
         ({"gpus": 0, "out": "runs/x"}, "gpus=0: must be a whole number of devices from 1"),
         ({"gpus": 2, "out": "runs/x", "height": 50}, "height=50"),
         ({"gpus": 2, "out": "runs/x", "model": "pokcet"}, "pokcet"),
+        ({"gpus": 2, "out": "runs/x", "first_frame": "in.png"}, r"gpus=2: first_frame is given.*gpus=1 would work"),
     ],
 )
 def test_mistakes_are_told_before_anything_starts(asked, message):

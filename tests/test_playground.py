@@ -188,7 +188,7 @@ class TestControls:
         elif how == "code":
             panel.controls.set(seed=77)
         else:
-            (dice,) = [widget for widget in every(panel.controls.box) if "t2v-dice" in widget._dom_classes]
+            (dice,) = [widget for widget in every(panel.controls.knobs) if "t2v-dice" in widget._dom_classes]
             dice.click()
         seed = panel.controls.values()["seed"]
         panel.controls.roll()

@@ -103,7 +103,7 @@ class Field:
 
 
 class Controls:
-    """Widgets for all of `Settings`. `.box` is what is shown.
+    """Widgets for all of `Settings`. `.ask` and `.knobs` are what is shown.
 
     Every change takes `guard`, so that the thread of a run and the notebook's own do not meet in here.
 
@@ -112,6 +112,9 @@ class Controls:
         changed: Called after every change.
 
     Attributes:
+        ask: The prompt, with `slot` under it.
+        slot: An empty box, for what should stay in sight of the prompt.
+        knobs: All other settings.
         fields: The `Field` of each setting.
         guard: A reentrant lock on the controls.
     """
@@ -130,11 +133,12 @@ class Controls:
         self.surprise = button("Surprise me", "t2v-surprise", "A sentence in the words that this model knows.")
         self.surprise.on_click(lambda _: self.set(prompt=sentence()))
         self.facts = widgets.HTML(layout=UNDER)
-        self.box = self._layout()
+        self.slot = widgets.VBox()
+        self.ask, self.knobs = self._layout()
         self.adopt(rules)
         self.preset.observe(self._on_preset, "value")
 
-    def _layout(self) -> widgets.VBox:
+    def _layout(self) -> tuple[widgets.VBox, widgets.VBox]:
         boxes = {name: field.box for name, field in self.fields.items()}
         aside = widgets.HBox([self.surprise], layout=UNDER)
         self.noisy = widgets.Checkbox(False, description="preview the noisy latents", **aligned())
@@ -148,9 +152,10 @@ class Controls:
         self.given = widgets.Accordion([widgets.VBox([boxes[name] for name in _GIVEN])], selected_index=None)
         self.given.set_title(0, "From a video or picture")
         self.given.layout.margin = "8px 0 0"
-        top = [boxes["prompt"], aside, heading("Video"), self.preset]
+        ask = widgets.VBox([boxes["prompt"], aside, self.slot])
         main = [boxes[name] for name in _MAIN]
-        return widgets.VBox([*top, *main, self.facts, boxes["seed"], self.given, self.advanced])
+        knobs = [heading("Video"), self.preset, *main, self.facts, boxes["seed"], self.given, self.advanced]
+        return ask, widgets.VBox(knobs)
 
     def _seed_extras(self) -> None:
         """Dice and lock at the right of the seed. Unlocked, every new run draws another seed."""

@@ -49,6 +49,14 @@ STYLE = """<style>
 .t2v-bars .widget-hbox { min-height: 0; margin: 2px 0; } .t2v-bars .widget-html { font-size: 12px; }
 .t2v-bars .widget-hprogress { height: 6px; margin: 0 2px; } .t2v-bars .progress-bar { transition: width 0.3s; }
 .t2v .t2v-columns { gap: 14px; align-items: flex-start; }
+.t2v { container-type: inline-size; width: 100%; }
+@container (max-width: 816px) {
+  .t2v .t2v-columns { flex-flow: column nowrap !important; align-items: stretch; }
+  .t2v .t2v-side, .t2v .t2v-stage { display: contents !important; }
+  .t2v-ask, .t2v-film, .t2v-knobs, .t2v-more { background: var(--paper); border: 1px solid var(--line);
+    border-radius: 10px; padding: 16px; box-sizing: border-box; }
+  .t2v-ask { order: 1; } .t2v-film { order: 2; } .t2v-knobs { order: 3; } .t2v-more { order: 4; }
+}
 .t2v-dice, .t2v-lock, .t2v-use { padding: 0; text-overflow: clip; } .t2v-dice i, .t2v-lock i, .t2v-use i { margin: 0; }
 .t2v-choice { margin-top: 6px; } .t2v .widget-accordion, .t2v .jupyter-widget-Collapse { width: auto; }
 </style>"""

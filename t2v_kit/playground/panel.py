@@ -237,14 +237,18 @@ class Playground(widgets.VBox):
     def _layout(self) -> list[widgets.Widget]:
         buttons = [self.generate_button, self.stop_button, self.resume_button, self.code_button]
         row = widgets.HBox(buttons, layout={"flex_flow": "row wrap", "margin": "10px 0 0"})
-        prompt, surprise, *rest = self.controls.box.children
-        # Beside the prompt: where a narrow window puts the columns below each other, they stay in sight of it.
-        self.controls.box.children = [prompt, surprise, row, self.status, *rest]
-        side = widgets.VBox([self.controls.box, self.engine.box], layout={"flex": "1 1 340px", "max_width": "430px"})
-        side.add_class("t2v-side")
-        main = [self.screen.box, self.code_text, self.bars.box, self.queue.box, self.history.box]
-        stage = widgets.VBox(main, layout={"flex": "1 1 460px", "min_width": "0"})
-        stage.add_class("t2v-stage")
+        self.controls.slot.children = [row, self.status]
+        knobs = widgets.VBox([self.controls.knobs, self.engine.box])
+        side = widgets.VBox(
+            [self.controls.ask, knobs], layout={"flex": "1 1 340px", "min_width": "0", "max_width": "430px"}
+        )
+        film = widgets.VBox([self.screen.box, self.code_text, self.bars.box])
+        more = widgets.VBox([self.queue.box, self.history.box])
+        stage = widgets.VBox([film, more], layout={"flex": "1 1 460px", "min_width": "0"})
+        # In a narrow window the style sheet takes the columns apart, and puts what is shown between prompt and knobs.
+        boxes = {"side": side, "ask": self.controls.ask, "knobs": knobs, "stage": stage, "film": film, "more": more}
+        for name, box in boxes.items():
+            box.add_class(f"t2v-{name}")
         columns = widgets.HBox([side, stage], layout={"flex_flow": "row wrap"})
         columns.add_class("t2v-columns")
         return [widgets.HTML(STYLE), columns, self.comparison.box]

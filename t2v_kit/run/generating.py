@@ -338,7 +338,7 @@ def _launched(gpus: int, out, load_by: dict, job: dict, watchers: dict) -> Run:
     folder = check_target(out)
     settings = job.get("settings", {})
     if settings:
-        wanted = settings_from(also=OWN, **settings)
+        wanted = settings_from(also=OWN, **take_given(settings)[0])
         check_shareable(wanted, gpus)
         check_own(folder)
         load_by |= {"video": wanted}
