@@ -1,6 +1,6 @@
 """Measure pocket as it is shipped, and write the numbers beside its weights (evaluation.json).
 
-    python -m training.evaluate --what all --teacher training/out/teacher/transformer --out training/out
+    python -m training.evaluate --what all --out training/out
 
 What is measured: vae, adherence, by_hand, typing, underspecified, guidance, text, or all of them. Everything
 runs on the saved weights in float32 with the pipeline's defaults (with `--fast` products in TF32 and, where it is not
@@ -49,7 +49,7 @@ class Bench:
     seed: int
     out: Path
     deadline: float
-    teacher: HunyuanVideoTransformer3DModel | None = None
+    teacher: HunyuanVideoTransformer3DModel
 
     def scenes(self, count: int, salt: int) -> list[Scene]:
         rng = random.Random(1_000_000 * salt + self.seed)
@@ -258,7 +258,7 @@ def measure_guidance(bench: Bench) -> dict:
             "diversity_features": spread(features),
             "diversity_pixels": spread(free.flatten(1)) / free[0].numel() ** 0.5,
             "chroma": (seen.amax(2) - seen.amin(2)).mean(),
-        } | (teacher_distance(bench, texts[:16], guidance) if bench.teacher else {})
+        } | teacher_distance(bench, texts[:16], guidance)
     return rounded(result)
 
 
@@ -269,8 +269,9 @@ def spread(x: torch.Tensor) -> torch.Tensor:
 
 
 def teacher_distance(bench: Bench, texts: list[str], guidance: float) -> dict:
-    """How far one pass with distilled guidance is from the teacher's true classifier-free guidance, relative to the
-    latter's size, along the student's own way; and how far it would be if the knob did nothing."""
+    """How far one pass with distilled guidance is from true classifier-free guidance, two passes of the same
+    transformer at guidance 1 (or of `--teacher`), relative to the latter's size, along the former's own way; and how
+    far it would be if the knob did nothing."""
     text, empty = encode(bench.models, texts), encode(bench.models, [""] * len(texts))
     missed = idle = size = 0.0
     for latents, timestep, student in list(trajectory(bench.models, text, list(range(len(texts))), guidance))[:-1]:
@@ -366,7 +367,7 @@ def main():
     models = t2v_kit.load(args.model, dtype="float32")
     exact = models.pipe.vae
     usual = copy.deepcopy(exact).bfloat16() if args.fast else exact
-    teacher = None
+    teacher = models.pipe.transformer
     if args.teacher:
         teacher = HunyuanVideoTransformer3DModel.from_pretrained(args.teacher, torch_dtype=torch.float32)
         teacher = teacher.eval().to(models.device)
