@@ -126,10 +126,10 @@ def main() -> int:
 
 
 def kept(file: Path, report: dict) -> dict:
-    """The rows that were measured before, of the same weights and prompts."""
+    """The rows that were measured before, of the same weights and prompts; each says on which device."""
     earlier = json.loads(file.read_text("utf-8")) if file.exists() else {}
     same = all(earlier.get(name) == report[name] for name in ("weights", "prompts", "settings"))
-    return earlier["rows"] if same else {}
+    return {name: {"device": earlier["device"]} | row for name, row in earlier["rows"].items()} if same else {}
 
 
 def worker(args: argparse.Namespace, index: int, file: Path) -> subprocess.Popen:

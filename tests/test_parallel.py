@@ -1,6 +1,7 @@
 """One video by several processes, on the CPU with gloo: the same video, and an end when a process is lost."""
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -15,10 +16,12 @@ import torch
 from t2v_kit import UserError, generate, load, resume
 from t2v_kit.hunyuan.parallel import check_heads, join, shares
 from t2v_kit.run.folder import read_log
+from t2v_kit.run.launching import ERROR, _what_failed
 from t2v_kit.run.progress import Stopped
+from t2v_kit.run.worker import as_data
 from t2v_kit.video.files import save_video
 from tests import sharing
-from tests.forks import together
+from tests.forks import python, together
 from tests.sharing import CASES, computed
 
 SMALL = {"height": 48, "width": 80, "num_frames": 9, "num_inference_steps": 3, "upscale": "none", "progress": False}
@@ -77,7 +80,8 @@ def test_generate_on_two_can_be_watched_stopped_and_resumed(tmp_path):
 def test_processes_end_with_who_started_them(tmp_path):
     """As when a notebook's kernel is restarted."""
     asked = SMALL | {"out": str(tmp_path / "run"), "gpus": 2, "num_inference_steps": 1000}
-    starter = subprocess.Popen([sys.executable, "-c", f"import t2v_kit; t2v_kit.generate({PROMPT!r}, **{asked})"])
+    started_by = ["-c", f"import t2v_kit; t2v_kit.generate({PROMPT!r}, **{asked})"]
+    starter = python(started_by, {"PYTHONPATH": str(Path(__file__).parents[1])})
     limit = time.monotonic() + 200
     while not any("step" in line for line in read_log(tmp_path / "run")) and time.monotonic() < limit:
         time.sleep(0.1)
@@ -117,14 +121,23 @@ def test_torchrun_is_enough(tmp_path):
     [
         ({"gpus": 2}, r"gpus=2: needs a folder .*out='runs/mine' would work"),
         ({"gpus": 0, "out": "runs/x"}, "gpus=0: must be a whole number of devices from 1"),
-        ({"gpus": 2, "out": "runs/x", "height": 50}, "height=50"),
+        ({"gpus": 2, "out": "runs/x", "height": 50}, "height=50: must be a multiple of 16.*48 or 64 would work"),
+        ({"gpus": 2, "out": "runs/x", "num_frames": 6}, "num_frames=6.*5 or 9 would work"),
         ({"gpus": 2, "out": "runs/x", "model": "pokcet"}, "pokcet"),
         ({"gpus": 2, "out": "runs/x", "first_frame": "in.png"}, r"gpus=2: first_frame is given.*gpus=1 would work"),
     ],
 )
-def test_mistakes_are_told_before_anything_starts(asked, message):
+def test_mistakes_are_told_before_anything_starts(asked, message, monkeypatch):
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a process was started"))
     with pytest.raises(UserError, match=message):
         generate(PROMPT, **SMALL | asked)
+
+
+def test_what_the_first_process_refuses_is_told_as_it_is(tmp_path):
+    """As for a model in a folder, of which only its configurations know what a token is."""
+    (tmp_path / ERROR).write_bytes(pickle.dumps(as_data(UserError("height=50: no.", setting="height"))))
+    told = _what_failed(tmp_path, tmp_path / "run", 2)
+    assert isinstance(told, UserError) and str(told) == "height=50: no." and told.setting == "height"
 
 
 def test_more_devices_than_heads_are_refused():

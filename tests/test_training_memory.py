@@ -38,6 +38,24 @@ def test_the_prediction_is_within_ten_per_cent(name):
     assert predicted == pytest.approx(row["levers_run"]["gpu_gib"], rel=0.1)
 
 
+@pytest.mark.parametrize("name", [name for name in MEASURED if ROWS[name]["levers"]["activations"] == "offload"])
+def test_what_waits_in_ram_is_counted(name):
+    """Against what a process had in RAM beside what the plain training before it had left there."""
+    row = ROWS[name]
+    frames, height, width = row["size"]
+    settings = TrainSettings(optimizer="adamw8bit", **row["levers"])
+    plain = replace(settings, activations="recompute", offloaded_blocks=None, streamed_blocks=0)
+    needs = [estimate_training(each, Size(height, width, frames)).ram_gb for each in (settings, plain)]
+    measured = row["levers_run"]["ram_gib_with_files"] - row["naive"]["ram_gib_with_files"]
+    assert 0.6 * measured < needs[0] - needs[1] < 1.05 * measured
+
+
+def test_streamed_weights_wait_in_ram():
+    """In 4 bits 60 blocks are 6.1 GiB, the scales apart."""
+    none, half, every = (estimate_training(replace(SMALL, streamed_blocks=n)).ram_gb for n in (0, 30, 60))
+    assert 5 < every - none < 7 and none < half < every
+
+
 def test_each_lever_takes_less_than_the_one_before():
     """Of what a block leaves: everything, its input, half of it, nothing; then smaller pieces, and fewer weights."""
     rungs = [{"activations": how} for how in ("keep", "recompute", "fp8", "offload")]
@@ -93,6 +111,8 @@ def test_levers_are_chosen_for_the_card(clips, tiny_folder):
     with pytest.raises(UserError, match=r"memory=1: is not enough: .* memory=3 would work"):
         choose_levers(SMALL, 1, data)
     assert choose_levers(SMALL, 1, data, tiny_folder)[1].vram_gb < 0.1
+    with pytest.raises(UserError, match=r"memory=9: .* would wait in RAM, of which there are 4; memory=\d+, where"):
+        choose_levers(large, 9, data, ram_gb=4)
 
 
 def test_the_plan_to_load_with_fits_the_card():

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from ..errors import UserError, check_text
-from ..hunyuan.names import DOWNLOADS, HUB_ID, PUBLISHED, TOKEN, check_name
+from ..hunyuan.names import HUB_ID, KNOWN, TOKEN, check_name
 from ..memory.drivers import check_device, surely_no_gpu
 from ..memory.plan import gigabytes
 from ..run.target import check_empty, check_training
@@ -73,7 +73,7 @@ def _train(
         check_text("prompt", prompt)
     check_intervals(chosen.steps, sample_every, checkpoint_every)
     check_name(model)
-    if model in ("pocket", *PUBLISHED, *DOWNLOADS):  # of a folder, only its configurations know
+    if model in KNOWN:  # of a folder, only its configurations know
         check_multiples(chosen, *TOKEN)
     if out is not None:
         check_empty(out)

@@ -21,7 +21,7 @@ from cyclopts import Parameter, Token
 from ..errors import UserError, check_whole, near_match
 from ..hunyuan.kernel_names import check_kernel
 from ..hunyuan.lora_arguments import check_steps, lora_from_text
-from ..hunyuan.names import ANIMATES, DOWNLOADS, PUBLISHED, TOKEN, check_name
+from ..hunyuan.names import ANIMATES, DOWNLOADS, KNOWN, PUBLISHED, TOKEN, check_name
 from ..memory.drivers import NOTHING_TO_PLAN, surely_no_gpu
 from ..memory.plan import gigabytes
 from ..run.target import check_own, check_target
@@ -109,7 +109,7 @@ def _make(
     target = check_target(folder)
     if not several:
         check_own(target)
-    if model == "pocket" or model in PUBLISHED or model in DOWNLOADS:  # of a folder, only its configurations know
+    if model in KNOWN:  # of a folder, only its configurations know
         check_multiples(wanted, *TOKEN)
         _check_image(wanted, model)
     if (model in PUBLISHED or model in DOWNLOADS) and not yes:

@@ -6,7 +6,7 @@ import re
 import shlex
 
 from ..errors import UserError
-from ..hunyuan.names import ANIMATES, DOWNLOADS, PUBLISHED, TOKEN, check_name
+from ..hunyuan.names import ANIMATES, KNOWN, TOKEN, check_name
 from ..memory.drivers import surely_no_gpu
 from ..settings import check_multiples, settings_from
 from .app import EXAMPLE, app, quieten
@@ -38,7 +38,7 @@ def plan(
     height, width, num_frames = map(int, numbers.groups())
     wanted = settings_from(prompt=EXAMPLE, height=height, width=width, num_frames=num_frames)
     check_name(model)
-    if model in ("pocket", *PUBLISHED, *DOWNLOADS):  # of a folder, only its configurations know
+    if model in KNOWN:  # of a folder, only its configurations know
         check_multiples(wanted, *TOKEN)
     for option, value in (("--vram", vram), ("--ram", ram)):
         if value is not None and not 0 < value < float("inf"):

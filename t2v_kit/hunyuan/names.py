@@ -26,11 +26,11 @@ DOWNLOADS = {
     I2V_33_ID: f"{I2V_33_ID} is about 43 GB to download. {_LICENCE}",
 }
 DOWNLOAD = DOWNLOADS[HUB_ID]
-#: Pixels and frames of a token, of HunyuanVideo and of pocket.
+#: Models whose configurations are known before they are read, and the pixels and frames of a token of theirs.
+KNOWN = ("pocket", *PUBLISHED, *DOWNLOADS)
 TOKEN = (16, 4)
 SHIPPED_LORAS = Path(__file__).parents[1] / "pocket" / "lora"  # of pocket, each found by its file's name alone
 SINGLE_FILES = (".safetensors", ".gguf")
-_KNOWN = ("pocket", *PUBLISHED, *DOWNLOADS)
 OTHER_WORDS = {"toy": "pocket", "tiny": "pocket", "13b": "hunyuan", "i2v": "hunyuan-i2v"}  # lower case
 OTHER_WORDS |= {"tencent/hunyuanvideo": HUB_ID, "tencent/hunyuanvideo-i2v": I2V_ID}
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")  # user/repo, as the hub names them
@@ -51,7 +51,7 @@ def check_name(name: str | Path) -> None:
             raise UserError(f"model {str(name)!r}: no such file; {hint(name)}")
     elif path.is_dir() and not (path / "model_index.json").is_file() and not any(path.glob("*.gguf")):
         raise UserError(f"{path / 'model_index.json'}: is missing; the folder of a HunyuanVideoPipeline would work.")
-    elif name not in _KNOWN and not path.is_dir() and not (isinstance(name, str) and REPOSITORY.fullmatch(name)):
+    elif name not in KNOWN and not path.is_dir() and not (isinstance(name, str) and REPOSITORY.fullmatch(name)):
         raise UserError(f"model {str(name)!r}: no such model or folder; {hint(name)}")
 
 
@@ -63,7 +63,7 @@ def is_single_file(name: str | Path) -> bool:
 
 def hint(name: str | Path) -> str:
     """How the message about an unknown name ends: a model, or a neighbour on the disk, with nearly the same name."""
-    word = OTHER_WORDS.get(str(name).lower()) or near_match(name, _KNOWN)
+    word = OTHER_WORDS.get(str(name).lower()) or near_match(name, KNOWN)
     path = Path(name).expanduser()
     if word is None and path.parent.is_dir():
         near = near_match(path.name, [each.name for each in path.parent.iterdir() if not each.name.startswith(".")])

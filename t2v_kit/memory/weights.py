@@ -109,10 +109,22 @@ class Weights:
             linear: Bytes of a weight of a quantised linear layer, as in `weights`: scales of 4 bits are no parameters,
                 and stay.
         """
+        waiting = self._last(count)
+        two = sum(sorted(waiting)[-2:])
+        return self.total - int(_moved(linear) * (sum(waiting) - two))
+
+    def waiting(self, count: int, linear: float | None) -> int:
+        """Bytes in RAM while the last blocks wait there; the arguments are those of `without_last`."""
+        return int(_moved(linear) * sum(self._last(count)))
+
+    def _last(self, count: int) -> list[int]:
         blocks = [block for stack in self.stacks for block in stack]
-        waiting = blocks[len(blocks) - min(count, len(blocks)) :]
-        moved = 1.0 if linear is None or linear >= 1 else 0.5 / linear
-        return self.total - int(moved * (sum(waiting) - sum(sorted(waiting)[-2:])))
+        return blocks[len(blocks) - min(count, len(blocks)) :]
+
+
+def _moved(linear: float | None) -> float:
+    """The share of a block's bytes that moves with its weights: all but the scales of 4 bits."""
+    return 1.0 if linear is None or linear >= 1 else 0.5 / linear
 
 
 @functools.lru_cache(64)

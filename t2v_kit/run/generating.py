@@ -16,13 +16,13 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from ..errors import UserError, check_whole, fresh_notes, give_note, quoted
-from ..hunyuan.names import check_name
+from ..hunyuan.names import KNOWN, TOKEN, check_name
 from ..memory.choose import as_plan
 from ..memory.plan import Plan
 from ..model.loading import load
 from ..model.loras import find_loras
 from ..model.models import Models
-from ..settings import Resolved, Settings, settings_from
+from ..settings import Resolved, Settings, check_multiples, settings_from
 from ..stages.decoding import decode, tile_count
 from ..stages.denoising import Step, denoise, encode_negative
 from ..stages.image import Picture, fitted_picture, read_picture
@@ -342,6 +342,8 @@ def _launched(gpus: int, out, load_by: dict, job: dict, watchers: dict) -> Run:
         check_shareable(wanted, gpus)
         check_own(folder)
         load_by |= {"video": wanted}
+        if load_by["name"] in KNOWN:  # of a folder, only its configurations know
+            check_multiples(wanted, *TOKEN)
     check_name(load_by["name"])
     result = launch(gpus, job | {"load": load_by, "out": str(folder)}, **watchers)
     large = Path(folder) / "upscaled.mp4"

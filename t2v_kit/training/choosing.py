@@ -10,6 +10,7 @@ from typing import Any
 from ..errors import UserError
 from ..hunyuan.files import HUNYUAN_DEFAULTS, locate, read_json
 from ..memory.estimate import coefficients, estimate
+from ..memory.machine import machine_with
 from ..memory.plan import TILES, UNTILED, Part, Plan, Size
 from ..memory.weights import Configs
 from .clips import ClipFolder
@@ -91,7 +92,7 @@ def _fewest(
 
 
 def choose_levers(
-    settings: TrainSettings, vram_gb: float, data: ClipFolder, model="hunyuan"
+    settings: TrainSettings, vram_gb: float, data: ClipFolder, model="hunyuan", ram_gb: float | None = None
 ) -> tuple[TrainSettings, TrainEstimate]:
     """`fastest_levers` for the largest sample of a folder.
 
@@ -100,18 +101,29 @@ def choose_levers(
         vram_gb: Of the card, in GiB.
         data: What is trained on.
         model: What `load` takes.
+        ram_gb: GiB of RAM; None is what this machine has.
 
     Returns:
         The settings, and what they need.
 
     Raises:
-        UserError: Nothing fits.
+        UserError: Nothing fits, or what waits in RAM has no room there.
     """
     folder = None if model == "hunyuan" else locate(model).folder
     extra = read_json(folder / "t2v_kit.json") if folder and (folder / "t2v_kit.json").exists() else {}
     samples = data.samples(settings, HUNYUAN_DEFAULTS | extra.get("defaults", {}))
     largest = max(samples, key=lambda sample: sample.num_frames * sample.height * sample.width)
-    return fastest_levers(settings, Size(largest.height, largest.width, largest.num_frames), vram_gb, model)
+    size = Size(largest.height, largest.width, largest.num_frames)
+    chosen, needed = fastest_levers(settings, size, vram_gb, model)
+    room = machine_with(vram_gb, ram_gb).ram_gb
+    if needed.ram_gb > room:
+        without = estimate_training(_with(settings), size, model)
+        raise UserError(
+            f"memory={vram_gb:g}: {needed.ram_gb:.1f} GiB would wait in RAM, of which there are {room:g}; "
+            f"memory={math.ceil(without.card_gb)}, where nothing waits there, or shorter samples would work.",
+            setting="memory",
+        )
+    return chosen, needed
 
 
 def training_plan(

@@ -1,4 +1,4 @@
-"""Predict the GPU memory that a LoRA's training takes. Needs no GPU and no weights.
+"""Predict the GPU memory and RAM that a LoRA's training takes. Needs no GPU and no weights.
 
 The transformer, cut to two blocks of each kind, runs forward and back on PyTorch's meta device with the very levers of
 the training, while every living tensor is added up, as `memory.footprint` does for sampling.
@@ -7,6 +7,7 @@ the training, while every living tensor is added up, as `memory.footprint` does 
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +42,8 @@ class TrainEstimate:
         work_gb: What the blocks leave and need at work.
         vram_gb: The peak of the steps, by PyTorch's allocator.
         loading_gb: The peak before them, when `load` has put the base there, but for the blocks that are streamed.
+        ram_gb: What waits in RAM during the steps, with the process itself. PyTorch pins powers of two; while copies
+            are not over it can be half as much again.
     """
 
     size: Size
@@ -50,6 +53,7 @@ class TrainEstimate:
     work_gb: float
     vram_gb: float
     loading_gb: float
+    ram_gb: float
 
     def fits(self, vram_gb: float) -> bool:
         """Whether loading and steps fit a card of so many GiB, less what CUDA's context and the allocator take."""
@@ -63,13 +67,13 @@ class TrainEstimate:
     def __str__(self) -> str:
         size = f"{self.size.height}x{self.size.width}x{self.size.num_frames}"
         parts = f"weights {self.weights_gb:.1f}, LoRA {self.lora_gb:.1f}, work {self.work_gb:.1f}"
-        return f"training at {size}: {self.vram_gb:.1f} GiB ({parts})"
+        return f"training at {size}: {self.vram_gb:.1f} GiB ({parts}), RAM {self.ram_gb:.1f} GiB"
 
 
 def estimate_training(
     settings: TrainSettings, size: Size | None = None, model="hunyuan", quantisation: str = "nf4"
 ) -> TrainEstimate:
-    """Predict the peak of GPU memory of a LoRA's training.
+    """Predict the peak of GPU memory of a LoRA's training, and what waits in RAM.
 
     Args:
         settings: Of the training; height, width and num_frames are those of a sample, unless `size` is given.
@@ -101,7 +105,10 @@ def estimate_training(
     work = settings.batch_size * _work(configs.transformer, tokens, settings)
     adapter = _adapter_bytes(configs.transformer, settings)
     there, lora_gb, work_gb = lying / GIB, adapter / GIB, work / GIB
-    return TrainEstimate(size, settings, there, lora_gb, work_gb, there + lora_gb + work_gb, there)
+    waiting = own.waiting(settings.streamed_blocks, QUANTISATIONS[quantisation][0])
+    waiting += settings.batch_size * _inputs_in_ram(config, tokens, settings)
+    ram_gb = waiting / GIB + coefficients()["ram"]["process_gib"]
+    return TrainEstimate(size, settings, there, lora_gb, work_gb, there + lora_gb + work_gb, there, ram_gb)
 
 
 def sample_size(settings: TrainSettings) -> Size:
@@ -127,6 +134,21 @@ def _adapter_bytes(config: tuple, settings: TrainSettings) -> int:
     return numbers * (2 + 2 + 4 + state + (4 if settings.ema else 0))
 
 
+def _inputs_in_ram(config: dict[str, Any], tokens: int, settings: TrainSettings) -> int:
+    """Bytes of the block inputs that `offload` takes to pinned RAM, each a power of two."""
+    if settings.activations != "offload":
+        return 0
+    width = config["num_attention_heads"] * config["attention_head_dim"]
+    each = sum(2 ** math.ceil(math.log2(2 * count * width)) for count in (tokens, WORDS))
+    return each * _offloaded(config, settings)
+
+
+def _offloaded(config: dict[str, Any], settings: TrainSettings) -> int:
+    """How many blocks have their inputs in RAM."""
+    count = config["num_layers"] + config["num_single_layers"]
+    return count if settings.offloaded_blocks is None else min(settings.offloaded_blocks, count)
+
+
 def _work(config: tuple, tokens: int, settings: TrainSettings) -> float:
     """Peak bytes of a step on top of all weights; once there are many tokens, a further one costs the same."""
     few = 16 * settings.chunk if settings.chunk else 2**12
@@ -148,8 +170,9 @@ def _work_count(config: tuple, tokens: int, settings: TrainSettings) -> float:
         return one + (_peak(config, 2, tokens, levers) - one) / 2 * (count - 2)
     # The two blocks of the count left their inputs; those of `offload` come back two at a time, and `fp8` has half of
     # each.
-    offloaded = count if settings.offloaded_blocks is None else min(settings.offloaded_blocks, count)
-    left = {"recompute": count, "offload": max(count - offloaded, 2), "fp8": count / 2}[settings.activations]
+    left = {"recompute": count, "offload": max(count - _offloaded(known, settings), 2), "fp8": count / 2}[
+        settings.activations
+    ]
     left += 2 if settings.streamed_blocks else 0  # the gradients between two blocks, which are ways back of their own
     return one + (left - 2) * 2 * (tokens + WORDS) * known["num_attention_heads"] * known["attention_head_dim"]
 
