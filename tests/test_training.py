@@ -19,7 +19,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, HunyuanVideoPipeline
 from diffusers.models.transformers import transformer_hunyuan_video as hunyuan
 
 from t2v_kit import toyland
-from training import common, guidance, pocket, transformer, vae
+from training import agree, common, guidance, pocket, transformer, vae
 
 
 @pytest.fixture
@@ -421,6 +421,28 @@ def test_steps_of_distillation_reduce_the_loss(small_transformer, prompts):
     weighted = (error.square().mean((1, 2, 3, 4)) / torch.tensor([2.0, 7.25])).mean().item()
     assert losses[0] == pytest.approx(weighted, rel=1e-4)  # 1 + (g - 1)^2 / 4 at guidance 3 and 6
     assert losses[-1] < 0.5 * losses[0]
+
+
+def test_guidance_and_asking_twice_come_to_agree(small_transformer, prompts):
+    """A few steps on one batch: they disagree less, while each answer stays near what it was."""
+    torch.manual_seed(0)
+    model = copy.deepcopy(small_transformer)
+    asked = dict(zip(("embeds", "lengths", "pooled"), prompts[0]), guidance=torch.tensor([3.0, 6.0]))
+    state = agree.lesson(small_transformer, prompts[1], guidance.noised(torch.randn(2, 16, 1, 4, 6), **asked))
+    told, untold = guidance.answered(small_transformer, prompts[1], {**asked, **state})["told"], state["untold"]
+    torch.testing.assert_close(state["told"], told)
+    step, recorder = agree.make_step(model, prompts[1], nullcontext(), 4.0), common.Recorder(model, graphs=False)
+    optimizer, found = torch.optim.AdamW(model.parameters(), lr=1e-4), []
+    for _ in range(12):
+        found.append([value.item() for value in recorder(step, True, **state)])
+        optimizer.step()
+    size = torch.tensor([2.0, 7.25])  # 1 + (g - 1)^2 / 4 at guidance 3 and 6
+    off = state["knob"] - guidance.guided(told, untold, asked["guidance"])
+    loss, moved, disagreed = found[0]
+    assert moved == pytest.approx(0, abs=1e-9)
+    assert disagreed == pytest.approx((off.square().mean((1, 2, 3, 4)) / size).mean().item(), rel=1e-4)
+    assert loss == pytest.approx(4 * disagreed, rel=1e-5)
+    assert found[-1][2] < 0.5 * disagreed and found[-1][1] < 0.2 * disagreed
 
 
 FUSED = """

@@ -41,13 +41,12 @@ def answered(teacher, empty, state) -> dict[str, torch.Tensor]:
     return state | {"told": told, "untold": untold}
 
 
-def noised(clean, noise=None, **prompt) -> dict[str, torch.Tensor]:
-    """States as the teacher was trained on, from clean (B, 16, T, H, W) and noise shaped like it, or newly drawn."""
-    noise = torch.randn_like(clean) if noise is None else noise
+def noised(clean, **prompt) -> dict[str, torch.Tensor]:
+    """States as the teacher was trained on, from clean (B, 16, T, H, W)."""
     tokens = clean[0, 0].numel() / 4
     sigma = draw_sigmas(len(clean), clean.device, max(1.0, pocket.FLOW_SHIFT * math.sqrt(tokens / 756)), late=0.15)
     at = sigma.view(-1, 1, 1, 1, 1)
-    return {"noisy": (1 - at) * clean + at * noise, "sigma": sigma, **prompt}
+    return {"noisy": (1 - at) * clean + at * torch.randn_like(clean), "sigma": sigma, **prompt}
 
 
 @torch.no_grad()
@@ -61,10 +60,9 @@ def rolled_out(student, steps: int, clean, **prompt) -> dict[str, torch.Tensor]:
     return {"noisy": noisy, "sigma": sigmas[-1], **prompt}
 
 
-def draw(pool, batch: int, frames: int = 9, long: bool = False, **also) -> dict[str, torch.Tensor]:
-    """Clips with prompts and guidance, and what `Pool.sample` gives `also`; a quarter of the pooled vectors is
-    another's, as the teacher knows it."""
-    drawn, chance = pool.sample(batch, long, **also), torch.rand(batch, device=pool.latents.device)
+def draw(pool, batch: int, frames: int = 9, long: bool = False) -> dict[str, torch.Tensor]:
+    """Clips with prompts and guidance; a quarter of the pooled vectors is another's, as the teacher knows it."""
+    drawn, chance = pool.sample(batch, long), torch.rand(batch, device=pool.latents.device)
     pooled = torch.where(chance[:, None] < 0.25, drawn["pooled"].roll(1, 0), drawn["pooled"])
     clean = drawn["clean"][:, :, :frames].float()
     return {**drawn, "clean": clean, "guidance": some_guidance(chance), "pooled": pooled}
