@@ -26,6 +26,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import torch
 from diffusers import AutoencoderKLHunyuanVideo
@@ -35,6 +36,7 @@ from benchmarks.common import guarded, header, measured, write
 from benchmarks.full_size import FULL, TINY
 from benchmarks.rows import SIZES, TINY_SIZE
 from benchmarks.speed import WORDS, Transformer, default_dtype
+from t2v_kit.hunyuan import parallel
 from t2v_kit.hunyuan.backends import choose_backend, unusable, use_backend
 from t2v_kit.hunyuan.compiling import compile_blocks
 from t2v_kit.hunyuan.masks import skip_full_masks
@@ -45,7 +47,17 @@ BACKENDS = ("native", "_native_cudnn", "_native_flash", "_flash_3", "sage")
 LARGE, SMALL = "720x1280x129", "544x960x61"
 TILE = (256, 192)
 HEADS, WIDTH, QUERIES = 24, 128, 256
-NAMES = ("tflops", "relative_error", "calls", "gpu_gib", "times_faster", "relative_difference", "to_one_card")
+NAMES = (
+    "tflops",
+    "gb_a_second",
+    "relative_error",
+    "calls",
+    "gpu_gib",
+    "times_faster",
+    "relative_difference",
+    "to_one_card",
+)
+IN_ONE = ", heads in one part"
 SHARE = 0.6  # of the time: when the parts on one card end at the latest
 
 
@@ -223,8 +235,12 @@ def compiled(setup: Setup):
 
 
 def several(setup: Setup):
-    """The compiled step and decoding among the team; decoding last, as it takes the transformer's room."""
+    """The compiled step, what the exchange takes of it, and decoding, which comes last: it takes the transformer's
+    room."""
     yield from compiled(setup)
+    yield f"{LARGE}, compiled, {setup.cards} cards{IN_ONE}", partial(in_one_part, setup)
+    yield f"{SMALL}, profile, {setup.cards} cards", partial(profiled, setup)
+    yield f"exchange, {setup.cards} cards", partial(exchange, setup)
     yield f"{LARGE}, decode, {setup.cards} cards", setup.decoding
 
 
@@ -244,6 +260,37 @@ def compiling(setup: Setup, bench: Transformer) -> dict:
         share_transformer(bench.model, setup.team)
     compile_blocks(bench.model, "eager" if setup.device == "cpu" else "inductor")
     return {"backend": backend}
+
+
+def in_one_part(setup: Setup) -> dict:
+    """The step whose heads do not travel beside the attention of others."""
+    with mock.patch.object(parallel, "PARTS", 1):
+        return setup.step(LARGE, f"compiled, {setup.cards} cards{IN_ONE}", lambda bench: {}, 1)
+
+
+def profiled(setup: Setup) -> dict:
+    """The kernels that a compiled step spends its time in, on the first card."""
+    row: dict = {}
+    bench = setup.transformer()
+    bench.draw(setup.size(SMALL))
+    _wait_for_all(setup)
+    bench.profile(row)
+    return row
+
+
+def exchange(setup: Setup) -> dict:
+    """How many GB a second each card sends to the others: the queries of 720x1280x129, three times."""
+    numbers = 2**12 if setup.tiny else 33 * 45 * 80 * HEADS * WIDTH // setup.cards // setup.cards * setup.cards
+    sent = torch.zeros(numbers, dtype=torch.bfloat16, device=setup.device)
+    received, seconds = torch.empty_like(sent), []
+    for _ in range(4):  # the first one connects the cards
+        _wait_for_all(setup)
+        with measured({}) as call:
+            for _ in range(3):
+                torch.distributed.all_to_all_single(received, sent)
+        seconds.append(call["seconds"])
+    leaving = 3 * sent.nbytes * (setup.cards - 1) / setup.cards
+    return {"seconds": min(seconds), "gb_a_second": round(leaving / max(min(seconds), 1e-4) / 1e9, 1)}
 
 
 @torch.no_grad()
@@ -285,7 +332,11 @@ def compare(report: dict, folder: Path) -> None:
 
     for size in (SMALL, LARGE):
         plain_seconds = report.get(f"{size}, as diffusers is", {}).get("seconds")
-        for kind in ("ours", "compiled", "compiled, 2 cards", "compiled, 4 cards"):
+        for kind in (
+            "ours",
+            "compiled",
+            *(f"compiled, {cards} cards{how}" for cards in (2, 4) for how in ("", IN_ONE)),
+        ):
             row = report.get(f"{size}, {kind}", {})
             if "seconds" in row:
                 row["relative_difference"] = difference(f"{size}, {kind}", f"{size}, as diffusers is")

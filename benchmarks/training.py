@@ -3,13 +3,15 @@
     python -m benchmarks.training --seconds 200 --out benchmarks/results/lora_training.json
     python -m benchmarks.training --rows '8 GB|24 GB' --seconds 250 --out benchmarks/results/lora_training.json
     python -m benchmarks.training --rows '8 GB' --levers '{"chunk": 2048}' --out /tmp/others.json
+    torchrun --nproc-per-node 2 -m benchmarks.training --rows '12 GB' --out benchmarks/results/lora_training.json
 
 A row is a size and the memory of a card. First comes what people do, without a limit: a 4-bit base, peft's LoRA in
 float32, diffusers' gradient checkpointing, an 8-bit optimiser, a padded prompt with its mask. Then the steps of
 `t2v_kit.train` with the levers that `fastest_levers` chooses for the card, whose memory is limited by
 torch.cuda.set_per_process_memory_fraction, less what the CUDA context takes; the LoRA is written at the end. `overfit`
-repeats one step of the smallest row with the same noise: its loss falls if the gradients are right. `--tiny` runs the
-same lines with toy sizes on any machine.
+repeats one step of the smallest row with the same noise: its loss falls if the gradients are right. Under torchrun the
+cards train together, each on a sample of its own, and the row is beside that of one card measured before. `--tiny` runs
+the same lines with toy sizes on any machine.
 """
 
 from __future__ import annotations
@@ -22,15 +24,15 @@ import t2v_kit  # before diffusers: it makes torchvision importable
 
 # isort: split
 import argparse
-import contextlib
 import json
 import re
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -80,31 +82,47 @@ ROWS = (
 TINY_SIZE = (9, 32, 48)
 TINY_LEVERS = {"activations": "offload", "offloaded_blocks": 2, "chunk": 16, "streamed_blocks": 1}
 LORA = TrainSettings(optimizer="adamw8bit", caption_dropout=0.0, warmup=0)
-DEVICE = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+RANK, CARDS = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+DEVICE = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
 
 
-def random_nf4(config: dict) -> HunyuanVideoTransformer3DModel:
-    """A transformer in 4 bits with random weights, made layer by layer: it is never there in 16 bits."""
+def random_nf4(config: dict, waiting: int = 0) -> HunyuanVideoTransformer3DModel:
+    """A transformer in 4 bits with random weights, made layer by layer: it is never there in 16 bits.
+
+    The last `waiting` blocks go to RAM as soon as they are made, as those of `load` do when they are read.
+    """
     with torch.device("meta"):
         transformer = HunyuanVideoTransformer3DModel(**config).to(torch.bfloat16)
-    for module in list(transformer.modules()):
+    every = blocks(transformer)
+    for number, block in enumerate(every):
+        _fill(block)
+        if number >= len(every) - waiting:
+            wait_in_ram(block)
+    _fill(transformer)
+    transformer.is_loaded_in_4bit = True  # peft looks for it
+    return transformer.eval()
+
+
+def _fill(part: torch.nn.Module) -> None:
+    """Give a block, or all that is not a block, its weights."""
+    last = part.proj_out if isinstance(part, HunyuanVideoTransformer3DModel) else None
+    for module in list(part.modules()):
         for name, child in list(module.named_children()):
-            if isinstance(child, torch.nn.Linear) and child is not transformer.proj_out:
+            if type(child) is torch.nn.Linear and child is not last:
                 setattr(module, name, _nf4(child))
-    for module in transformer.modules():
+    for module in part.modules():
         for name, weight in list(module._parameters.items()):
             if weight is not None and weight.is_meta:
                 drawn = torch.randn(weight.shape, device=DEVICE, dtype=weight.dtype) * 0.02
                 drawn += 1 if weight.ndim == 1 and name == "weight" else 0  # of a norm
                 module._parameters[name] = torch.nn.Parameter(drawn, requires_grad=False)
-    transformer.is_loaded_in_4bit = True  # peft looks for it
-    return transformer.eval()
 
 
 def _nf4(linear: torch.nn.Linear) -> Linear4bit:
     shape, bias = (linear.out_features, linear.in_features), linear.bias is not None
     with torch.device("meta"):
         quantised = Linear4bit(shape[1], shape[0], bias, torch.bfloat16, compress_statistics=False, quant_type="nf4")
+    quantised.support_avx512bf16_for_cpu = False  # its packing refuses the short rows of toy sizes
     drawn = torch.randn(shape, device=DEVICE, dtype=torch.bfloat16) * 0.02
     quantised.weight = Params4bit(
         drawn, requires_grad=False, quant_type="nf4", compress_statistics=False, module=quantised
@@ -207,14 +225,15 @@ def levers_for(row: Row) -> dict:
     return {name: getattr(chosen, name) for name in LEVERS}
 
 
-def measure(models, row: Row, deadline: float, args: argparse.Namespace) -> dict:
-    """Both ways of one row."""
-    transformer, size = models.pipe.transformer, TINY_SIZE if args.tiny else row.size
+def measure(models, row: Row, deadline: float, args: argparse.Namespace, alone: dict) -> dict:
+    """Both ways of one row; of several cards ours only, beside the row of one card."""
+    size = TINY_SIZE if args.tiny else row.size
     levers = args.levers or (TINY_LEVERS if args.tiny else levers_for(row))
-    data = random_data(transformer, size)
+    data, steps = random_data(models.pipe.transformer, size), args.steps or row.steps
     result = {
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "device": header("")["device"],
+        "cards": CARDS,
         "size": list(size),
         "cap_gb": row.cap,
         "levers": levers,
@@ -223,46 +242,53 @@ def measure(models, row: Row, deadline: float, args: argparse.Namespace) -> dict
         frames, height, width = size
         predicted = estimate_training(replace(LORA, **levers), Size(height, width, frames))
         result["predicted_gib"] = round(predicted.vram_gb, 3)
-    keep_full_masks(transformer)
-    if DEVICE.type == "cuda":
-        torch.cuda.set_per_process_memory_fraction(1.0)
-    try:
-        result["naive"] = naive(transformer, data, args.steps or row.steps, deadline)
-    except torch.OutOfMemoryError as error:
-        result["naive"] = {"error": str(error)[:200]}
-    finally:
-        skip_full_masks(transformer)
-    with _in_ram(blocks(transformer)[-levers["streamed_blocks"] :] if levers.get("streamed_blocks") else []):
-        if not args.unlimited:
-            result |= cap(row.cap * 1e9 / GIB)
-        try:
-            result["levers_run"] = ours(models, data, levers, args.steps or row.steps, deadline)
-        except torch.OutOfMemoryError as error:
-            result["levers_run"] = {"error": str(error)[:200]}
-        if "error" in result["levers_run"] and DEVICE.type == "cuda":  # what it would have taken
-            _clean()
-            torch.cuda.set_per_process_memory_fraction(1.0)
-            result["without_the_limit"] = ours(models, data, levers, 2, deadline)
-    both = [result[name].get("step_seconds") for name in ("naive", "levers_run")]
-    result["times_naive"] = round(both[1] / both[0], 3) if all(both) else None
+    _limit(1.0)
+    if CARDS == 1:
+        result["naive"] = _unless_it_does_not_fit(lambda: _naive(models.pipe.transformer, data, steps, deadline))
+    if levers.get("streamed_blocks"):
+        make_transformer(models, args.tiny, levers["streamed_blocks"])
+    if not args.unlimited:
+        result |= cap(row.cap * 1e9 / GIB)
+    result["levers_run"] = _unless_it_does_not_fit(lambda: ours(models, data, levers, steps, deadline))
+    _clean()
+    _limit(1.0)
+    if "error" in result["levers_run"]:
+        result["without_the_limit"] = ours(models, data, levers, 2, deadline)
+    if levers.get("streamed_blocks"):
+        make_transformer(models, args.tiny)
+    seconds, plain = (run.get("step_seconds") for run in (result["levers_run"], result.get("naive", {})))
+    result["times_naive"] = round(seconds / plain, 3) if seconds and plain else None
+    one = alone.get("levers_run", {}).get("step_seconds")
+    result["times_faster_than_one_card"] = round(CARDS * one / seconds, 3) if one and seconds and CARDS > 1 else None
     return result
 
 
-@contextlib.contextmanager
-def _in_ram(waiting: list[torch.nn.Module]) -> Iterator[None]:
-    """Inside, the blocks wait in RAM, as a training with `streamed_blocks` finds them after `load`."""
-    for block in waiting:
-        wait_in_ram(block)
-    _clean()
+def _unless_it_does_not_fit(run: Callable[[], dict]) -> dict:
     try:
-        yield
+        return run()
+    except torch.OutOfMemoryError as error:
+        return {"error": " ".join(str(error).split())[:400]}
+
+
+def _naive(transformer: HunyuanVideoTransformer3DModel, data: Encoded, steps: int, deadline: float) -> dict:
+    keep_full_masks(transformer)
+    try:
+        return naive(transformer, data, steps, deadline)
     finally:
-        if DEVICE.type == "cuda":
-            torch.cuda.set_per_process_memory_fraction(1.0)
-        for block in waiting:
-            for weight in block.parameters():
-                weight.data = weight.data.to(DEVICE)
-        _clean()
+        skip_full_masks(transformer)
+
+
+def make_transformer(models, tiny: bool, waiting: int = 0) -> None:
+    """Give the model a new transformer."""
+    models.pipe.transformer = None
+    _clean()
+    models.pipe.transformer = random_nf4(TINY["transformer"] if tiny else {}, waiting)
+    skip_full_masks(models.pipe.transformer)
+
+
+def _limit(share: float) -> None:
+    if DEVICE.type == "cuda":
+        torch.cuda.set_per_process_memory_fraction(share, DEVICE)
 
 
 def _clean() -> None:
@@ -283,6 +309,7 @@ def main() -> int:
     parser.add_argument("--tiny", action="store_true", help="toy sizes, on any machine")
     parser.add_argument("--unlimited", action="store_true", help="without limits: what would the peaks be?")
     args = parser.parse_args()
+    out = args.out if RANK == 0 else None
     deadline = time.perf_counter() + args.seconds
     now = header("training", sizes="tiny" if args.tiny else "full")
     before = json.loads(args.out.read_text("utf-8")) if args.out.exists() else {}
@@ -291,27 +318,22 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         save(random_pipeline(TINY), TINY, Path(folder))
         models = t2v_kit.load(folder, device=DEVICE, dtype="bfloat16")
-        made = measured({})
-        with made as row:
-            models.pipe.transformer = random_nf4(TINY["transformer"] if args.tiny else {})
-            skip_full_masks(models.pipe.transformer)
-        report["weights_made"] = row
+        with measured({}) as made:
+            make_transformer(models, args.tiny)
+        report["weights_made"] = made
         if DEVICE.type == "cuda":
             report["weights_gib"] = round(torch.cuda.memory_allocated() / GIB, 2)
         for row in [row for name in args.rows.split("|") for row in ROWS if re.fullmatch(name, row.name)]:
-            guarded(
-                report, row.name, lambda row=row: measure(models, row, deadline, args), args.out, deadline,
-                )  # fmt: skip
+            key = f"{row.name}, {CARDS} cards" if CARDS > 1 else row.name
+            run = partial(measure, models, row, deadline, args, report.get(row.name, {}))
+            guarded(report, key, run, out, deadline)
         if args.overfit:
             data = random_data(models.pipe.transformer, TINY_SIZE if args.tiny else ROWS[0].size)
             levers = {"activations": "offload", "chunk": 16 if args.tiny else 2048}
-            if DEVICE.type == "cuda":
-                torch.cuda.set_per_process_memory_fraction(1.0)
-            guarded(
-                report, "overfit", lambda: ours(models, data, levers, args.overfit, deadline, repeat=True),
-                args.out, deadline,
-            )  # fmt: skip
-    write(args.out, report)
+            _limit(1.0)
+            repeated = partial(ours, models, data, levers, args.overfit, deadline, repeat=True)
+            guarded(report, "overfit", repeated, out, deadline)
+    write(out, report)
     return 0
 
 

@@ -6,6 +6,7 @@ diffusers' own group offloading cannot move layers of bitsandbytes, whose scales
 
 from __future__ import annotations
 
+import mmap
 import weakref
 from collections.abc import Sequence
 from typing import Any
@@ -32,7 +33,8 @@ def packed_in_ram(weights: Sequence[torch.Tensor], pinned: bool) -> tuple[list[t
     places = [0]
     for weight in weights:
         places.append(places[-1] + -(-weight.nbytes // ALIGN) * ALIGN)
-    ram = np.empty(places[-1], np.uint8)
+    # Pages of its own: no page can be pinned twice, which small pieces on one page would ask for.
+    ram = np.frombuffer(mmap.mmap(-1, max(places[-1], 1)), np.uint8)
     whole = torch.from_numpy(ram)
     copies = [
         whole[place : place + weight.nbytes].view(weight.dtype).view(weight.shape).copy_(weight)
