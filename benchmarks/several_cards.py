@@ -26,7 +26,6 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
-from unittest import mock
 
 import torch
 from diffusers import AutoencoderKLHunyuanVideo
@@ -36,7 +35,6 @@ from benchmarks.common import guarded, header, measured, write
 from benchmarks.full_size import FULL, TINY
 from benchmarks.rows import SIZES, TINY_SIZE
 from benchmarks.speed import WORDS, Transformer, default_dtype
-from t2v_kit.hunyuan import parallel
 from t2v_kit.hunyuan.backends import choose_backend, unusable, use_backend
 from t2v_kit.hunyuan.compiling import compile_blocks
 from t2v_kit.hunyuan.masks import skip_full_masks
@@ -57,7 +55,6 @@ NAMES = (
     "relative_difference",
     "to_one_card",
 )
-IN_ONE = ", heads in one part"
 SHARE = 0.6  # of the time: when the parts on one card end at the latest
 
 
@@ -227,10 +224,10 @@ def plain(setup: Setup):
 
 
 def compiled(setup: Setup):
-    """The compiled step with the best kernel on one card, or among the team."""
+    """The compiled step with the best kernel on one card, or among the team, where a second call still warms up."""
     among = f", {setup.cards} cards" if setup.team else ""
     prepare = partial(compiling, setup)
-    yield f"{LARGE}, compiled{among}", partial(setup.step, LARGE, f"compiled{among}", prepare, 2)
+    yield f"{LARGE}, compiled{among}", partial(setup.step, LARGE, f"compiled{among}", prepare, 3 if setup.team else 2)
     yield f"{SMALL}, compiled{among}", partial(setup.step, SMALL, f"compiled{among}", lambda bench: {}, 3)
 
 
@@ -238,7 +235,6 @@ def several(setup: Setup):
     """The compiled step, what the exchange takes of it, and decoding, which comes last: it takes the transformer's
     room."""
     yield from compiled(setup)
-    yield f"{LARGE}, compiled, {setup.cards} cards{IN_ONE}", partial(in_one_part, setup)
     yield f"{SMALL}, profile, {setup.cards} cards", partial(profiled, setup)
     yield f"exchange, {setup.cards} cards", partial(exchange, setup)
     yield f"{LARGE}, decode, {setup.cards} cards", setup.decoding
@@ -260,12 +256,6 @@ def compiling(setup: Setup, bench: Transformer) -> dict:
         share_transformer(bench.model, setup.team)
     compile_blocks(bench.model, "eager" if setup.device == "cpu" else "inductor")
     return {"backend": backend}
-
-
-def in_one_part(setup: Setup) -> dict:
-    """The step whose heads do not travel beside the attention of others."""
-    with mock.patch.object(parallel, "PARTS", 1):
-        return setup.step(LARGE, f"compiled, {setup.cards} cards{IN_ONE}", lambda bench: {}, 1)
 
 
 def profiled(setup: Setup) -> dict:
@@ -332,11 +322,7 @@ def compare(report: dict, folder: Path) -> None:
 
     for size in (SMALL, LARGE):
         plain_seconds = report.get(f"{size}, as diffusers is", {}).get("seconds")
-        for kind in (
-            "ours",
-            "compiled",
-            *(f"compiled, {cards} cards{how}" for cards in (2, 4) for how in ("", IN_ONE)),
-        ):
+        for kind in ("ours", "compiled", "compiled, 2 cards", "compiled, 4 cards"):
             row = report.get(f"{size}, {kind}", {})
             if "seconds" in row:
                 row["relative_difference"] = difference(f"{size}, {kind}", f"{size}, as diffusers is")

@@ -24,6 +24,7 @@ import t2v_kit  # before diffusers: it makes torchvision importable
 
 # isort: split
 import argparse
+import gc
 import json
 import re
 import statistics
@@ -292,6 +293,7 @@ def _limit(share: float) -> None:
 
 
 def _clean() -> None:
+    gc.collect()  # networks and their hooks hold each other
     if DEVICE.type == "cuda":
         torch.cuda.empty_cache()
 

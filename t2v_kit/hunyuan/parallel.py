@@ -15,10 +15,9 @@ same bits as on one device.
 
 from __future__ import annotations
 
-import itertools
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, cast
@@ -46,8 +45,6 @@ PLAN = {
 }
 #: How long a process waits for the others before the run ends; reading 13B weights from a slow disk takes minutes.
 PATIENCE = timedelta(minutes=15)
-#: In how many parts the heads of a process travel: while it attends to one, the next one is on its way.
-PARTS = 3
 _ALL = 2**62  # tokens: in one piece
 _NAME = "t2v_kit_share"
 _joined: list[Team] = []  # the one team of this process; an operator's arguments cannot carry it
@@ -225,15 +222,9 @@ def shared_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
         The same shape.
     """
     team = join()
-    parts = _parts(query.shape[2], team.size)
-    coming = [_to_heads((query, key, value), part, team) for part in parts]
-    result = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-    going = []
-    for part, arrived in zip(parts, coming):
-        going.append(_to_tokens(attend(*arrived(), None, backend or None), part, team, result))
-    for arrived in going:
-        arrived()
-    return result
+    heads = shares(query.shape[2], team.size)
+    query, key, value = _to_heads((query, key, value), heads, team)
+    return _to_tokens(attend(query, key, value, None, backend or None), heads, team)
 
 
 @shared_attention.register_fake
@@ -241,66 +232,29 @@ def _(query, key, value, backend):
     return query.new_empty(query.shape)
 
 
-def _parts(heads: int, size: int) -> list[list[slice]]:
-    """The heads in parts that travel one after another: of each part, the heads that each process computes."""
-    own = shares(heads, size)
-    count = min(PARTS, *own)
-    begin, cut = 0, []
-    for each in own:
-        ends = [begin + sum(shares(each, count)[:part]) for part in range(count + 1)]
-        cut.append([slice(*pair) for pair in itertools.pairwise(ends)])
-        begin += each
-    return [list(part) for part in zip(*cut)]
-
-
-def _to_heads(tensors: Sequence[torch.Tensor], part: list[slice], team: Team) -> Callable[[], tuple[torch.Tensor, ...]]:
-    """Begin to send a part of (1, own tokens, all heads, width), several at once.
-
-    Returns:
-        What waits for them: (1, all tokens, own heads of the part, width).
-    """
+def _to_heads(tensors: Sequence[torch.Tensor], heads: list[int], team: Team) -> list[torch.Tensor]:
+    """(1, own tokens, all heads, width) to (1, all tokens, own heads, width), several tensors at once."""
     count, (_, tokens, _, width) = len(tensors), tensors[0].shape
-    numbers = [heads.stop - heads.start for heads in part]
-    sizes = [count * number * tokens * width for number in numbers]
+    own, sizes = heads[team.rank], [count * number * tokens * width for number in heads]
     sent = tensors[0].new_empty(sum(sizes))
-    for heads, number, place in zip(part, numbers, sent.split(sizes)):
-        for x, where in zip(tensors, place.view(count, number, tokens, width)):
-            where.copy_(x[0, :, heads].transpose(0, 1))
-    coming = [count * numbers[team.rank] * length * width for length in team.lengths]
-    wait, received = _exchange(sent, sizes, coming)
-
-    def arrived() -> tuple[torch.Tensor, ...]:
-        wait()
-        shape = (count, numbers[team.rank], -1, width)
-        whole = torch.cat([each.view(shape) for each in received.split(coming)], dim=2)
-        return tuple(each.transpose(0, 1)[None] for each in whole)
-
-    return arrived
+    shares_of = zip(*(tensor[0].transpose(0, 1).split(heads) for tensor in tensors))
+    for place, share in zip(sent.split(sizes), shares_of):
+        torch.stack(share, out=place.view(count, -1, tokens, width))
+    arriving = [count * own * length * width for length in team.lengths]
+    received = sent.new_empty(sum(arriving))
+    dist.all_to_all_single(received, sent, arriving, sizes)
+    parts = [part.view(count, own, -1, width) for part in received.split(arriving)]
+    return [each.transpose(0, 1)[None] for each in torch.cat(parts, dim=2)]
 
 
-def _to_tokens(x: torch.Tensor, part: list[slice], team: Team, result: torch.Tensor) -> Callable[[], None]:
-    """Begin to send (1, all tokens, own heads of a part, width) back.
-
-    Returns:
-        What waits for it and puts it into the result, (1, own tokens, all heads, width).
-    """
-    own, width = team.lengths[team.rank], x.shape[3]
-    sizes = [own * (heads.stop - heads.start) * width for heads in part]
-    wait, received = _exchange(x.flatten(), [length * x.shape[2] * width for length in team.lengths], sizes)
-
-    def arrived() -> None:
-        wait()
-        for heads, each in zip(part, received.split(sizes)):
-            result[0, :, heads] = each.view(own, -1, width)
-
-    return arrived
-
-
-def _exchange(sent: torch.Tensor, numbers: list[int], sizes: list[int]) -> tuple[Callable[[], Any], torch.Tensor]:
-    """Begin to send each process its numbers; what waits for those of the others, and where they arrive."""
-    received = sent.new_empty(sum(sizes))
-    work = dist.all_to_all_single(received, sent, sizes, numbers, async_op=True)
-    return work.wait, received  # whose stream keeps what is sent until it has gone
+def _to_tokens(x: torch.Tensor, heads: list[int], team: Team) -> torch.Tensor:
+    """(1, all tokens, own heads, width) to (1, own tokens, all heads, width)."""
+    own, per_token = team.lengths[team.rank], x.shape[2] * x.shape[3]
+    received = x.new_empty(own * sum(heads) * x.shape[3])
+    sizes = [own * count * x.shape[3] for count in heads]
+    dist.all_to_all_single(received, x[0].reshape(-1), sizes, [length * per_token for length in team.lengths])
+    parts = [part.view(own, -1, x.shape[3]) for part in received.split(sizes)]
+    return torch.cat(parts, dim=1)[None]
 
 
 class _Trimmed(ModelHook):

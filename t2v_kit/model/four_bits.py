@@ -55,6 +55,7 @@ def read_in_four_bits(
     quantiser = BnB4BitDiffusersQuantizer(how, pre_quantized=False)
     place: dict[str, Any] = {"": device}
     quantiser.preprocess_model(model=transformer, device_map=place, keep_in_fp32_modules=[])
+    transformer.requires_grad_(False)  # only what is frozen waits, and a block's norms are to wait with it
     every = blocks(transformer)
     last = {_name(transformer, block) for block in every[len(every) - min(waiting, len(every)) :]}
     for name, weights in _by_block(files, dtype):
