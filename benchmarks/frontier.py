@@ -7,8 +7,10 @@ Held-out scenes with one subject, one video each at pocket's defaults. A row a s
 and their 95 % intervals: the share of the transformer's arithmetic and of the seconds; PSNR of the decoded video to the
 plain one; PSNR to the same noise followed in 100 small steps, which is what a solver aims at; how far the motion
 differs (`t2v_kit.motion_error`); and adherence as `training.judge` sees it. The thresholds are pocket's alone; what
-carries over is how to find them. Seconds are taken at the end, by one process alone. The 100 small steps take as long
-as five plain runs: `--without-exact` leaves them out. Rows of an earlier call, of the same prompts and weights, stay.
+carries over is how to find them. Seconds are taken at the end, by one process alone, each beside a plain run;
+`--only-seconds` takes them again, of rows measured before, perhaps on another machine. The 100 small steps take as
+long as five plain runs: `--without-exact` leaves them out. Rows of an earlier call, of the same prompts and weights,
+stay.
 """
 
 from __future__ import annotations
@@ -84,6 +86,7 @@ def main() -> int:
     parser.add_argument("--worker", type=int, help="only this share of the prompts, without a summary")
     parser.add_argument("--ways", nargs="+", default=WAYS)
     parser.add_argument("--without-exact", action="store_true", help=f"don't compare with {EXACT}")
+    parser.add_argument("--only-seconds", action="store_true", help="of the rows that are in --out, on this machine")
     parser.add_argument("--model", default="pocket")
     parser.add_argument("--probes", type=Path, default=Path("training/weights"))
     parser.add_argument("--picture", type=Path, help="draw what benchmarks/results has")
@@ -93,6 +96,12 @@ def main() -> int:
         return 0
     if args.worker is not None:
         work(args, args.worker, args.out, args.seconds)
+        return 0
+    if args.only_seconds:
+        report = json.loads(args.out.read_text("utf-8"))
+        add_seconds(report, t2v_kit.load(args.model, dtype="float32"), args.seconds)
+        write(args.out, report)
+        print("\n".join(lines(report)))
         return 0
     began = time.perf_counter()
     found: list[dict] = []
@@ -118,7 +127,7 @@ def main() -> int:
             rows[name] = (rows.get(name, {}) if name in counted(rows) else {}) | summary(each, whole)
     report["seconds_in_all"] = round(time.perf_counter() - began, 1)
     write(args.out, report)
-    add_seconds(report["rows"], models, args.seconds - (time.perf_counter() - began))
+    add_seconds(report, models, args.seconds - (time.perf_counter() - began))
     report["seconds_in_all"] = round(time.perf_counter() - began, 1)
     write(args.out, report)
     print("\n".join(lines(report)))
@@ -266,20 +275,27 @@ def wilson(right: int, count: int) -> list[float]:
     return [round(max(0.0, middle - half), 4), round(min(1.0, middle + half), 4)]
 
 
-def add_seconds(rows: dict, models, seconds: float) -> None:
+def add_seconds(report: dict, models, seconds: float) -> None:
     """To each row the median seconds of its steps, each run beside a plain one of the same prompt."""
-    deadline = time.perf_counter() + seconds
+    deadline, rows = time.perf_counter() + seconds, counted(report["rows"])
+    for row in rows.values():
+        row.pop("seconds", None)
+        row.pop("times_faster", None)
+    report["timed_on"] = header("")["device"]
     cases = prompts(models, TIMED)
     run(models, cases[0], cases[0].settings, decoded=False)  # warms up
-    plain = [run(models, case, case.settings, decoded=False)[1] for case in cases]
-    rows[PLAIN] |= {"seconds": round(statistics.median(plain), 4), "times_faster": 1.0}
-    for way in (way for way in counted(rows) if "times_faster" not in rows[way]):
+    for way, row in rows.items():
         if time.perf_counter() > deadline:
             break
+        if models.device.type == "cpu" and any(
+            part in BITS or part.startswith("attention") for part in way.split(" + ")
+        ):
+            continue  # bits and kernels are for GPUs
+        plain = [run(models, case, case.settings, decoded=False)[1] for case in cases]
         with taken(models, cases[0], way) as (other, settings):
             found = [run(other, case, settings, decoded=False)[1] for case in cases]
-        rows[way]["seconds"] = round(statistics.median(found), 4)
-        rows[way]["times_faster"] = round(statistics.median(a / b for a, b in zip(plain, found)), 3)
+        row["seconds"] = round(statistics.median(found), 4)
+        row["times_faster"] = round(statistics.median(a / b for a, b in zip(plain, found)), 3)
 
 
 def counted(rows: dict) -> dict:
@@ -287,9 +303,14 @@ def counted(rows: dict) -> dict:
     return {name: row for name, row in rows.items() if row["prompts"] > 1}
 
 
+def shorter(rows: dict) -> dict:
+    """Those of them that leave some of the arithmetic out."""
+    return {name: row for name, row in counted(rows).items() if row["work"] and row["work"] < 1}
+
+
 def best(rows: dict) -> list[str]:
     """Names of the rows that no other one beats: with no more work, none is nearer to the plain run."""
-    real = {name: row for name, row in counted(rows).items() if row["work"] and name != PLAIN}
+    real = shorter(rows)
     return [
         name
         for name, row in real.items()
@@ -309,7 +330,7 @@ def picture(report: dict):
 
     figure = Figure(figsize=(10, 5), layout="constrained")
     axes = figure.add_subplot()
-    rows = {name: row for name, row in counted(report["rows"]).items() if row["work"] and name != PLAIN}
+    rows = shorter(report["rows"])
     for kind, colour in KINDS.items():
         own = {name: row for name, row in rows.items() if kind_of(name) == kind}
         if not own:
@@ -317,8 +338,15 @@ def picture(report: dict):
         x, y = [row["work"] for row in own.values()], [row["psnr"] for row in own.values()]
         ends = np.array([row["psnr_interval"] for row in own.values()]).T
         axes.errorbar(x, y, np.abs(ends - y), fmt="o", color=colour, label=kind, capsize=3, ms=5)
-        for name, at in zip(own, zip(x, y)):
-            axes.annotate(name.removeprefix(f"{kind} "), at, (5, 4), textcoords="offset points", fontsize=7)
+        for name, (work, psnr) in zip(own, zip(x, y)):
+            beside = [(other["work"], other["psnr"]) for other in rows.values() if abs(other["psnr"] - psnr) < 1.5]
+            left = any((work, psnr) < each and each[0] - work < 0.11 for each in beside)  # where there is room
+            low = any(work == each[0] and 0 < each[1] - psnr < 1 for each in beside)
+            label = name.removeprefix(f"{kind} ")
+            place = {"xytext": (-5 if left else 5, -9 if low else 4), "ha": "right" if left else "left"}
+            if label.count(" + ") > 1:  # in two lines
+                label, place = "\n+ ".join(label.rsplit(" + ", 1)), {"xytext": (5, -18), "ha": "left"}
+            axes.annotate(label, (work, psnr), **place, textcoords="offset points", fontsize=7)
     line = sorted((rows[name]["work"], rows[name]["psnr"]) for name in best(rows))
     axes.plot(*zip(*line), color="#999999", lw=1, zorder=0)
     axes.set(xlabel="share of the plain run's arithmetic", ylabel="PSNR to the plain run, dB", xlim=(0, 1.02))

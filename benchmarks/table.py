@@ -267,8 +267,9 @@ def frontier(report: dict) -> str:
         cells += [f"{row['motion_error']:.0%}", f"{row['adherence']['all']:.0%} ({least:.0%} to {most:.0%})"]
         lines.append("| " + " | ".join(cells).replace("%", " %") + " |")
     said = (
-        f"{report['prompts']} held-out prompts, {report['device']}, {report['date'][:10]}; in brackets 95 % intervals."
+        f"{report['prompts']} held-out prompts, {report['device']}, {report['date'][:10]}; in brackets 95 % intervals; "
     )
+    said += f"seconds on a {report['timed_on']}, each beside a plain run."
     return "\n".join([*lines, "", said])
 
 
