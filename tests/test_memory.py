@@ -1,6 +1,7 @@
 """Memory plans: chosen without GPU and weights, refused early, predicted as measured."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from diffusers import HunyuanVideoTransformer3DModel
 
 from t2v_kit.errors import UserError
+from t2v_kit.memory import machine
 from t2v_kit.memory.choose import as_plan, cheaper, fitting, ladder, out_of_memory, plan
 from t2v_kit.memory.estimate import GIB, coefficients, estimate
 from t2v_kit.memory.footprint import (
@@ -18,13 +20,54 @@ from t2v_kit.memory.footprint import (
     denoising_bytes,
     linear_flops,
 )
-from t2v_kit.memory.machine import Machine
+from t2v_kit.memory.machine import Machine, machine_with
 from t2v_kit.memory.plan import OFFLOADS, PARTS, Part, Plan, Size
 from t2v_kit.memory.rules import RULES, as_markdown, broken, check
 from t2v_kit.memory.weights import Configs, weights
 
 F32 = Part("float32")
 CARD = Machine(24, 64)
+
+
+# --- what this machine has
+
+
+def test_a_card_counts_with_the_share_that_the_process_may_take(monkeypatch):
+    """The whole of it, times what PyTorch has been told to stay within; the name, and the generation in two numbers."""
+    card = SimpleNamespace(total_memory=80 * GIB, major=9, minor=1, name="H100")
+    cuda = {"is_available": lambda: True, "current_device": lambda: 1, "get_device_properties": {1: card}.get}
+    for name, found in (cuda | {"get_per_process_memory_fraction": {1: 0.25}.get}).items():
+        monkeypatch.setattr(torch.cuda, name, found)
+    for device in (None, "cuda:1", torch.device("cuda", 1)):
+        here = Machine.here(device)
+        assert (here.vram_gb, here.capability, here.gpu) == (20, (9, 1), "H100")
+    assert Machine.here("cpu").vram_gb == 0
+
+
+def test_a_container_has_no_more_ram_than_it_may_use(monkeypatch):
+    whole = Machine.here("cpu").ram_gb
+    monkeypatch.setattr(machine, "_container_limit", lambda: 0.5 * GIB)
+    assert Machine.here("cpu").ram_gb == 0.5 < whole
+
+
+@pytest.mark.parametrize(("text", "limit"), [("1073741824\n", GIB), ("max\n", float("inf")), (None, float("inf"))])
+def test_the_limit_of_a_control_group(monkeypatch, tmp_path, text, limit):
+    file = tmp_path / "memory.max"
+    if text:
+        file.write_text(text)
+    monkeypatch.setattr(machine, "Path", lambda path: file if path.endswith("memory.max") else tmp_path / "none")
+    assert machine._container_limit() == limit
+
+
+def test_other_amounts_of_memory():
+    """What is given counts; the rest is this machine's."""
+    here = Machine.here()
+    assert machine_with(24, 64) == CARD
+    assert (machine_with(24, None).vram_gb, machine_with(24, None).ram_gb) == (24, here.ram_gb)
+    assert machine_with(None, None) == here and machine_with(None, 8).ram_gb == 8
+    for wrong in (-1, True, "12", float("inf")):
+        with pytest.raises(UserError, match="must be a number of GB; 16 would work"):
+            machine_with(wrong, None)
 
 
 # --- plans as data
