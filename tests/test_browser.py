@@ -174,8 +174,8 @@ def from_a_video(page) -> None:
         page.click(".t2v-generate")
         status(page, answer)
     page.click(".t2v-show-code")
-    code = page.input_value(".t2v-code textarea")
-    assert video in code and "strength=0.5" in code and "continue" in code
+    for part in (video, "strength=0.5", "continue"):
+        page.wait_for_function("part => document.querySelector('.t2v-code textarea').value.includes(part)", arg=part)
     page.click(".t2v-show-code")
     page.fill(".t2v-video input", "")
     page.keyboard.press("Tab")
