@@ -38,7 +38,7 @@ TESTS = {
     "stages/upscaling/smoothing": ["test_properties", "test_measure", "test_upscale"],
     "stages/upscaling": ["test_properties", "test_upscale", "test_realesrgan"],
     "memory/drivers": ["test_cli"],
-    "memory": ["test_properties", "test_memory"],
+    "memory": ["test_properties", "test_memory", "test_gguf_plans"],
 }
 ON_A_GPU = ("fused.py", "kernels.py")  # what no CPU runs
 TURNED = {ast.Lt: ast.LtE, ast.Gt: ast.GtE, ast.Eq: ast.NotEq, ast.Is: ast.IsNot, ast.In: ast.NotIn}

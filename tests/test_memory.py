@@ -398,6 +398,17 @@ def test_an_estimate_reads_and_draws():
     assert red[0] == 0 < red[1]
 
 
+def test_blocks_that_wait_are_as_large_in_ram_as_on_the_gpu():
+    """Whole blocks in 16 bits, of which two come back by turns; of 4 bits all but the scales, which stay."""
+    own = weights(Configs.of("hunyuan"), "transformer", 2)
+    last = [block for stack in own.stacks for block in stack][-5:]
+    assert own.waiting(5, None) == sum(last)
+    assert own.without_last(5, None) == own.total - sum(sorted(last)[:3])
+    assert own.waiting(1000, None) == sum(block for stack in own.stacks for block in stack)
+    packed = 0.5 + 4 / 64  # bytes of a weight with its share of a scale
+    assert own.waiting(5, packed) == int(sum(last) * 0.5 / packed)
+
+
 # --- out of memory
 
 
