@@ -134,7 +134,7 @@ class Transformer:
         for index in range(times) if in_turn else [0] * times:
             began = time.perf_counter()
             self.last = self.step(index=index, **how)
-            if self.device == "cuda":
+            if self.device != "cpu":
                 torch.cuda.synchronize()
             found.append(round(time.perf_counter() - began, 4))
         return found
@@ -237,10 +237,10 @@ class Transformer:
         """The kernels that a step spends its time in."""
         from torch.profiler import ProfilerActivity, profile
 
-        activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (self.device == "cuda")
+        activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (self.device != "cpu")
         with profile(activities=activities) as watched:
             self.seconds(1)
-        key = "self_device_time_total" if self.device == "cuda" else "self_cpu_time_total"
+        key = "self_device_time_total" if self.device != "cpu" else "self_cpu_time_total"
         events = sorted(watched.key_averages(), key=lambda event: -getattr(event, key))
         total = sum(getattr(event, key) for event in events) or 1
         row["kernels"] = [

@@ -266,10 +266,9 @@ def frontier(report: dict) -> str:
         cells.append(f"{row['psnr_to_exact']:.1f}" if "psnr_to_exact" in row else "")
         cells += [f"{row['motion_error']:.0%}", f"{row['adherence']['all']:.0%} ({least:.0%} to {most:.0%})"]
         lines.append("| " + " | ".join(cells).replace("%", " %") + " |")
-    said = (
-        f"{report['prompts']} held-out prompts, {report['device']}, {report['date'][:10]}; in brackets 95 % intervals; "
-    )
-    said += f"seconds on a {report['timed_on']}, each beside a plain run."
+    devices = ", ".join(dict.fromkeys(row.get("device", report["device"]) for row in rows.values()))
+    said = f"{report['prompts']} held-out prompts, {devices}, {report['date'][:10]}; in brackets 95 % intervals; "
+    said += f"seconds on a {report['timed_on']}, each beside a plain run, as is the plain run itself."
     return "\n".join([*lines, "", said])
 
 

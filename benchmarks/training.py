@@ -311,6 +311,8 @@ def main() -> int:
     parser.add_argument("--tiny", action="store_true", help="toy sizes, on any machine")
     parser.add_argument("--unlimited", action="store_true", help="without limits: what would the peaks be?")
     args = parser.parse_args()
+    if DEVICE.type == "cuda":
+        torch.cuda.set_device(DEVICE)  # whose memory is limited and measured
     out = args.out if RANK == 0 else None
     deadline = time.perf_counter() + args.seconds
     now = header("training", sizes="tiny" if args.tiny else "full")

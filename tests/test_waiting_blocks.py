@@ -1,6 +1,7 @@
 """A base in 4 bits whose last blocks wait in RAM from when they are read: for cards that have no room for all."""
 
 import json
+import mmap
 import shutil
 from dataclasses import replace
 
@@ -16,6 +17,7 @@ from t2v_kit.memory.machine import Machine
 from t2v_kit.memory.plan import Part, Plan
 from t2v_kit.model import four_bits
 from t2v_kit.model.loading import load
+from t2v_kit.model.streamed import packed_in_ram
 from t2v_kit.settings import Settings
 from t2v_kit.training.lora import lora
 
@@ -79,6 +81,17 @@ def test_a_block_waits_before_the_next_is_read(tiny_folder, as_on_a_gpu, watched
         else:
             assert torch.equal(weight.data, exact[name].float()), name
     assert packed > 20
+
+
+def test_packed_weights_have_pages_of_their_own():
+    """Small pieces, too: a page can be pinned once alone. The weights are the same, in one storage."""
+    weights = [torch.arange(5.0), torch.ones(3, 2, dtype=torch.bfloat16)]
+    packed = [packed_in_ram(weights, pinned=False)[0] for _ in range(20)]
+    for copies in packed:
+        assert all(torch.equal(copy, weight) for copy, weight in zip(copies, weights))
+        storage = copies[1].untyped_storage()
+        assert storage.data_ptr() == copies[0].data_ptr()
+        assert storage.data_ptr() % mmap.PAGESIZE == storage.nbytes() % mmap.PAGESIZE == 0
 
 
 def test_it_trains_as_one_that_is_all_there(tiny_folder, tmp_path, as_on_a_gpu):

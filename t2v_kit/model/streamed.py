@@ -33,8 +33,10 @@ def packed_in_ram(weights: Sequence[torch.Tensor], pinned: bool) -> tuple[list[t
     places = [0]
     for weight in weights:
         places.append(places[-1] + -(-weight.nbytes // ALIGN) * ALIGN)
-    # Pages of its own: no page can be pinned twice, which small pieces on one page would ask for.
-    ram = np.frombuffer(mmap.mmap(-1, max(places[-1], 1)), np.uint8)
+    # Whole pages of its own: none can be pinned twice, and small pieces would share one.
+    room = np.empty(places[-1] + 2 * mmap.PAGESIZE, np.uint8)
+    first = -room.ctypes.data % mmap.PAGESIZE
+    ram = room[first : first + -(-places[-1] // mmap.PAGESIZE) * mmap.PAGESIZE]
     whole = torch.from_numpy(ram)
     copies = [
         whole[place : place + weight.nbytes].view(weight.dtype).view(weight.shape).copy_(weight)
