@@ -5,7 +5,8 @@
 For each size: a step in diffusers as it is (padded prompt, mask), without padding and mask as `load` sets it up, in
 chunks, and with compiled blocks (warm-up and recompilations by prompt length beside it), each with the relative
 difference of its result; what a skipped step of each step cache costs; where a step's time goes (profile); and the
-VAE's decoding, by tile size and memory format. Random weights say nothing about pictures, nor how often a cache skips.
+VAE's decoding, by tile size, as it is and compiled. Random weights say nothing about pictures, nor how often a cache
+skips.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ import t2v_kit  # noqa: F401  (first: it makes torchvision importable)
 # isort: split
 import argparse
 import contextlib
+import gc
 import json
 import re
 import statistics
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -37,12 +38,24 @@ from benchmarks.common import GIB, guarded, header, measured
 from benchmarks.full_size import FULL, TINY
 from benchmarks.rows import SIZES, TINY_SIZE
 from t2v_kit.hunyuan.chunks import use_chunks
+from t2v_kit.hunyuan.compiling import compile_vae
 from t2v_kit.hunyuan.masks import skip_full_masks
 from t2v_kit.memory.footprint import set_tiles
 
 PADDED, WORDS, OTHER_WORDS = 256, 40, (17, 23, 61, 88, 120)  # tokens of a prompt
 STEPS = 50
 LONG = 10  # seconds: of slower steps no more than needed
+# What is measured of a step and by which method of `Transformer`, in this order: each leaves the model as the next one
+# needs it.
+KINDS = {
+    "as it is": "as_it_is",
+    "no padding, no mask": "no_padding_no_mask",
+    "in chunks": "in_chunks",
+    "step caches": "step_caches",
+    "profile": "profile",
+    "compiled": "compiled",
+    "profile, compiled": "profile",
+}
 TILES = ((512, 448), (384, 320), (256, 192), (192, 144), (128, 96))
 
 
@@ -60,23 +73,32 @@ def main() -> int:
     sizes = TINY if args.tiny else FULL
     device = "cuda" if torch.cuda.is_available() else "cpu"
     for name in args.sizes:
-        bench = Transformer(sizes["transformer"], TINY_SIZE if args.tiny else SIZES[name], device)
-        for kind, run in bench.kinds().items():
-            if re.search(args.rows, f"{name}, {kind}"):
-                guarded(report, f"{name}, {kind}", run, args.out, deadline)
-        del bench
+        rows = [kind for kind in KINDS if re.search(args.rows, f"{name}, {kind}")]
+        steps(report, name, rows, args, deadline)
+        gc.collect()  # blocks and their hooks hold each other
         if device == "cuda":
             torch.cuda.empty_cache()
     for name in args.sizes:
-        for tile in TILES if name == args.sizes[-1] else ((256, 192),):
-            for last in (False, True) if tile == (256, 192) else (False,):
+        for tile in TILES:
+            for compiled in (False, True):
                 size = TINY_SIZE if args.tiny else SIZES[name]
-                key = f"{name}, decode, tile {tile}" + (", channels last" if last else "")
-                decode = partial(decoding, sizes["vae"], size, tile, last, device)
+                key = f"{name}, decode, tile {tile}" + (", compiled" if compiled else "")
+                decode = partial(decoding, sizes["vae"], size, tile, compiled, device)
                 if re.search(args.rows, key):
                     guarded(report, key, decode, args.out, deadline)
     print("\n".join(["", *(f"{key:48} {value}" for key, value in table(report))]))
     return 0
+
+
+def steps(report: dict, name: str, rows: list[str], args: argparse.Namespace, deadline: float) -> None:
+    """The rows of one size's steps, by one transformer."""
+    if not rows:
+        return
+    size = TINY_SIZE if args.tiny else SIZES[name]
+    config = (TINY if args.tiny else FULL)["transformer"]
+    bench = Transformer(config, size, "cuda" if torch.cuda.is_available() else "cpu")
+    for kind in rows:
+        guarded(report, f"{name}, {kind}", partial(bench.row, kind), args.out, deadline)
 
 
 @contextlib.contextmanager
@@ -139,22 +161,10 @@ class Transformer:
             found.append(round(time.perf_counter() - began, 4))
         return found
 
-    def kinds(self) -> dict[str, Callable[[], dict]]:
-        """What is measured, in this order: each leaves the model as the next one needs it."""
-        kinds = {
-            "as it is": self.as_it_is,
-            "no padding, no mask": self.no_padding_no_mask,
-            "in chunks": self.in_chunks,
-            "step caches": self.step_caches,
-            "profile": self.profile,
-            "compiled": self.compiled,
-            "profile, compiled": self.profile,
-        }
-        return {kind: partial(self.row, run) for kind, run in kinds.items()}
-
-    def row(self, run: Callable[[dict], None]) -> dict:
+    def row(self, kind: str) -> dict:
+        """A row of `KINDS`."""
         row = {}
-        run(row)
+        getattr(self, KINDS[kind])(row)
         return row
 
     def timed(self, row: dict, **how) -> None:
@@ -251,21 +261,27 @@ class Transformer:
 
 
 @torch.no_grad()
-def decoding(config: dict, size: tuple[int, int, int], tile: tuple[int, int], channels_last: bool, device: str) -> dict:
+def decoding(config: dict, size: tuple[int, int, int], tile: tuple[int, int], compiled: bool, device: str) -> dict:
     """Seconds and peak of one whole decode in float16 (on a CPU float32), a first tile decoded before."""
     torch.manual_seed(0)
     dtype = torch.float32 if device == "cpu" else torch.float16
     with torch.device(device):
         vae = torch.nn.Module.to(AutoencoderKLHunyuanVideo(**config), dtype).eval()
-    if channels_last:
-        vae = vae.to(memory_format=torch.channels_last_3d)
     set_tiles(vae, tile)
     height, width, frames = size
     shape = (1, vae.config.latent_channels, (frames - 1) // 4 + 1, height // 8, width // 8)
     latents = torch.randn(shape, device=device, dtype=dtype)
-    small = min(tile[0] // 8, shape[3]), min(tile[0] // 8, shape[4])
-    vae.decode(latents[:, :, :5, : small[0], : small[1]])
+    small = latents[:, :, :5, : tile[0] // 8, : tile[0] // 8]
+    first = vae.decode(small, return_dict=False)[0]
     row = {"weights_gib": round(sum(p.numel() for p in vae.parameters()) * latents.element_size() / GIB, 3)}
+    if compiled:
+        compile_vae(vae, "eager" if device == "cpu" else "inductor")
+        began = time.perf_counter()
+        other = vae.decode(small, return_dict=False)[0]
+        row["relative_difference"] = float((other - first).float().norm() / first.float().norm())
+        row["warm_up"] = round(time.perf_counter() - began, 1)
+        del other
+    del first
     with measured(row):
         vae.decode(latents)
     return row

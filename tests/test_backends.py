@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers.models.attention_dispatch import AttentionBackendName
 
-from t2v_kit import Settings, UserError, encode_prompt, initial_latents, load, velocity
+from t2v_kit import Settings, UserError, decode, encode_prompt, frozen_norms, initial_latents, load, velocity
 from t2v_kit.hunyuan import backends
 from t2v_kit.hunyuan.backends import (
     EXACT,
@@ -17,7 +17,7 @@ from t2v_kit.hunyuan.backends import (
     unusable,
     use_backend,
 )
-from t2v_kit.hunyuan.compiling import compile_blocks
+from t2v_kit.hunyuan.compiling import GRAPHS, compile_blocks, compile_vae
 from t2v_kit.hunyuan.kernel_names import KERNELS
 from t2v_kit.hunyuan.masks import blocks, skip_full_masks
 from tests.conftest import tiny_transformer
@@ -142,8 +142,49 @@ def test_compiled_blocks_compute_the_same_at_every_length_of_prompt():
     assert not counters["graph_break"]
 
 
+def test_a_compiled_vae_computes_the_same_at_every_size():
+    """Traced, not compiled: tiles of several sizes, a single frame, one half of a tile; and few graphs for them all."""
+    vae = load("pocket", device="cpu").pipe.vae
+    drawn = torch.Generator().manual_seed(0)
+    counters = torch._dynamo.utils.counters
+
+    def both_ways(sizes: tuple) -> list[torch.Tensor]:
+        found = []
+        for frames, height, width in sizes:
+            latents = torch.randn(1, 16, frames, height, width, generator=drawn.manual_seed(frames))
+            pixels = torch.rand(1, 3, 4 * frames - 3, 8 * height, 8 * width, generator=drawn)
+            found += [vae.decode(latents, return_dict=False)[0], vae.encode(pixels).latent_dist.mean]
+        return found
+
+    with torch.no_grad():
+        sizes = ((1, 9, 6), (2, 8, 8), (4, 6, 9), (3, 5, 12))
+        plain = both_ways(sizes)
+        compile_vae(vae, backend="eager")
+        torch._dynamo.reset()
+        counters.clear()
+        assert all(torch.allclose(found, exact, atol=1e-4) for found, exact in zip(both_ways(sizes), plain))
+        graphs = counters["stats"]["unique_graphs"]
+        both_ways(((2, 7, 10), (4, 11, 4)))
+    assert 0 < counters["stats"]["unique_graphs"] < graphs + 6 < GRAPHS, "50 calls of other sizes need next to none"
+    assert not counters["graph_break"]
+
+
+def test_a_compiled_vae_keeps_frozen_norms():
+    """What is put on a group norm holds, though compiled code computes the others."""
+    clips = torch.rand(2, 1, 16, 2, 4, 6).mul(2)
+    models = load("pocket", device="cpu")
+
+    def decoded() -> list:
+        with frozen_norms(models):
+            return [decode(models, clip) for clip in clips]
+
+    exact = decoded()
+    compile_vae(models.pipe.vae, backend="eager")
+    assert all(abs(found.astype(int) - plain).max() <= 1 for found, plain in zip(decoded(), exact))
+
+
 def test_compiling_is_for_gpus():
-    with pytest.raises(UserError, match="compile=True: blocks are compiled for a GPU alone"):
+    with pytest.raises(UserError, match="compile=True: networks are compiled for a GPU alone"):
         load("pocket", device="cpu", compile=True)
 
 

@@ -16,7 +16,7 @@ from spandrel.architectures.Compact import Compact
 import t2v_kit.model.loading as loading_module
 import t2v_kit.run.generating as run_module
 from benchmarks.full_size import random_upscaler
-from t2v_kit import Stopped, UserError, denoise, encode_prompt, generate, initial_latents, resume
+from t2v_kit import Stopped, UserError, decode, denoise, encode_prompt, generate, initial_latents, resume
 from t2v_kit.hunyuan.files import POCKET
 from t2v_kit.hunyuan.masks import blocks, skip_full_masks
 from t2v_kit.memory.choose import ladder
@@ -83,6 +83,17 @@ def test_same_bits_as_the_pipeline_in_bfloat16(models, folder, cfg):
     theirs = pipeline_latents(plain, settings, prompt=CAR, prompt_template=template, **negative)
     assert step.latents.dtype == torch.bfloat16 and torch.equal(step.latents, theirs.to(step.latents.dtype))
     assert torch.isfinite(step.latents).all()
+
+
+def test_compiled_networks_make_the_same_video(models, folder):
+    """The blocks and the VAE, compiled for real: the difference is that of rounding, at two sizes of tile."""
+    compiled = load(folder, device="cuda", dtype=IN_BFLOAT16, compile=True)
+    plain, found = (generate(CAR, each, **SMALL, **QUIET).latents.float() for each in (models, compiled))
+    assert (found - plain).norm() < 0.05 * plain.norm()
+    for size in ((3, 8, 12), (3, 8, 6)):
+        latents = torch.randn(1, plain.shape[1], *size, generator=torch.Generator().manual_seed(0))
+        exact, fast = (decode(each, latents).astype(float) for each in (models, compiled))
+        assert abs(fast - exact).max() <= 8 and abs(fast - exact).mean() < 0.2
 
 
 def test_resume_gives_the_same_bits(models, tmp_path, no_encoder):

@@ -261,8 +261,9 @@ class _Needs:
 
     def decode(self) -> tuple[tuple[float, ...], float | None, dict]:
         dtype = getattr(torch, self.plan.vae.dtype)
-        work, flops = decoding_cost(self.configs.vae, self.latents(), self.plan.tile, dtype)
-        rate = coefficients()["seconds"]["decode_a_pflop"]
+        compiled = self.plan.compile
+        work, flops = decoding_cost(self.configs.vae, self.latents(), self.plan.tile, dtype, compiled)
+        rate = coefficients()["seconds"]["decode_a_pflop_compiled" if compiled else "decode_a_pflop"]
         return (work,), None if rate is None else self.slower() * rate * flops / 1e15, {"decode": flops / 1e15}
 
     def slower(self) -> float:

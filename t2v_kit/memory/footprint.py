@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..hunyuan.chunks import use_chunks
+from ..hunyuan.compiling import use_channels_last
 from ..hunyuan.masks import mask_assumed, skip_full_masks
 from .weights import VISION_KEY, parameters
 
@@ -43,9 +44,15 @@ class LiveBytes(TorchDispatchMode):
         4096
     """
 
-    def __init__(self, model: torch.nn.Module) -> None:
-        """Count nothing of the model's weights, nor of views of them."""
+    def __init__(self, model: torch.nn.Module, channels_last: bool = False) -> None:
+        """Count nothing of the model's weights, nor of views of them.
+
+        Args:
+            model: Whose weights are left out.
+            channels_last: Whether its 3D convolutions are given their inputs channels last.
+        """
         super().__init__()
+        self.channels_last = channels_last
         self.now = self.peak = 0
         self.sections: dict[str, int] = {}
         weights = (*model.parameters(), *model.buffers())
@@ -56,7 +63,8 @@ class LiveBytes(TorchDispatchMode):
         for tensor in tree_iter(result):
             if isinstance(tensor, torch.Tensor):
                 self.add(tensor)
-        if function is torch.ops.aten.convolution.default and result.ndim == 5 and result.dtype.itemsize == 2:
+        turned = not self.channels_last and function is torch.ops.aten.convolution.default
+        if turned and result.ndim == 5 and result.dtype.itemsize == 2:
             # cuDNN's 16-bit 3D convolutions compute channels last: input and output are there twice.
             self.peak = max(self.peak, self.now + args[0].nbytes + result.nbytes)
         return result
@@ -92,9 +100,9 @@ class _FusedAttention(TorchFunctionMode):
 
 
 @contextmanager
-def counted(model: torch.nn.Module):
+def counted(model: torch.nn.Module, channels_last: bool = False):
     """Give a LiveBytes over the block, with fused attention, without gradients, on the meta device."""
-    with torch.no_grad(), torch.device("meta"), LiveBytes(model) as live, _FusedAttention():
+    with torch.no_grad(), torch.device("meta"), LiveBytes(model, channels_last) as live, _FusedAttention():
         yield live
 
 
@@ -155,7 +163,13 @@ def _denoising_count(
 
 
 @functools.lru_cache(256)
-def decoding_cost(config: tuple, latents: tuple[int, int, int], tile: tuple[int, int] | None, dtype: torch.dtype):
+def decoding_cost(
+    config: tuple,
+    latents: tuple[int, int, int],
+    tile: tuple[int, int] | None,
+    dtype: torch.dtype,
+    compiled: bool = False,
+) -> tuple[int, float]:
     """Count the peak bytes of decoding on top of the VAE's weights, and its multiplications and additions.
 
     The decoder runs once, on the largest tile; the code that joins tiles runs as it is, with empty tiles.
@@ -165,6 +179,7 @@ def decoding_cost(config: tuple, latents: tuple[int, int, int], tile: tuple[int,
         latents: (T, H, W).
         tile: (height and width of a tile, distance of two) in pixels; None for no tiling in space.
         dtype: What the VAE computes in.
+        compiled: Whether `compile_vae` has been at it.
 
     Returns:
         (bytes, operations).
@@ -185,18 +200,25 @@ def decoding_cost(config: tuple, latents: tuple[int, int, int], tile: tuple[int,
         pixels = vae.decode(torch.empty(1, vae.config.latent_channels, *latents, dtype=dtype), return_dict=False)[0]
     shown = 3 * pixels.numel() * dtype.itemsize  # the frames, and two copies of them on their way to uint8
     largest = max((shape for shape, _ in calls), key=math.prod)
-    one, flops = _tile_cost(config, largest, dtype)
+    one, flops = _tile_cost(config, largest, dtype, compiled)
     flops *= sum(math.prod(shape) for shape, _ in calls) / math.prod(largest)
     return max(one + max(now for _, now in calls), live.peak, shown), flops
 
 
 @functools.lru_cache(64)
-def _tile_cost(config: tuple, latents: tuple[int, int, int], dtype: torch.dtype) -> tuple[int, int]:
+def _tile_cost(config: tuple, latents: tuple[int, int, int], dtype: torch.dtype, compiled: bool) -> tuple[int, int]:
     """Count (peak bytes, operations) of the decoder's pass over latents (T, H, W)."""
     vae = parameters(lambda: AutoencoderKLHunyuanVideo(**dict(config)), dtype)
-    with counted(vae) as one, FlopCounterMode(display=False) as work:
+    if compiled:
+        use_channels_last(vae, _result_alone)
+    with counted(vae, compiled) as one, FlopCounterMode(display=False) as work:
         vae.decoder(torch.empty(1, vae.config.latent_channels, *latents, dtype=dtype))
     return one.peak, work.get_total_flops()
+
+
+def _result_alone(x: torch.Tensor, norm, activate, places: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """What a compiled `prepared` allocates, but for some numbers a row."""
+    return torch.empty(*x.shape[:2], *(place.numel() for place in places), dtype=x.dtype)
 
 
 def set_tiles(vae: AutoencoderKLHunyuanVideo, tile: tuple[int, int] | None) -> None:

@@ -26,7 +26,7 @@ from transformers import BitsAndBytesConfig as TransformersQuantisation
 from ..errors import UserError
 from ..hunyuan.backends import use_backend
 from ..hunyuan.chunks import use_chunks
-from ..hunyuan.compiling import compile_blocks
+from ..hunyuan.compiling import compile_blocks, compile_vae
 from ..hunyuan.files import ModelFiles
 from ..hunyuan.llava import language_model
 from ..hunyuan.masks import skip_full_masks
@@ -256,8 +256,9 @@ class Residence:
             accelerate.cpu_offload(part, self.device, offload_buffers=bool(part._parameters))
         elif how.quantisation not in ("int8", "nf4"):  # those were read onto the device
             part.to(self.device)
-        if name == "transformer" and self.plan.compile:
-            compile_blocks(part)
+        compile_part = {"transformer": compile_blocks, "vae": compile_vae}.get(name)
+        if self.plan.compile and compile_part is not None:
+            compile_part(part)
 
     def _streams_a_part(self, name: str) -> bool:
         """Whether only a part of the network is streamed: the language model of a Llava."""
