@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from contextlib import contextmanager
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import psutil
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 PROMPT = "Sunny day, freedom and adventure, high motion. A man with a beard riding a motorcycle on the street."
 RESULTS = Path(__file__).parent / "results"
@@ -69,6 +71,22 @@ def measured(row: dict):
             row["seconds"] = round(time.perf_counter() - began, 3)
     row["ram_gib"] = round(host.peak["RssAnon"] / GIB, 2)
     row["ram_gib_with_files"] = round(host.peak["VmRSS"] / GIB, 2)
+
+
+def kernels(run: Callable[[], object], most: int = 15) -> dict:
+    """Where a call's time goes: its operations and their kernels on the GPU (each counts twice), the longest first."""
+    gpu = torch.cuda.is_available()
+    with profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * gpu) as watched:
+        run()
+        if gpu:
+            torch.cuda.synchronize()
+    key = "self_device_time_total" if gpu else "self_cpu_time_total"
+    events = sorted(watched.key_averages(), key=lambda event: -getattr(event, key))
+    listed = [
+        {"name": event.key[:90], "ms": round(getattr(event, key) / 1e3, 2), "calls": event.count}
+        for event in events[:most]
+    ]
+    return {"kernels": listed, "total_ms": round(sum(getattr(event, key) for event in events) / 1e3, 1)}
 
 
 class HostPeak:

@@ -42,7 +42,7 @@ ROOT = Path(__file__).parents[1]
 FOLDERS = (RESULTS, POCKET)  # where NAME.json is looked for
 NETWORKS = ("text_encoder", "text_encoder_2", "vae", "transformer", "upscaler", "lora")  # pocket's folders of weights
 # Tables that a document must have
-REQUIRED = {"README.md": {"notebooks", "cards"}, "docs/memory.md": {"memory"}, "docs/speed.md": {"speed"}}
+REQUIRED = {"README.md": {"notebooks", "cards"}, "docs/memory.md": {"memory"}, "docs/speed.md": {"speed", "decoding"}}
 REQUIRED |= {
     "docs/command-line.md": {"settings"},
     "docs/upscaling.md": {"upscaling_cpu", "upscaling_h200", "real_networks_cpu", "steadying"},

@@ -3,8 +3,9 @@
     python -m benchmarks.fit            # the judgement
     python -m benchmarks.fit --write    # new coefficients, from rows that are not set aside, then the judgement
 
-Reads benchmarks/results/memory.json. GPU memory of a stage is weights + factor x counted work + constant; the factor
-and the constant are fitted by least squares, and the constant is then raised until no row is told too little.
+Reads benchmarks/results/memory.json, and decoding.json for the seconds of decoding. GPU memory of a stage is
+weights + factor x counted work + constant; the factor and the constant are fitted by least squares, and the constant is
+then raised until no row is told too little.
 """
 
 from __future__ import annotations
@@ -18,11 +19,14 @@ import statistics
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from benchmarks.common import RESULTS
 from benchmarks.rows import ROWS, SIZES, TINY_SIZE
 from t2v_kit.memory.estimate import coefficients, estimate
-from t2v_kit.memory.plan import Plan, Size
+from t2v_kit.memory.footprint import decoding_cost
+from t2v_kit.memory.plan import TILES, Plan, Size
+from t2v_kit.memory.weights import Configs
 
 COEFFICIENTS = Path(t2v_kit.__file__).parent / "memory" / "coefficients.json"
 OVER, UNDER = 0.10, 0.03  # how far an estimate may be over, and under, what was measured
@@ -77,13 +81,13 @@ def fitted(known: list[dict], old: dict, report: dict) -> dict:
             new["sources"][f"vram.{stage}"] = source
     here = [point for point in known if point["stage"] == "decode" and point["pflop"]["decode"]]
     if here:
-        rates = [point["measured"]["seconds"] / point["pflop"]["decode"] for point in here]
-        new["seconds"]["decode_a_pflop"] = round(statistics.median(rates), 4)
         new["ram"]["process_gib"] = round(
             statistics.median(p["measured"]["ram_gib"] - p["ram_gb"] + old["ram"]["process_gib"] for p in known), 2
         )
         new["vram"]["context_gib"] = round(statistics.median(p["result"]["context_gib"] for p in known), 2)
-        new["sources"] |= {"seconds.decode_a_pflop": source, "ram.process_gib": source, "vram.context_gib": source}
+        new["sources"] |= {"ram.process_gib": source, "vram.context_gib": source}
+    new["seconds"] |= decoding_rates()
+    new["sources"]["seconds.decode_a_pflop"] = "medians over tiles, as it is and compiled, of decoding.json"
     there = [p for p in known if p["stage"] == "encode" and p["result"]["plan"]["text_encoder"]["offload"] == "none"]
     encodes = [point["measured"]["seconds"] for point in there]
     if encodes:
@@ -103,6 +107,19 @@ def fitted(known: list[dict], old: dict, report: dict) -> dict:
             fitted_on(list(whole.values())) + "; the compiled rate as before"
         )
     return new
+
+
+def decoding_rates(results: Path = RESULTS) -> dict[str, float]:
+    """Seconds of decoding for 10^15 multiplications and additions, as it is and compiled: medians over tiles."""
+    report = json.loads((results / "decoding.json").read_text())
+    height, width, frames = SIZES[report["size"]]
+    latents, found = ((frames - 1) // 4 + 1, height // 8, width // 8), {}
+    for name, kind in (("decode_a_pflop", "as it is"), ("decode_a_pflop_compiled", "compiled")):
+        rows = {tile: report.get(f"tile {tile[0]}, {kind}", {}) for tile in filter(None, TILES)}
+        costs = {tile: decoding_cost(Configs.of("hunyuan").vae, latents, tile, torch.float16)[1] for tile in rows}
+        rates = [1e15 * row["seconds"] / costs[tile] for tile, row in rows.items() if "seconds" in row]
+        found[name] = round(statistics.median(rates), 4)
+    return found
 
 
 def fit_memory(here: list[dict]) -> dict:

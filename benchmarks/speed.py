@@ -1,17 +1,16 @@
-"""Where do the seconds go? The transformer and the VAE at full size with random weights, alone on an uncapped GPU.
+"""Where do the seconds go? The transformer at full size with random weights, alone on an uncapped GPU.
 
     python -m benchmarks.speed --seconds 560 --out benchmarks/results/speed.json
 
 For each size: a step in diffusers as it is (padded prompt, mask), without padding and mask as `load` sets it up, in
 chunks, and with compiled blocks (warm-up and recompilations by prompt length beside it), each with the relative
-difference of its result; what a skipped step of each step cache costs; where a step's time goes (profile); and the
-VAE's decoding, by tile size, as it is and compiled. Random weights say nothing about pictures, nor how often a cache
-skips.
+difference of its result; what a skipped step of each step cache costs; and where a step's time goes (profile). Random
+weights say nothing about pictures, nor how often a cache skips.
 """
 
 from __future__ import annotations
 
-import t2v_kit  # first: it makes torchvision importable
+import t2v_kit  # noqa: F401  (first: it makes torchvision importable)
 
 # isort: split
 import argparse
@@ -26,7 +25,6 @@ from pathlib import Path
 
 import torch
 from diffusers import (
-    AutoencoderKLHunyuanVideo,
     FirstBlockCacheConfig,
     HunyuanVideoTransformer3DModel,
     MagCacheConfig,
@@ -34,13 +32,11 @@ from diffusers import (
     TaylorSeerCacheConfig,
 )
 
-from benchmarks.common import GIB, guarded, header, measured
+from benchmarks.common import GIB, guarded, header, kernels, measured
 from benchmarks.full_size import FULL, TINY
 from benchmarks.rows import SIZES, TINY_SIZE
 from t2v_kit.hunyuan.chunks import use_chunks
-from t2v_kit.hunyuan.compiling import compile_vae
 from t2v_kit.hunyuan.masks import skip_full_masks
-from t2v_kit.memory.footprint import set_tiles
 
 PADDED, WORDS, OTHER_WORDS = 256, 40, (17, 23, 61, 88, 120)  # tokens of a prompt
 STEPS = 50
@@ -56,7 +52,6 @@ KINDS = {
     "compiled": "compiled",
     "profile, compiled": "profile",
 }
-TILES = ((512, 448), (384, 320), (256, 192), (192, 144), (128, 96))
 
 
 def main() -> int:
@@ -70,7 +65,6 @@ def main() -> int:
     deadline = time.perf_counter() + args.seconds
     earlier = json.loads(args.out.read_text()) if args.out.exists() else {}  # rows not measured now are kept
     report = earlier | header("speed", sizes="tiny" if args.tiny else "full")
-    sizes = TINY if args.tiny else FULL
     device = "cuda" if torch.cuda.is_available() else "cpu"
     for name in args.sizes:
         rows = [kind for kind in KINDS if re.search(args.rows, f"{name}, {kind}")]
@@ -78,14 +72,6 @@ def main() -> int:
         gc.collect()  # blocks and their hooks hold each other
         if device == "cuda":
             torch.cuda.empty_cache()
-    for name in args.sizes:
-        for tile in TILES:
-            for compiled in (False, True):
-                size = TINY_SIZE if args.tiny else SIZES[name]
-                key = f"{name}, decode, tile {tile}" + (", compiled" if compiled else "")
-                decode = partial(decoding, sizes["vae"], size, tile, compiled, device)
-                if re.search(args.rows, key):
-                    guarded(report, key, decode, args.out, deadline)
     print("\n".join(["", *(f"{key:48} {value}" for key, value in table(report))]))
     return 0
 
@@ -245,48 +231,7 @@ class Transformer:
 
     def profile(self, row: dict) -> None:
         """The kernels that a step spends its time in."""
-        from torch.profiler import ProfilerActivity, profile
-
-        activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (self.device != "cpu")
-        with profile(activities=activities) as watched:
-            self.seconds(1)
-        key = "self_device_time_total" if self.device != "cpu" else "self_cpu_time_total"
-        events = sorted(watched.key_averages(), key=lambda event: -getattr(event, key))
-        total = sum(getattr(event, key) for event in events) or 1
-        row["kernels"] = [
-            {"name": event.key[:90], "ms": round(getattr(event, key) / 1e3, 2), "calls": event.count}
-            for event in events[:15]
-        ]
-        row["total_ms"] = round(total / 1e3, 1)
-
-
-def decoding(config: dict, size: tuple[int, int, int], tile: tuple[int, int], compiled: bool, device: str) -> dict:
-    """Seconds and peak of `decode` in float16 (on a CPU float32), latents to uint8, a first tile decoded before."""
-    torch.manual_seed(0)
-    dtype = torch.float32 if device == "cpu" else torch.float16
-    with torch.device(device):
-        vae = torch.nn.Module.to(AutoencoderKLHunyuanVideo(**config), dtype).eval()
-    models = t2v_kit.load("pocket", device=device)
-    models.pipe.vae = vae
-    set_tiles(vae, tile)
-    height, width, frames = size
-    shape = (1, vae.config.latent_channels, (frames - 1) // 4 + 1, height // 8, width // 8)
-    latents = torch.randn(shape, device=device, dtype=dtype)
-    small = latents[:, :, :5, : tile[0] // 8, : tile[0] // 8]
-    with torch.no_grad():
-        first = vae.decode(small, return_dict=False)[0]
-        row = {"weights_gib": round(sum(p.numel() for p in vae.parameters()) * latents.element_size() / GIB, 3)}
-        if compiled:
-            compile_vae(vae, "eager" if device == "cpu" else "inductor")
-            began = time.perf_counter()
-            other = vae.decode(small, return_dict=False)[0]
-            row["relative_difference"] = float((other - first).float().norm() / first.float().norm())
-            row["warm_up"] = round(time.perf_counter() - began, 1)
-            del other
-        del first
-    with measured(row):
-        t2v_kit.decode(models, latents)
-    return row
+        row |= kernels(lambda: self.seconds(1))
 
 
 def table(report: dict):

@@ -46,7 +46,12 @@ UNGRADED = ("prompts", "facing", "clean")  # of a verdict: what is no attribute 
 
 def tables(folders: tuple[Path, ...] = (RESULTS, POCKET)) -> dict[str, str]:
     """Every table whose measurements are in one of `folders`, by name, as Markdown."""
-    makers = {"memory": ("memory", memory), "cards": ("memory", cards), "speed": ("speed", speed)}
+    makers = {
+        "memory": ("memory", memory),
+        "cards": ("memory", cards),
+        "speed": ("speed", speed),
+        "decoding": ("decoding", decoding),
+    }
     makers |= {"adherence": ("evaluation", adherence), "guidance": ("evaluation", guidance), "vae": ("evaluation", vae)}
     makers |= {"upscaler": ("training", upscaler)}
     makers |= {path.stem: (path.stem, upscaling) for folder in folders for path in folder.glob("upscaling*.json")}
@@ -250,6 +255,29 @@ def speed(report: dict) -> str:
     return "\n".join(
         [*lines, "", f"One {report['device']}, {report['date'][:10]}, random weights, uncapped; {versions}."]
     )
+
+
+def decoding(report: dict) -> str:
+    """A row a size of tile: the whole stage as it is and compiled, and how different the pixels are."""
+    lines = [
+        "| tiles of | as it is | compiled | times faster | GPU GiB | compiled | relative difference |",
+        "|---" * 7 + "|",
+    ]
+    warm = 0.0
+    for key, row in report.items():
+        if key.endswith(", compiled") and "seconds" in row:
+            plain = report[key.replace("compiled", "as it is")]
+            warm = max(warm, row["warm_up"])
+            pixels = key.removeprefix("tile ").removesuffix(", compiled")
+            lines.append(
+                f"| {pixels} pixels | {plain['seconds']:.1f} s | {row['seconds']:.1f} s | {row['times_faster']:.2f} "
+                f"| {plain['gpu_gib']:.1f} | {row['gpu_gib']:.1f} | {row['relative_difference']:.1e} |"
+            )
+    versions = f"torch {report['versions']['torch']}, diffusers {report['versions']['diffusers']}"
+    size, date = report["size"].replace("x", " x "), report["date"][:10]
+    said = f"{size}, float16, random weights, one {report['device']}, {date}; {versions}. The first compiled tile took "
+    said += f"{warm:.0f} s, the first of another size no longer than others."
+    return "\n".join([*lines, "", said])
 
 
 def frontier(report: dict) -> str:

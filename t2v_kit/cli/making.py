@@ -70,7 +70,7 @@ def _make(
         revision: Branch, tag or commit of a model on the hub.
         gpus: How many GPUs make the video together; under torchrun, as many as it started processes.
         attention: auto, or a kernel by the name that diffusers gives it.
-        compile: Compile the transformer's blocks: a slow first step, and faster ones.
+        compile: Compile the transformer's blocks and the VAE: a slow first step, and faster ones.
         out: Folder for the files; by default a new one in runs/.
         prompts: A text file with a prompt on each line, in place of PROMPT: a run for each, in folders of --out.
         reuse: Take saved latents of the same settings.
@@ -186,7 +186,7 @@ def _check_machine(memory: str | None, attention: str, compile: bool) -> None:
     if (planned is not None or compile) and surely_no_gpu():
         if planned is not None:
             raise UserError(f"memory={memory!r}: {NOTHING_TO_PLAN}", setting="memory")
-        raise UserError("compile=True: blocks are compiled for a GPU alone; leaving --compile out would work.")
+        raise UserError("compile=True: networks are compiled for a GPU alone; leaving --compile out would work.")
 
 
 def _check_files(wanted: Settings) -> None:

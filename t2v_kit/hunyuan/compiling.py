@@ -36,12 +36,12 @@ def compile_blocks(transformer: HunyuanVideoTransformer3DModel, backend: str = "
 
 
 def compile_vae(vae: AutoencoderKLHunyuanVideo, backend: str = "inductor") -> None:
-    """Let the VAE's convolutions work channels last, and compile what lies between them, which takes some 15 s.
+    """Let the VAE's convolutions work channels last, and compile what lies between them.
 
     cuDNN computes channels last: in PyTorch's usual order it turns every input and output around. A group norm of 32
     groups keeps 32 of a GPU's 132 multiprocessors busy, and padding is a pass of its own. Here norm, activation,
-    enlarging and padding are one function, which Triton makes a few kernels of, whatever the size of a tile. Videos
-    differ by the rounding of the dtype.
+    enlarging and padding are one function, which Triton makes a few kernels of in half a minute, whatever the size of a
+    tile. Videos differ by the rounding of the dtype.
 
     Args:
         vae: Wherever its weights are.

@@ -79,7 +79,7 @@ class Plan:
         slicing: The VAE takes the videos of a batch one by one.
         chunk: How many tokens the feed-forward layers and projections take at a time; None takes all at once.
         attention: An attention backend of diffusers.
-        compile: The transformer's blocks are compiled at their first step.
+        compile: The transformer's blocks and the VAE are compiled at their first call.
         waiting_blocks: How many blocks of a transformer in 4 bits, the last ones, wait in RAM from when they are read,
             for a training with as many `streamed_blocks`.
 
@@ -141,7 +141,7 @@ class Plan:
         chunk = f"{self.chunk} tokens at a time" if self.chunk else "all tokens at once"
         lines.append(f"  VAE tiles     {tiles}{', batch sliced' if self.slicing else ''}")
         lines.append(f"  feed-forward  {chunk}")
-        lines.append(f"  attention     {self.attention}{', blocks compiled' if self.compile else ''}")
+        lines.append(f"  attention     {self.attention}{', blocks and VAE compiled' if self.compile else ''}")
         if self.waiting_blocks:
             lines.append(f"  in RAM        the last {self.waiting_blocks} blocks, to be trained")
         return "\n".join(lines)

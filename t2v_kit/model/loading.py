@@ -98,7 +98,7 @@ def load(
             that is installed and was measured on such a card; or a backend of diffusers by name, such as 'native',
             '_native_cudnn' or 'sage'. On a CPU 'auto' is 'native'.
         compile: Compile the transformer's blocks and the VAE, on a GPU: the first step takes a minute or more, the
-            others less; decoding begins some 15 s later, and takes half as long. Results differ by rounding.
+            others less; decoding begins half a minute later, and takes half as long. Results differ by rounding.
         team: The processes that make one video together, as `t2v_kit.hunyuan.parallel.join` gives them under torchrun;
             each of them loads the model, and all call the same stages in the same order.
 

@@ -64,7 +64,7 @@ class Models:
         upscaler: The upscaler made for its videos, as `upscale` takes it; None when it has none.
         loras: The LoRAs that `load` put on the transformer, with their strengths; printed, a table.
         attention: The backend that the transformer's blocks attend with.
-        compiled: Whether `load` compiled the transformer's blocks.
+        compiled: Whether `load` compiled the transformer's blocks and the VAE.
         team: The processes that make one video together; None for one alone.
         lock: Held by whoever uses the networks; a thread may take it again while it holds it.
     """

@@ -142,7 +142,7 @@ def generate(
             on a machine without GPUs, processes on the CPU. `out` is needed, and is how they are watched; every step is
             a checkpoint, so a process that is lost ends the run with one line and `resume` continues it.
         attention: The kernel that `load` takes, for a model given by name.
-        compile: Whether `load` compiles the transformer's blocks, for a model given by name.
+        compile: Whether `load` compiles the transformer's blocks and the VAE, for a model given by name.
         checkpoint_every: Denoising steps between two checkpoints, at least 1. The latents are also saved whenever
             denoising ends early; `resume` continues from them.
         on_step: Called with each denoising `Step`.
