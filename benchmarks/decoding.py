@@ -3,8 +3,8 @@
     python -m benchmarks.decoding --out benchmarks/results/decoding.json
 
 The whole stage is timed, from latents to frames in 8 bits, after a first tile; by size of tile, each as it is and as
-`load(compile=True)` sets it up, with the seconds that the first tile then takes, the relative difference of its pixels
-and what its time goes into. Random weights say nothing about pictures.
+`load(compile=True)` sets it up, with the seconds that the first tile then takes and the relative difference of its
+pixels; and what a tile's time goes into. Random weights say nothing about pictures.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKLHunyuanVideo
 
-from benchmarks.common import GIB, guarded, header, kernels, measured
+from benchmarks.common import GIB, guarded, header, kernels, measured, write
 from benchmarks.full_size import FULL, TINY
 from benchmarks.rows import SIZES, TINY_SIZE
 from t2v_kit.hunyuan.compiling import compile_vae
@@ -29,6 +29,9 @@ from t2v_kit.memory.footprint import set_tiles
 from t2v_kit.memory.plan import TILES
 
 KINDS = ("as it is", "compiled")
+PROFILED = (512, 448)
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+BACKEND = "inductor" if DEVICE == "cuda" else "eager"
 
 
 def main() -> int:
@@ -42,47 +45,70 @@ def main() -> int:
     deadline = time.perf_counter() + args.seconds
     report = header("decoding", sizes="tiny" if args.tiny else "full", size=args.size)
     config, size = (TINY, TINY_SIZE) if args.tiny else (FULL, SIZES[args.size])
+    runs = {}
     for tile in filter(None, TILES):
         for kind in KINDS:
-            key = f"tile {tile[0]}, {kind}"
-            if re.search(args.rows, key):
-                decode = partial(decoding, config["vae"], size, tile, kind == "compiled")
-                guarded(report, key, decode, args.out, deadline)
-                plain, row = report.get(f"tile {tile[0]}, {KINDS[0]}", {}), report[key]
-                if kind == "compiled" and "seconds" in plain and "seconds" in row:
-                    row["times_faster"] = round(plain["seconds"] / row["seconds"], 3)
+            setup = (config["vae"], size, tile, kind == "compiled")
+            runs[f"tile {tile[0]}, {kind}"] = partial(decoding, *setup)
+            if tile == PROFILED:
+                runs[f"profile, {kind}"] = partial(profiled, *setup)
+    for key, run in runs.items():
+        if re.search(args.rows, key):
+            guarded(report, key, run, args.out, deadline)
+            plain, row = report.get(key.replace("compiled", "as it is"), {}), report[key]
+            if "relative_difference" in row and "seconds" in plain:
+                row["times_faster"] = round(plain["seconds"] / row["seconds"], 3)
+    write(args.out, report)
     return 0
 
 
 def decoding(config: dict, size: tuple[int, int, int], tile: tuple[int, int], compiled: bool) -> dict:
     """Seconds and peak of `decode` in float16 (on a CPU float32), a first tile decoded before."""
-    torch.manual_seed(0)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = torch.float32 if device == "cpu" else torch.float16
-    with torch.device(device):
-        vae = torch.nn.Module.to(AutoencoderKLHunyuanVideo(**config), dtype).eval()
-    models = t2v_kit.load("pocket", device=device)
-    models.pipe.vae = vae
-    set_tiles(vae, tile)
-    height, width, frames = size
-    shape = (1, vae.config.latent_channels, (frames - 1) // 4 + 1, height // 8, width // 8)
-    latents = torch.randn(shape, device=device, dtype=dtype)
-    small = latents[:, :, :5, : tile[0] // 8, : tile[0] // 8]
+    models, latents = random_model(config, size, tile)
+    vae, small = models.pipe.vae, of_one_tile(latents, tile)
     with torch.no_grad():
         first = vae.decode(small, return_dict=False)[0]
         row = {"weights_gib": round(sum(p.numel() for p in vae.parameters()) * latents.element_size() / GIB, 3)}
         if compiled:
-            compile_vae(vae, "eager" if device == "cpu" else "inductor")
+            compile_vae(vae, BACKEND)
             began = time.perf_counter()
             other = vae.decode(small, return_dict=False)[0]
             row["relative_difference"] = float((other - first).float().norm() / first.float().norm())
             row["warm_up"] = round(time.perf_counter() - began, 1)
             del other
         del first
-        row["one_tile"] = kernels(lambda: vae.decode(small))
     with measured(row):
         t2v_kit.decode(models, latents)
     return row
+
+
+def profiled(config: dict, size: tuple[int, int, int], tile: tuple[int, int], compiled: bool) -> dict:
+    """The kernels that a tile's time goes into."""
+    models, latents = random_model(config, size, tile)
+    vae, small = models.pipe.vae, of_one_tile(latents, tile)
+    if compiled:
+        compile_vae(vae, BACKEND)
+    with torch.no_grad():
+        vae.decode(small)
+        return kernels(lambda: vae.decode(small))
+
+
+def random_model(config: dict, size: tuple[int, int, int], tile: tuple[int, int]):
+    """A model whose VAE has random weights and works in such tiles, and latents of a video."""
+    torch.manual_seed(0)
+    dtype = torch.float32 if DEVICE == "cpu" else torch.float16
+    models = t2v_kit.load("pocket", device=DEVICE)
+    with torch.device(DEVICE):
+        models.pipe.vae = torch.nn.Module.to(AutoencoderKLHunyuanVideo(**config), dtype).eval()
+    set_tiles(models.pipe.vae, tile)
+    height, width, frames = size
+    shape = (1, models.pipe.vae.config.latent_channels, (frames - 1) // 4 + 1, height // 8, width // 8)
+    return models, torch.randn(shape, device=DEVICE, dtype=dtype)
+
+
+def of_one_tile(latents: torch.Tensor, tile: tuple[int, int]) -> torch.Tensor:
+    """17 frames of the picture's corner, which are decoded at once, as a tile of the whole is; and their last five."""
+    return latents[:, :, :5, : tile[0] // 8, : tile[0] // 8]
 
 
 if __name__ == "__main__":

@@ -365,12 +365,12 @@ def test_the_count_is_what_really_lives(tiny_folder):
 
 
 def test_the_ram_of_an_estimate_is_what_waits_there():
-    """The process, networks that wait in RAM, and while frames are decoded two copies of them in float32."""
+    """The process, networks that wait in RAM, and when frames are decoded these in 8 bits."""
     size, known = Size(544, 960, 61), coefficients()["ram"]
     on_gpu = {row["stage"]: row["ram_gb"] for row in estimate(Plan(), size).rows}
     assert on_gpu["encode"] == on_gpu["denoise"] == known["process_gib"]
-    frames = 2 * 4 * 3 * 544 * 960 * 61 / GIB
-    assert frames == pytest.approx(0.712, abs=0.001)
+    frames = 3 * 544 * 960 * 61 / GIB
+    assert frames == pytest.approx(0.089, abs=0.001)
     assert on_gpu["decode"] - known["process_gib"] == pytest.approx(frames)
     offloaded = estimate(Plan(transformer=Part("bfloat16", "none", "model")), size)
     heavy = weights(Configs.of("hunyuan"), "transformer", 2).total / GIB

@@ -204,7 +204,7 @@ class _Needs:
         ram = sum(self.in_ram(part) for part in (*STAGES[stage], *elsewhere))
         if stage == "decode":
             pixels = 3 * self.size.height * self.size.width * self.size.num_frames
-            ram += 4 * pixels * coefficients()["ram"]["video_copies"]
+            ram += pixels  # bytes: each is one
         return {
             "stage": stage,
             "vram_gb": on_gpu / GIB + fitted["factor"] * work / GIB + fitted["gib"],
