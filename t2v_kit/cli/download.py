@@ -1,4 +1,4 @@
-"""The question before 41 GB are downloaded."""
+"""The question before so many GB are downloaded."""
 
 from __future__ import annotations
 

@@ -19,12 +19,10 @@ _LICENCE = (
     "Licence: Tencent Hunyuan Community License. It does not apply in the European Union, the United Kingdom and South "
     "Korea: there it grants no right to use the weights."
 )
+#: GB (1e9 bytes) that each has to download, as its configuration counts them.
+GIGABYTES = {HUB_ID: 41, I2V_ID: 43, I2V_33_ID: 43}
 #: What anybody should know before weights are fetched, by the hub's id.
-DOWNLOADS = {
-    HUB_ID: f"{HUB_ID} is about 41 GB to download. {_LICENCE}",
-    I2V_ID: f"{I2V_ID} is about 43 GB to download. {_LICENCE}",
-    I2V_33_ID: f"{I2V_33_ID} is about 43 GB to download. {_LICENCE}",
-}
+DOWNLOADS = {name: f"{name} is about {size} GB to download. {_LICENCE}" for name, size in GIGABYTES.items()}
 DOWNLOAD = DOWNLOADS[HUB_ID]
 #: Models whose configurations are known before they are read, and the pixels and frames of a token of theirs.
 KNOWN = ("pocket", *PUBLISHED, *DOWNLOADS)

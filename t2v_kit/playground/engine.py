@@ -16,6 +16,7 @@ import torch
 from ..errors import UserError
 from ..hunyuan.files import HUNYUAN_DEFAULTS
 from ..hunyuan.lora_arguments import parse_loras
+from ..hunyuan.names import GIGABYTES, HUB_ID
 from ..memory.choose import as_plan, ladder
 from ..memory.estimate import TFLOPS, estimate
 from ..memory.machine import Machine
@@ -73,7 +74,8 @@ class Engine:
         self._planner: threading.Thread | None = None
         self._sources: dict[str, str] = {}  # what the LoRAs' names on the panel turned out to be
         names = list(dict.fromkeys([models.name, "pocket", "hunyuan", _FOLDER]))
-        self.model = _choice("model", names, "Pocket is shipped; hunyuan is the 13B model, 41 GB to download.")
+        why = f"Pocket is shipped; hunyuan is the 13B model, {GIGABYTES[HUB_ID]} GB to download."
+        self.model = _choice("model", names, why)
         self.folder = _path("folder", "a folder in HunyuanVideo's layout")
         why = "What is quantised, offloaded and tiled, to fit a smaller GPU."
         self.memory = _choice("memory", _plans(models.memory, self._machine), why)
