@@ -151,7 +151,7 @@ def test_a_compiled_vae_computes_the_same_at_every_size():
     def both_ways(sizes: tuple) -> list[torch.Tensor]:
         found = []
         for frames, height, width in sizes:
-            latents = torch.randn(1, 16, frames, height, width, generator=drawn.manual_seed(frames))
+            latents = torch.randn(2, 16, frames, height, width, generator=drawn.manual_seed(frames))
             pixels = torch.rand(1, 3, 4 * frames - 3, 8 * height, 8 * width, generator=drawn)
             found += [vae.decode(latents, return_dict=False)[0], vae.encode(pixels).latent_dist.mean]
         return found

@@ -85,13 +85,13 @@ def prepared(
     """What a causal convolution takes: x normalised and activated, enlarged, and padded with copies of its edges.
 
     Args:
-        x: (1, C, T, H, W), channels last.
+        x: (batch, C, T, H, W), channels last.
         norm: Weight, bias, number of groups and epsilon of a group norm; None for none, and no activation.
         activate: Whether SiLU follows the norm.
         places: What `_places` gives.
 
     Returns:
-        (1, C, frames, height, width), channels last.
+        (batch, C, frames, height, width), channels last.
     """
     shown = x[:, :, *places]  # first, as Triton would store what it has normalised before it picks from it
     if norm is not None:
@@ -99,9 +99,10 @@ def prepared(
         statistics = torch.var_mean(x.float(), 4, correction=0)  # of each row, as memory has them; then of each group
         variances, means = (part.unflatten(1, (groups, -1)).flatten(2) for part in statistics)
         variance, mean = variances.mean(2) + means.var(2, correction=0), means.mean(2)
-        scale = weight.unflatten(0, (groups, -1)) * (variance + epsilon).rsqrt()[0, :, None]
-        shift = bias.unflatten(0, (groups, -1)) - mean[0, :, None] * scale
-        shown = shown.float() * scale.view(-1, 1, 1, 1) + shift.view(-1, 1, 1, 1)
+        scale = weight.unflatten(0, (groups, -1)) * (variance + epsilon).rsqrt()[..., None]
+        shift = bias.unflatten(0, (groups, -1)) - mean[..., None] * scale
+        scale, shift = (part.flatten(1)[:, :, None, None, None] for part in (scale, shift))
+        shown = shown.float() * scale + shift
         shown = (torch.nn.functional.silu(shown) if activate else shown).to(x.dtype)
     return shown.contiguous(memory_format=torch.channels_last_3d)
 
