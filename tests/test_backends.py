@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from diffusers import AutoencoderKLHunyuanVideo
 from diffusers.models.attention_dispatch import AttentionBackendName
 
 from t2v_kit import Settings, UserError, decode, encode_prompt, frozen_norms, initial_latents, load, velocity
@@ -144,8 +145,13 @@ def test_compiled_blocks_compute_the_same_at_every_length_of_prompt():
 
 def test_a_compiled_vae_computes_the_same_at_every_size():
     """Traced, not compiled: tiles of several sizes, a single frame, one half of a tile; and few graphs for them all."""
-    vae = load("pocket", device="cpu").pipe.vae
-    drawn = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    channels = (8, 8, 16, 16)
+    vae = AutoencoderKLHunyuanVideo(block_out_channels=channels, layers_per_block=1, norm_num_groups=4).eval()
+    for weight in vae.parameters():
+        if weight.ndim == 1:  # norms begin with one and zero
+            weight.data.normal_()
+    drawn = torch.Generator()
     counters = torch._dynamo.utils.counters
 
     def both_ways(sizes: tuple) -> list[torch.Tensor]:
@@ -157,14 +163,15 @@ def test_a_compiled_vae_computes_the_same_at_every_size():
         return found
 
     with torch.no_grad():
-        sizes = ((1, 9, 6), (2, 8, 8), (4, 6, 9), (3, 5, 12))
+        sizes = ((1, 9, 6), (2, 8, 8), (4, 6, 9))
         plain = both_ways(sizes)
         compile_vae(vae, backend="eager")
         torch._dynamo.reset()
         counters.clear()
-        assert all(torch.allclose(found, exact, atol=1e-4) for found, exact in zip(both_ways(sizes), plain))
+        for found, exact in zip(both_ways(sizes), plain, strict=True):
+            assert torch.allclose(found, exact, atol=1e-4 * float(exact.abs().max()))
         graphs = counters["stats"]["unique_graphs"]
-        both_ways(((2, 7, 10), (4, 11, 4)))
+        both_ways(((3, 5, 12), (2, 7, 10)))
     assert 0 < counters["stats"]["unique_graphs"] < graphs + 6 < GRAPHS, "50 calls of other sizes need next to none"
     assert not counters["graph_break"]
 
