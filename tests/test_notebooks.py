@@ -11,10 +11,11 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "notebooks"))
-from regenerate import clean, regenerate, without_bars  # noqa: E402
+from regenerate import clean, regenerate, shipped, without_bars  # noqa: E402
 
 TAUGHT = sorted((ROOT / "notebooks").glob("*.ipynb"))
 NOTEBOOKS = [*TAUGHT, *sorted((ROOT / "notebooks/solutions").glob("*.ipynb"))]
+WEIGHTS = shipped()
 SIZE = 1_500_000  # bytes; GitHub gives up on much larger ones
 MACHINE_PATH = re.compile(r"(?<![\w.:/])/(?:home|root|Users|tmp|var|mnt|opt)/\w|[A-Z]:\\\\?Users")
 
@@ -50,6 +51,11 @@ def test_holds_no_widget_state(notebook):
     """GitHub shows 'Invalid Notebook' for widget state; widget views are numbers of a session that is gone."""
     assert "widgets" not in notebook.metadata
     assert not [cell.id for cell in code_cells(notebook) if "widget-view" in json.dumps(cell.outputs)]
+
+
+def test_outputs_are_of_the_weights_that_are_shipped(notebook):
+    """After a training every notebook has to be run again, the answers too: `python notebooks/regenerate.py`."""
+    assert notebook.metadata.get("t2v_kit") == {"pocket": WEIGHTS}
 
 
 def test_outputs_come_from_one_run_in_order(notebook):
