@@ -64,7 +64,9 @@ def use_channels_last(vae: AutoencoderKLHunyuanVideo, prepare: Callable[..., tor
         vae: Wherever its weights are.
         prepare: `prepared`, or what does the same.
     """
-    torch.nn.Module.to(vae, memory_format=torch.channels_last_3d)
+    for weight in vae.parameters():
+        if weight.ndim == 5:
+            weight.data = weight.data.contiguous(memory_format=torch.channels_last_3d)
     for module in vae.modules():
         if isinstance(module, HunyuanVideoResnetBlockCausal3D) and isinstance(module.nonlinearity, torch.nn.SiLU):
             attach(module, _ResnetBlock(prepare), _NAME)
