@@ -9,7 +9,7 @@ from pathlib import Path
 from ..errors import UserError
 from ..memory.drivers import check_device
 from ..stages.upscaling.names import check_name, check_strength
-from .app import app, quieten
+from .app import app, import_quietly
 
 
 @app.command
@@ -79,7 +79,7 @@ def upscale(
         "tile": tile, "batch": batch, "dtype": dtype, "device": device,
     }  # fmt: skip
     started = time.perf_counter()
-    quieten()
+    import_quietly("stages.upscaling.films")
     from ..stages.upscaling.films import DamagedVideo, upscale_file
 
     small = Path(source).expanduser()

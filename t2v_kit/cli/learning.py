@@ -19,7 +19,7 @@ from ..memory.plan import gigabytes
 from ..run.target import check_empty, check_training
 from ..settings import Knob, Settings, check_multiples
 from ..training.options import LEVERS, TRAIN_KNOBS, check_intervals, train_settings_from
-from .app import app, quieten
+from .app import app, import_quietly
 from .download import ask_for_download
 
 
@@ -85,7 +85,7 @@ def _train(
         ask_for_download(Settings("a training"), None)
     folder = out or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-train-{Path(data).resolve().name}"
     started = time.perf_counter()
-    quieten()
+    import_quietly("run.fine_tuning")
     from ..run.fine_tuning import start_training
 
     size = None
@@ -142,7 +142,7 @@ def continue_training(folder: str, device: str | None = None) -> None:
     check_device(device)
     check_training(folder)
     started = time.perf_counter()
-    quieten()
+    import_quietly("run.fine_tuning")
     from ..run.fine_tuning import Training, resume_training
 
     training = Training.read(folder)

@@ -28,7 +28,7 @@ from ..run.target import check_own, check_target
 from ..settings import KNOBS, Knob, Settings, check_multiples, settings_from
 from ..stages.upscaling.names import AUTO, LANCZOS, NONE
 from ..stages.upscaling.names import check_name as check_upscaler_name
-from .app import app, quieten, report, what_remains
+from .app import app, import_quietly, report, what_remains
 from .download import ask_for_download
 
 #: Shorter words that are accepted for a setting.
@@ -133,7 +133,7 @@ def _make(
         memory, loras = None, []
     print(f"loading {model}", flush=True)
     try:
-        quieten()
+        import_quietly("run.generating")
         from ..model.loading import load
         from ..run.generating import generate
         from ..run.sweeps.sweeping import sweep
@@ -160,7 +160,7 @@ def under_torchrun() -> bool:
 
 def _among_others(wanted: Settings, model: str, folder, load_by: dict, given: dict, started: float) -> None:
     """Under torchrun: the first process makes the run and says so, the others compute their share."""
-    quieten()
+    import_quietly("run.generating")
     from ..hunyuan.parallel import join, leave
     from ..model.loading import load
     from ..run.generating import generate

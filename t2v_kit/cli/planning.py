@@ -9,7 +9,7 @@ from ..errors import UserError
 from ..hunyuan.names import ANIMATES, KNOWN, TOKEN, check_name
 from ..memory.drivers import surely_no_gpu
 from ..settings import check_multiples, settings_from
-from .app import EXAMPLE, app, quieten
+from .app import EXAMPLE, app, import_quietly
 
 NO_GPU = "this machine has no GPU to plan for; --vram 12 would plan for one of 12 GB."
 
@@ -45,7 +45,7 @@ def plan(
             raise UserError(f"{option} {value:g}: must be GB above 0; 16 would work.")
     if vram is None and surely_no_gpu():
         raise UserError(NO_GPU)
-    quieten()
+    import_quietly("memory.choose")
     from ..memory.choose import plan as choose_plan
     from ..memory.estimate import estimate
     from ..memory.machine import machine_with

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..errors import UserError
 from ..hunyuan.names import check_name
 from ..run.target import TRAINING, is_finished, read_record
-from .app import app, quieten, report, what_remains
+from .app import app, import_quietly, report, what_remains
 from .learning import continue_training
 
 
@@ -34,7 +34,7 @@ def resume(folder: str, /, *, model: str | None = None, anyway: bool = False) ->
         return
     started = time.perf_counter()
     try:
-        quieten()
+        import_quietly("run.generating")
         from ..run.generating import resume as continue_run
 
         run = continue_run(folder, model, anyway)
@@ -57,7 +57,7 @@ def gallery(folder: str = "runs", /, *, out: str | None = None) -> None:
     target = where / "gallery.png" if out is None else Path(out).expanduser()
     if target.suffix.lower() != ".png":
         raise UserError(f"--out {out}: must end in .png; {target.with_suffix('.png')} would work.")
-    quieten()
+    import_quietly("run.records")
     from PIL import Image
 
     from ..atomic import write_whole
