@@ -81,8 +81,9 @@ def fitted(known: list[dict], old: dict, report: dict) -> dict:
             new["sources"][f"vram.{stage}"] = source
     here = [point for point in known if point["stage"] == "decode" and point["pflop"]["decode"]]
     if here:
+        waiting = [point for point in known if point["stage"] != "decode"]  # which then kept floats of a whole video
         new["ram"]["process_gib"] = round(
-            statistics.median(p["measured"]["ram_gib"] - p["ram_gb"] + old["ram"]["process_gib"] for p in known), 2
+            statistics.median(p["measured"]["ram_gib"] - p["ram_gb"] + old["ram"]["process_gib"] for p in waiting), 2
         )
         new["vram"]["context_gib"] = round(statistics.median(p["result"]["context_gib"] for p in known), 2)
         new["sources"] |= {"ram.process_gib": source, "vram.context_gib": source}

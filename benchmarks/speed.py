@@ -65,13 +65,11 @@ def main() -> int:
     deadline = time.perf_counter() + args.seconds
     earlier = json.loads(args.out.read_text()) if args.out.exists() else {}  # rows not measured now are kept
     report = earlier | header("speed", sizes="tiny" if args.tiny else "full")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     for name in args.sizes:
         rows = [kind for kind in KINDS if re.search(args.rows, f"{name}, {kind}")]
         steps(report, name, rows, args, deadline)
         gc.collect()  # blocks and their hooks hold each other
-        if device == "cuda":
-            torch.cuda.empty_cache()
+        torch.cuda.empty_cache()
     print("\n".join(["", *(f"{key:48} {value}" for key, value in table(report))]))
     return 0
 

@@ -97,6 +97,17 @@ def test_speed_compares_every_way_of_calling(tmp_path):
     assert len(skipped) >= 5
 
 
+def test_decoding_is_measured_both_ways(tmp_path):
+    """As it is and compiled, with the same pixels, and what a tile's time goes into."""
+    out = tmp_path / "decoding.json"
+    done = run("decoding", "--tiny", "--rows", "512|profile", "--out", str(out))
+    report = json.loads(out.read_text())
+    plain, compiled = (report[f"tile 512, {kind}"] for kind in ("as it is", "compiled"))
+    assert done.returncode == 0 and plain["seconds"] > 0, done.stderr
+    assert compiled["relative_difference"] < 1e-4 and compiled["times_faster"] > 0
+    assert report["profile, compiled"]["kernels"]
+
+
 def test_rows_are_set_aside_before_anything_is_fitted():
     """Sizes and caps on both sides, and no row of the T4's or of diffusers' among those to fit on."""
     fit = [row for row in ROWS if not row.set_aside]

@@ -15,7 +15,7 @@ from diffusers.models.autoencoders.autoencoder_kl_hunyuan_video import (
     HunyuanVideoUpsampleCausal3D,
 )
 
-from .hooks import attach
+from .hooks import attach, is_hooked
 
 #: Graphs that are kept of one kind of block, or of what lies between a VAE's convolutions. Beyond PyTorch's own limit
 #: of 8 it goes on without compiling, in silence; a second length of prompt makes lengths symbols, and a tile's sizes
@@ -128,7 +128,7 @@ class _Prepared(ModelHook):
 
 class _ResnetBlock(_Prepared):
     def new_forward(self, block: HunyuanVideoResnetBlockCausal3D, x: torch.Tensor) -> torch.Tensor:
-        if any(_is_hooked(norm) for norm in (block.norm1, block.norm2)):  # its statistics are kept, say
+        if any(is_hooked(norm) for norm in (block.norm1, block.norm2)):  # its statistics are kept, say
             return cast(Callable, self.fn_ref.original_forward)(x)
         inner = self.convolved(self.convolved(x, block.conv1, block.norm1), block.conv2, block.norm2)
         return inner + (x if block.conv_shortcut is None else self.convolved(x, block.conv_shortcut))
@@ -153,11 +153,6 @@ class _Norm(_Prepared):
 
 def _numbers(norm: torch.nn.GroupNorm) -> tuple[torch.Tensor, torch.Tensor, int, float]:
     return norm.weight, norm.bias, norm.num_groups, norm.eps
-
-
-def _is_hooked(module: torch.nn.Module) -> bool:
-    registry = getattr(module, "_diffusers_hook", None)
-    return registry is not None and bool(registry.hooks)
 
 
 @functools.lru_cache(256)

@@ -24,6 +24,12 @@ def attach(module: torch.nn.Module, hook: ModelHook, name: str) -> None:
     HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, name)
 
 
+def is_hooked(module: torch.nn.Module) -> bool:
+    """Whether any hook is on the module itself."""
+    registry: Any = getattr(module, "_diffusers_hook", None)
+    return registry is not None and bool(registry.hooks)
+
+
 def detach(module: torch.nn.Module, name: str) -> None:
     """Take the hook called `name` off the module, if it is there; other hooks stay in their order."""
     registry: Any = getattr(module, "_diffusers_hook", None)

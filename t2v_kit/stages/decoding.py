@@ -25,7 +25,7 @@ _WATCHING = "t2v_kit_watched_tiles"
 
 @torch.no_grad()
 def decode(models: Models, latents: torch.Tensor, on_tile: Callable[[int, int], object] | None = None) -> np.ndarray:
-    """Turn latents into a video, with the same bits as the pipeline's frames.
+    """Turn latents into a video: the pipeline's frames to the bit, or to rounding where `load` compiled the VAE.
 
     Args:
         models: What `load` gave. Tiling is whatever models.pipe.vae is set to (`tiles`).
