@@ -36,14 +36,14 @@ from benchmarks.full_size import FULL, TINY
 from benchmarks.rows import SIZES, TINY_SIZE
 from benchmarks.speed import WORDS, Transformer, default_dtype
 from t2v_kit.hunyuan.backends import choose_backend, unusable, use_backend
-from t2v_kit.hunyuan.compiling import compile_blocks
+from t2v_kit.hunyuan.compiling import compile_blocks, compile_vae
 from t2v_kit.hunyuan.masks import skip_full_masks
 from t2v_kit.hunyuan.parallel import join, leave, share_tiles, share_transformer
 from t2v_kit.memory.footprint import set_tiles
 
 BACKENDS = ("native", "_native_cudnn", "_native_flash", "_flash_3", "sage")
 LARGE, SMALL = "720x1280x129", "544x960x61"
-TILE = (256, 192)
+TILE, LARGE_TILE = (256, 192), (512, 448)
 HEADS, WIDTH, QUERIES = 24, 128, 256
 NAMES = (
     "tflops",
@@ -186,8 +186,11 @@ class Setup:
             torch.save(result.cpu(), self.folder / f"{size}, {kind}.pt")
         return row
 
-    def decoding(self) -> dict:
-        """One whole decode in float16 (on a CPU float32), a first tile decoded before by each process."""
+    def decoding(self, compiled: bool = False) -> dict:
+        """One whole decode in float16 (on a CPU float32), a first tile decoded before by each process.
+
+        As it is, tiles are diffusers' own; compiled they have 512 pixels.
+        """
         self.bench = None
         if self.device != "cpu":
             torch.cuda.empty_cache()
@@ -195,18 +198,23 @@ class Setup:
         dtype = torch.float32 if self.device == "cpu" else torch.float16
         with torch.device(self.device), default_dtype(dtype), torch.no_grad():
             vae = torch.nn.Module.to(AutoencoderKLHunyuanVideo(**self.sizes["vae"]), dtype).eval()
-            set_tiles(vae, (32, 16) if self.tiny else TILE)
+            tile = (32, 16) if self.tiny else LARGE_TILE if compiled else TILE
+            set_tiles(vae, tile)
+            if compiled:
+                compile_vae(vae, "eager" if self.device == "cpu" else "inductor")
             height, width, frames = self.size(LARGE)
             shape = (1, vae.config.latent_channels, (frames - 1) // 4 + 1, height // 8, width // 8)
             latents = torch.randn(shape, generator=torch.Generator(self.device).manual_seed(1), dtype=dtype)
-            vae.decode(latents[:, :, :5, : min(32, shape[3]), : min(32, shape[4])])  # by each process for itself
+            small = latents[:, :, :5, : tile[0] // 8, : tile[0] // 8]
+            vae.decode(small)  # by each process for itself
             if self.team is not None:
                 share_tiles(vae, self.team)
             _wait_for_all(self)
             with measured({"cards": self.cards}) as row:
                 pixels = vae.decode(latents, return_dict=False)[0]
         if self.team is None or self.team.leads:
-            torch.save(pixels[:, :, ::8].half().cpu(), self.folder / f"{LARGE}, decode, {self.cards}.pt")
+            name = f"{LARGE}, decode{', compiled' * compiled}, {self.cards}.pt"
+            torch.save(pixels[:, :, ::8].half().cpu(), self.folder / name)
         return row
 
 
@@ -224,19 +232,23 @@ def plain(setup: Setup):
 
 
 def compiled(setup: Setup):
-    """The compiled step with the best kernel on one card, or among the team, where a second call still warms up."""
+    """The compiled step with the best kernel on one card, or among the team, where a second call still warms up.
+
+    Then what its time goes into, what the exchange takes of it, and decoding, which takes the transformer's room.
+    """
     among = f", {setup.cards} cards" if setup.team else ""
     prepare = partial(compiling, setup)
     yield f"{LARGE}, compiled{among}", partial(setup.step, LARGE, f"compiled{among}", prepare, 3 if setup.team else 2)
     yield f"{SMALL}, compiled{among}", partial(setup.step, SMALL, f"compiled{among}", lambda bench: {}, 3)
+    yield f"{LARGE}, profile{among}", partial(profiled, setup)
+    if setup.team is not None:
+        yield f"exchange{among}", partial(exchange, setup)
+    yield f"{LARGE}, decode, compiled{among}", partial(setup.decoding, True)
 
 
 def several(setup: Setup):
-    """The compiled step, what the exchange takes of it, and decoding, which comes last: it takes the transformer's
-    room."""
+    """What `compiled` measures, among the team, and decoding as it is."""
     yield from compiled(setup)
-    yield f"{SMALL}, profile, {setup.cards} cards", partial(profiled, setup)
-    yield f"exchange, {setup.cards} cards", partial(exchange, setup)
     yield f"{LARGE}, decode, {setup.cards} cards", setup.decoding
 
 
@@ -262,7 +274,7 @@ def profiled(setup: Setup) -> dict:
     """The kernels that a compiled step spends its time in, on the first card."""
     row: dict = {}
     bench = setup.transformer()
-    bench.draw(setup.size(SMALL))
+    bench.draw(setup.size(LARGE))
     _wait_for_all(setup)
     bench.profile(row)
     return row
@@ -330,10 +342,11 @@ def compare(report: dict, folder: Path) -> None:
                     row["to_one_card"] = difference(f"{size}, {kind}", f"{size}, compiled")
                 if plain_seconds:
                     row["times_faster"] = round(plain_seconds / row["seconds"], 3)
-    for cards in (2, 4):
-        row = report.get(f"{LARGE}, decode, {cards} cards", {})
-        if "seconds" in row:
-            row["relative_difference"] = difference(f"{LARGE}, decode, {cards}", f"{LARGE}, decode, 1")
+    for kind in ("decode", "decode, compiled"):
+        for cards in (2, 4):
+            row = report.get(f"{LARGE}, {kind}, {cards} cards", {})
+            if "seconds" in row:
+                row["relative_difference"] = difference(f"{LARGE}, {kind}, {cards}", f"{LARGE}, {kind}, 1")
 
 
 def table(report: dict):
