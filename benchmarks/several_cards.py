@@ -5,8 +5,8 @@
 The attention kernels' seconds and error; a step in diffusers as it is, as `load` sets it up, and compiled with the best
 kernel, on one card, on two and on four; the VAE's decoding on as many; peaks of memory, and how far each result is from
 diffusers'. What needs one card runs at the same time, each part on a card of its own; with four cards also what needs
-two. A part that fails or takes too long is missing from the table and stops no other. `--tiny` runs the same lines on a
-CPU with gloo.
+two. A part that fails or takes too long is missing from the table and stops no other. `--rows` measures some rows
+alone; the others stay as they are in the file. `--tiny` runs the same lines on a CPU with gloo.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import t2v_kit  # noqa: F401  (first: it makes torchvision importable)
 import argparse
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -62,6 +63,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=260, help="everything has ended after this long")
+    parser.add_argument("--rows", default="", help="only those whose name holds this regular expression")
     parser.add_argument("--tiny", action="store_true", help="toy sizes, on a CPU")
     parser.add_argument("--part", choices=PARTS, help="run this part alone, in this process")
     parser.add_argument("--ends", type=float, help="seconds since 1970 at which the part begins nothing new")
@@ -70,13 +72,14 @@ def main() -> int:
         return run_part(args)
     begun = time.time()
     cards = torch.cuda.device_count()
-    report = header("several_cards", sizes="tiny" if args.tiny else "full")
+    report = json.loads(args.out.read_text()) if args.rows and args.out.exists() else {}
+    report |= header("several_cards", sizes="tiny" if args.tiny else "full")
     report |= {"cards": cards, "nccl": _nccl()}
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         first_end, last_end = begun + SHARE * args.seconds, begun + args.seconds - 4
 
         def begin(part: str, on: range, ends: float) -> Process:
-            return stack.enter_context(Process(part, on, ends, folder, args.tiny))
+            return stack.enter_context(Process(part, on, ends, folder, args))
 
         beside = [begin("plain", range(1), first_end)]
         if cards < 2:
@@ -102,13 +105,14 @@ def main() -> int:
 class Process:
     """A part in processes of its own, ended with all of them when its time is over."""
 
-    def __init__(self, part: str, cards: range, ends: float, folder: str, tiny: bool) -> None:
+    def __init__(self, part: str, cards: range, ends: float, folder: str, args) -> None:
         """cards: those it sees; with several, each of its processes has one of them."""
         self.ends = ends
         count = ["--standalone", "--nproc-per-node", str(len(cards))]
         launcher = ["-m", "torch.distributed.run", *count] if len(cards) > 1 else []
         command = [sys.executable, *launcher, "-m", "benchmarks.several_cards", "--part", part]
-        command += ["--out", str(Path(folder, f"{part}.json")), "--ends", str(ends), *(["--tiny"] if tiny else [])]
+        command += ["--out", str(Path(folder, f"{part}.json")), "--ends", str(ends)]
+        command += ["--rows", args.rows, *["--tiny"] * args.tiny]
         seen = {"CUDA_VISIBLE_DEVICES": ",".join(map(str, cards))} if torch.cuda.is_available() else {}
         self.log = open(Path(folder, f"{part}.log"), "w")  # noqa: SIM115 (closed on the way out)
         self.process = subprocess.Popen(
@@ -141,6 +145,8 @@ def run_part(args) -> int:
     deadline = time.perf_counter() + args.ends - time.time()
     report: dict = {}
     for key, row in PARTS[args.part](setup):
+        if not re.search(args.rows, key):
+            continue
         guarded(report, key, row, out, deadline)
     leave()
     return 0
@@ -196,17 +202,18 @@ class Setup:
             torch.cuda.empty_cache()
         torch.manual_seed(0)
         dtype = torch.float32 if self.device == "cpu" else torch.float16
-        with torch.device(self.device), default_dtype(dtype), torch.no_grad():
+        with torch.device(self.device), default_dtype(dtype):
             vae = torch.nn.Module.to(AutoencoderKLHunyuanVideo(**self.sizes["vae"]), dtype).eval()
-            tile = (32, 16) if self.tiny else LARGE_TILE if compiled else TILE
-            set_tiles(vae, tile)
-            if compiled:
-                compile_vae(vae, "eager" if self.device == "cpu" else "inductor")
-            height, width, frames = self.size(LARGE)
-            shape = (1, vae.config.latent_channels, (frames - 1) // 4 + 1, height // 8, width // 8)
-            latents = torch.randn(shape, generator=torch.Generator(self.device).manual_seed(1), dtype=dtype)
-            small = latents[:, :, :5, : tile[0] // 8, : tile[0] // 8]
-            vae.decode(small)  # by each process for itself
+        tile = (32, 16) if self.tiny else LARGE_TILE if compiled else TILE
+        set_tiles(vae, tile)
+        if compiled:
+            compile_vae(vae, "eager" if self.device == "cpu" else "inductor")
+        height, width, frames = self.size(LARGE)
+        shape = (1, vae.config.latent_channels, (frames - 1) // 4 + 1, height // 8, width // 8)
+        generator = torch.Generator(self.device).manual_seed(1)
+        latents = torch.randn(shape, generator=generator, dtype=dtype, device=self.device)
+        with torch.no_grad():  # and in no `with torch.device`, in which PyTorch compiles nothing
+            vae.decode(latents[:, :, :5, : tile[0] // 8, : tile[0] // 8])  # by each process for itself
             if self.team is not None:
                 share_tiles(vae, self.team)
             _wait_for_all(self)
@@ -325,28 +332,28 @@ def attention(setup: Setup, name: str) -> dict:
 def compare(report: dict, folder: Path) -> None:
     """Relative differences: of the steps to diffusers', of two cards to one, of decoded frames."""
 
-    def difference(name: str, to: str) -> float | None:
+    def difference(key: str, name: str, to: str) -> dict[str, float]:
         files = [folder / f"{each}.pt" for each in (name, to)]
         if not all(file.exists() for file in files):
-            return None
+            return {}
         found, exact = (torch.load(file).float() for file in files)
-        return float((found - exact).norm() / exact.norm())
+        return {key: float((found - exact).norm() / exact.norm())}
 
     for size in (SMALL, LARGE):
         plain_seconds = report.get(f"{size}, as diffusers is", {}).get("seconds")
         for kind in ("ours", "compiled", "compiled, 2 cards", "compiled, 4 cards"):
             row = report.get(f"{size}, {kind}", {})
             if "seconds" in row:
-                row["relative_difference"] = difference(f"{size}, {kind}", f"{size}, as diffusers is")
+                row |= difference("relative_difference", f"{size}, {kind}", f"{size}, as diffusers is")
                 if "cards" in kind:
-                    row["to_one_card"] = difference(f"{size}, {kind}", f"{size}, compiled")
+                    row |= difference("to_one_card", f"{size}, {kind}", f"{size}, compiled")
                 if plain_seconds:
                     row["times_faster"] = round(plain_seconds / row["seconds"], 3)
     for kind in ("decode", "decode, compiled"):
         for cards in (2, 4):
             row = report.get(f"{LARGE}, {kind}, {cards} cards", {})
             if "seconds" in row:
-                row["relative_difference"] = difference(f"{LARGE}, {kind}, {cards}", f"{LARGE}, {kind}, 1")
+                row |= difference("relative_difference", f"{LARGE}, {kind}, {cards}", f"{LARGE}, {kind}, 1")
 
 
 def table(report: dict):

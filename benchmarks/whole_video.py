@@ -46,13 +46,15 @@ def main() -> int:
     notes = args.weights / "whole_video.json"
     if notes.exists():
         report = json.loads(notes.read_text("utf-8"))
-        words = ["resume", run]
     else:
         report = header("whole_video", sizes=sizes, size=size, steps=args.steps, gpus=args.gpus, commands=[])
         networks = TINY if args.tiny else FULL
         save(random_pipeline(networks), networks, args.weights)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+    if (run / "settings.json").exists():
+        words = ["resume", run]
+    else:
         words = [PROMPT, "--model", args.weights, "--num-inference-steps", args.steps, "--upscale", "none"]
         for name, value in zip(("num-frames", "height", "width"), size, strict=True):
             words += [f"--{name}", value]
@@ -62,11 +64,12 @@ def main() -> int:
     steps = {line["step"]: line["seconds"] for line in lines if "step" in line and "seconds" in line}
     report["step_seconds"] = [round(steps[step], 2) for step in sorted(steps)]
     report["stages"] = [line for line in lines if "peak_gib" in line]
-    report["seconds"] = {
-        "steps": round(sum(steps.values()), 1),
-        "step": round(statistics.median(steps.values()), 2),
-        "commands": round(sum(command["seconds"] for command in report["commands"]), 1),
-    }
+    report["seconds"] = {"commands": round(sum(command["seconds"] for command in report["commands"]), 1)}
+    if steps:
+        report["seconds"] |= {
+            "steps": round(sum(steps.values()), 1),
+            "step": round(statistics.median(steps.values()), 2),
+        }
     for path in (notes, args.out):
         write(path, report)
     print(json.dumps({name: report[name] for name in ("commands", "step_seconds", "stages", "seconds")}))

@@ -72,6 +72,18 @@ def run(module: str, *options: str) -> subprocess.CompletedProcess:
     return finished(["-m", f"benchmarks.{module}", *options], environment)
 
 
+def test_a_whole_video_is_interrupted_and_continued(tmp_path):
+    """The command is stopped in its imports; called again, the script lets it end, and adds up both."""
+    options = ["--tiny", "--steps", "3", "--weights", str(tmp_path / "weights"), "--out", str(tmp_path / "out.json")]
+    assert run("whole_video", *options, "--seconds", "0.5").returncode
+    assert run("whole_video", *options).returncode == 0
+    report = json.loads((tmp_path / "out.json").read_text())
+    stopped, made = report["commands"]
+    assert stopped["exit_status"] and not made["exit_status"]
+    assert len(report["step_seconds"]) == 3 and report["seconds"]["commands"] > made["seconds"]
+    assert [row["stage"] for row in report["stages"]] == ["load", "encode", "denoise", "decode"]
+
+
 def test_memory_runs_rows_in_their_own_processes(tmp_path):
     """Ours finishes with peaks beside what was predicted; diffusers' recipe, which needs a GPU, fails alone."""
     out = tmp_path / "memory.json"
