@@ -1,4 +1,4 @@
-"""What other packages need to be imported without errors or noise.
+"""What other packages need before they are imported: to raise no error, make no noise, and leave others their share.
 
 Three accidents of packaging, all met before a single line of ours would run:
 
@@ -12,12 +12,19 @@ Three accidents of packaging, all met before a single line of ours would run:
 3. bitsandbytes, which diffusers imports, logs 'Failed to load CPU gemm_4bit_forward ...' on every machine without
    the optional package `kernels`. It then uses its own code, so there is nothing a user should do.
 
-Importing this module imports nothing but `logging`: it leaves two import hooks, which act when, and only when,
-torchvision fails that way or that module is asked for, and a filter on one logger. `import t2v_kit` does it first, so
-it comes before diffusers.
+And a habit of PyTorch's threads, which on Linux are those of libgomp. They wait for work by spinning: 300,000 times
+before they sleep, but 1,000 times where the program has more threads than the machine has cores. libgomp knows nothing
+of other programs. Beside these its threads spend their turns waiting, and pocket's steps take several times as long
+(`benchmarks.demo`). With 1,000 they don't, and on a quiet machine they are as fast. Who has set OMP_WAIT_POLICY or
+GOMP_SPINCOUNT keeps it, and threads that PyTorch has begun already stay as they are.
+
+Importing this module imports nothing but `logging` and `os`: it leaves two import hooks, which act when, and only when,
+torchvision fails that way or that module is asked for, a filter on one logger, and that variable. `import t2v_kit` does
+it first, so it comes before diffusers.
 """
 
 import logging
+import os
 import sys
 from importlib.abc import Loader
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
@@ -81,6 +88,8 @@ class _FunctionalTensorFinder(Loader):
         vars(module)["rgb_to_grayscale"] = rgb_to_grayscale
 
 
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 sys.meta_path.insert(0, _TorchvisionFinder)
 sys.meta_path.append(_FunctionalTensorFinder)
 logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(lambda record: "gemm_4bit_forward" not in record.msg)

@@ -55,6 +55,22 @@ def test_the_module_itself_imports_nothing_heavy():
     assert out.strip() == "[]"
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="libgomp's own variable")
+@pytest.mark.parametrize(
+    "before, count",
+    [("", "1000"), ("OMP_WAIT_POLICY=ACTIVE", "None"), ("GOMP_SPINCOUNT=7", "7")],
+)
+def test_threads_wait_briefly_unless_told_otherwise(before, count):
+    """It is there before PyTorch starts its threads, and what the user has set stays."""
+    name, _, value = before.partition("=")
+    told = f"os.environ[{name!r}] = {value!r}" if before else ""
+    out = python(
+        f"import os\nos.environ.pop('GOMP_SPINCOUNT', None)\n{told}\nimport t2v_kit, sys\n"
+        "print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
+    )
+    assert out.split() == [count, "False"]
+
+
 def test_diffusers_and_transformers_import_after_t2v_kit():
     """The classes that need torchvision import, and an operator that is only declared never answers falsely."""
     python(
