@@ -78,6 +78,7 @@ def main() -> int:
 
 def follow(words: list[str], limit: float) -> dict:
     """Run the command as people do, in a process of its own, and interrupt it when the time is over."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     began = time.perf_counter()
     process = subprocess.Popen([sys.executable, "-m", "t2v_kit", *words])
     try:
