@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import nbformat
+
 from colab_cells import MACHINE, NO_ADDRESS, NOT_RUN, SETUP, THIRTEEN_B
 
 REPOSITORY = ""  # the public address, as in "https://github.com/OWNER/NAME"; then run this script again

@@ -136,7 +136,6 @@ if model == "hunyuan":
         "code",
         """\
 from IPython.display import Image, Markdown, display
-
 from t2v_kit.playground import Preview
 
 preview = Preview(models)

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
-
 from t2v_kit.hunyuan.files import POCKET
 
 HERE = Path(__file__).parent
