@@ -80,6 +80,7 @@ def test_a_whole_video_is_interrupted_and_continued(tmp_path):
     report = json.loads((tmp_path / "out.json").read_text())
     stopped, made = report["commands"]
     assert stopped["exit_status"] and not made["exit_status"]
+    assert "first_step" not in stopped and made["first_step"] == report["step_seconds"][0]
     assert len(report["step_seconds"]) == 3 and report["seconds"]["commands"] > made["seconds"]
     assert [row["stage"] for row in report["stages"]] == ["load", "encode", "denoise", "decode"]
 
