@@ -30,7 +30,7 @@ from benchmarks.common import GIB, PROMPT, header, write
 from t2v_kit.run.folder import read_log
 
 COMMANDS = {
-    "plain": ["benchmarks.plain_diffusers"],
+    "plain": ["benchmarks.plain_diffusers", PROMPT],
     "demo": ["t2v_kit", PROMPT, "--seed", "0", "--out"],
     "padded": ["t2v_kit", PROMPT, "--seed", "0", "--padded-prompt", "--out"],
     "spinning": ["t2v_kit", PROMPT, "--seed", "0", "--out"],

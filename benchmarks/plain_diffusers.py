@@ -1,6 +1,6 @@
 """The video of `make demo` as one makes it with diffusers and spandrel alone, on the same weights.
 
-    python -m benchmarks.plain_diffusers FOLDER
+    python -m benchmarks.plain_diffusers PROMPT FOLDER
 
 Reads pocket with `HunyuanVideoPipeline.from_pretrained`, calls the pipeline with pocket's settings, and enlarges each
 frame with pocket's network. Writes video.mp4, upscaled.mp4 and the denoised latents into FOLDER.
@@ -21,18 +21,16 @@ from spandrel import ModelLoader
 
 from t2v_kit.hunyuan.files import POCKET
 
-PROMPT = "Sunny day, freedom and adventure, high motion. A man with a beard riding a motorcycle on the street."
-
 
 @torch.inference_mode()
-def main(folder: Path) -> None:
+def main(prompt: str, folder: Path) -> None:
     wanted = json.loads((POCKET / "t2v_kit.json").read_text("utf-8"))["defaults"]
     fps, shift = wanted.pop("fps"), wanted.pop("flow_shift")
     pipe = HunyuanVideoPipeline.from_pretrained(POCKET, dtype=torch.float32)
     pipe.scheduler.set_shift(shift)
     latents = []
     frames = pipe(
-        PROMPT,
+        prompt,
         **wanted,
         generator=torch.Generator("cpu").manual_seed(0),
         callback_on_step_end=lambda pipe, step, time, held: latents.append(held["latents"]) or {},
@@ -46,4 +44,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(sys.argv[1], Path(sys.argv[2]))
