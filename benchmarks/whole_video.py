@@ -68,7 +68,7 @@ def main() -> int:
     steps = {line["step"]: line["seconds"] for line in lines if is_step(line)}
     report["step_seconds"] = [round(steps[step], 2) for step in sorted(steps)]
     report["stages"] = [line for line in lines if "peak_gib" in line]
-    report["seconds"] = {"commands": round(sum(command["seconds"] for command in report["commands"]), 1)}
+    report["seconds"] = {"commands": round(sum(each["seconds"] for each in report["commands"]), 1)}
     if steps:
         report["seconds"] |= {
             "steps": round(sum(steps.values()), 1),
@@ -77,7 +77,7 @@ def main() -> int:
     for path in (notes, args.out):
         write(path, report)
     print(json.dumps({name: report[name] for name in ("commands", "step_seconds", "stages", "seconds")}))
-    return report["commands"][-1]["exit_status"]
+    return command["exit_status"]
 
 
 def is_step(line: dict) -> bool:

@@ -15,8 +15,8 @@ Three accidents of packaging, all met before a single line of ours would run:
 And a habit of PyTorch's threads, which on Linux are those of libgomp. They wait for work by spinning: 300,000 times
 before they sleep, but 1,000 times where the program has more threads than the machine has cores. libgomp knows nothing
 of other programs. Beside these its threads spend their turns waiting, and pocket's steps take several times as long
-(`benchmarks.demo`). With 1,000 they don't, and on a quiet machine they are as fast. Who has set OMP_WAIT_POLICY or
-GOMP_SPINCOUNT keeps it, and threads that PyTorch has begun already stay as they are.
+(`benchmarks.demo`). With 1,000 they don't, and on a quiet machine they are about as fast. Who has set OMP_WAIT_POLICY
+or GOMP_SPINCOUNT keeps it, and threads that PyTorch has begun already stay as they are.
 
 Importing this module imports nothing but `logging` and `os`: it leaves two import hooks, which act when, and only when,
 torchvision fails that way or that module is asked for, a filter on one logger, and that variable. `import t2v_kit` does
